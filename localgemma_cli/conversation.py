@@ -1,0 +1,41 @@
+"""Values of a chat: messages, turns, conversations. All frozen; a turn joins whole or not at all."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """`token_ids`: what the model itself wrote, kept so that history is never tokenized again."""
+
+    role: Role
+    content: str
+    token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    question: Message
+    answer: Message
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Conversation:
+    system: str | None = None
+    turns: tuple[Turn, ...] = ()
+
+    def messages(self, question: str) -> tuple[Message, ...]:
+        """What a backend is given to answer `question`."""
+        head = (Message("system", self.system),) if self.system else ()
+        past = tuple(message for turn in self.turns for message in (turn.question, turn.answer))
+        return (*head, *past, Message("user", question))
+
+    def with_turn(self, turn: Turn) -> "Conversation":
+        return replace(self, turns=(*self.turns, turn))
+
+    def without_oldest(self, count: int = 1) -> "Conversation":
+        return replace(self, turns=self.turns[count:])

@@ -1,0 +1,35 @@
+"""The world outside: the three streams, and the folders of config and data."""
+
+import os
+import sys
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TextIO
+
+import platformdirs
+
+
+@dataclass(frozen=True)
+class Streams:
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+
+
+def standard_streams() -> Streams:
+    """The process's own; a closed one (`2>&-`) reads as empty and writes to nowhere."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a `?`
+    return Streams(
+        sys.stdin or open(os.devnull, encoding="utf-8"),
+        sys.stdout or open(os.devnull, "w", encoding="utf-8"),
+        sys.stderr or open(os.devnull, "w", encoding="utf-8"),
+    )
+
+
+def config_folder() -> Path:
+    """`config.toml`, `presets/*.toml`; `LOCALGEMMA_HOME/config` where that variable is set."""
+    home = os.environ.get("LOCALGEMMA_HOME")
+    return Path(home).expanduser() / "config" if home else platformdirs.user_config_path("localgemma")

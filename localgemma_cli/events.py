@@ -1,0 +1,56 @@
+"""What a backend says while it answers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from localgemma_cli.conversation import FinishReason
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of wall clock; the decode rate counts the tokens after the first."""
+
+    time_to_first_token_seconds: float
+    decode_tokens_per_second: float
+    total_seconds: float
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next whole characters of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of every answer, interrupted ones included; `token_ids` excludes the stop token."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    token_ids: tuple[int, ...] | None = None
+
+
+Event = Delta | Finished
+
+
+@dataclass(frozen=True)
+class LoadProgress:
+    """How far download and load are; `total` is None where nobody knows it."""
+
+    stage: str
+    done: int = 0
+    total: int | None = None
+    unit: Literal["bytes", "tensors"] = "bytes"
+
+
+ProgressSink = Callable[[LoadProgress], None]

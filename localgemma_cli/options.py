@@ -1,0 +1,138 @@
+"""The options that commands share, as Typer reads them: flag, then LOCALGEMMA_ variable, then config.toml."""
+
+from typing import Annotated, Any
+
+import typer
+
+from localgemma_cli.sampling import Mode, OnOverflow
+
+
+def _option(*flags: str, group: str, help: str, **more: Any) -> Any:
+    variable = "LOCALGEMMA_" + flags[0].split("/")[0].lstrip("-").upper().replace("-", "_")
+    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, rich_help_panel=group, **more)
+
+
+_MODEL, _SAMPLE, _RUN, _IO = "Model", "Sampling", "How it runs", "Input and output"
+
+Model = Annotated[
+    str | None,
+    _option(
+        "--model",
+        "-m",
+        group=_MODEL,
+        metavar="NAME",
+        help="2b, 7b, 9b, 27b, demo, a hub id or a local folder. Default: 9b where it fits, else 2b.",
+    ),
+]
+Preset = Annotated[
+    str | None,
+    _option(
+        "--preset",
+        group=_MODEL,
+        metavar="NAME",
+        help="exact, speed, memory, memory_extreme, or your own. Default: the best that fits in free memory.",
+    ),
+]
+Revision = Annotated[
+    str | None,
+    _option("--revision", group=_MODEL, metavar="REF", help="Branch, tag or commit on the hub."),
+]
+Offline = Annotated[
+    bool, _option("--offline", group=_MODEL, help="Use only what is on disk; never ask the network.")
+]
+
+System = Annotated[str | None, _option("--system", "-s", group=_SAMPLE, metavar="TEXT", help="System text.")]
+SystemFile = Annotated[
+    str | None,
+    _option("--system-file", group=_SAMPLE, metavar="PATH", help="Read the system text from a file."),
+]
+ModeOption = Annotated[
+    Mode,
+    _option(
+        "--mode",
+        group=_SAMPLE,
+        metavar="MODE",
+        help="chat: temperature 0.7. factual: 0.3, short answers. creative: 1.5 with min-p 0.08.",
+    ),
+]
+Temperature = Annotated[
+    float | None,
+    _option("--temperature", group=_SAMPLE, metavar="T", help="0 takes the likeliest token every time."),
+]
+TopP = Annotated[
+    float | None,
+    _option("--top-p", group=_SAMPLE, metavar="P", help="Keep the likeliest tokens up to this probability."),
+]
+TopK = Annotated[
+    int | None, _option("--top-k", group=_SAMPLE, metavar="K", help="Keep the K likeliest tokens.")
+]
+MinP = Annotated[
+    float | None,
+    _option("--min-p", group=_SAMPLE, metavar="P", help="Drop tokens below P times the likeliest one."),
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    _option("--repetition-penalty", group=_SAMPLE, metavar="X", help="Above 1 makes repeats less likely."),
+]
+Seed = Annotated[
+    int | None, _option("--seed", group=_SAMPLE, metavar="N", help="The same seed gives the same answer.")
+]
+MaxNewTokens = Annotated[
+    int | None,
+    _option(
+        "--max-new-tokens",
+        group=_SAMPLE,
+        metavar="N",
+        help="Longest answer, in tokens. Default: what the context has room for.",
+    ),
+]
+
+Context = Annotated[
+    int | None,
+    _option("--context", group=_RUN, metavar="N", help="Context length in tokens. Default: the model's."),
+]
+Device = Annotated[
+    str | None, _option("--device", group=_RUN, metavar="DEV", help="cuda, mps or cpu. Default: the best.")
+]
+Dtype = Annotated[
+    str | None, _option("--dtype", group=_RUN, metavar="TYPE", help="bfloat16, float16 or float32.")
+]
+Quantization = Annotated[
+    str | None, _option("--quantization", group=_RUN, metavar="KIND", help="none, nf4 or int8.")
+]
+Attention = Annotated[
+    str | None,
+    _option("--attention", group=_RUN, metavar="KIND", help="eager, sdpa or flash_attention_2."),
+]
+Compile = Annotated[
+    bool | None, _option("--compile/--no-compile", group=_RUN, help="Compile the decode step, or do not.")
+]
+DeviceMemory = Annotated[
+    str | None,
+    _option("--device-memory", group=_RUN, metavar="SIZE", help="Use at most this much, e.g. 24GiB."),
+]
+HostMemory = Annotated[
+    str | None,
+    _option("--host-memory", group=_RUN, metavar="SIZE", help="Use at most this much host memory."),
+]
+
+Overflow = Annotated[
+    OnOverflow | None,
+    _option(
+        "--on-overflow",
+        group=_RUN,
+        metavar="HOW",
+        help="When the context is full: trim drops the oldest turns, error stops. Default: trim in a chat.",
+    ),
+]
+
+Json = Annotated[bool, _option("--json", group=_IO, help="Print one JSON object.")]
+JsonLines = Annotated[bool, _option("--jsonl", group=_IO, help="Print JSON Lines as the answer comes.")]
+Interactive = Annotated[
+    bool,
+    _option("--interactive", "-i", group=_IO, help="Go on chatting after what came through the pipe."),
+]
+Quiet = Annotated[bool, _option("--quiet", "-q", group=_IO, help="No progress and no notices on stderr.")]
+Verbose = Annotated[
+    bool, _option("--verbose", "-v", group=_IO, help="Say what is done and why; tracebacks for errors.")
+]
