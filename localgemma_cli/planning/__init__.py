@@ -1,0 +1,1 @@
+"""Pure decisions, no torch: (model facts, preset, hardware, overrides) -> LoadPlan."""

@@ -1,0 +1,77 @@
+"""What would fit where a plan does not: a shorter context, another preset, a smaller model."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.catalog import HUB_MODELS, ModelFacts
+from localgemma_cli.planning.hardware import Hardware
+from localgemma_cli.planning.loadplan import LoadPlan, planned
+from localgemma_cli.planning.presets import Preset
+from localgemma_cli.planning.settle import Overrides
+
+AUTOMATIC = ("exact", "memory", "memory_extreme")  # tried in this order; speed takes what exact takes
+_STEP = 512  # tokens; a suggested context is a multiple of this
+
+
+def advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]) -> str:
+    """One sentence for the user."""
+    found = list(_suggestions(plan, hardware, overrides, presets))
+    if found:
+        return f"Take {', or '.join(found)}."
+    return "Free some memory, or take --model demo or --endpoint."
+
+
+def candidates(
+    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+) -> Iterator[LoadPlan]:
+    """The automatic presets' plans, best first; without those that cannot work here."""
+    for name in AUTOMATIC:
+        with suppress(UsageError):
+            yield planned(facts, presets[name], hardware, overrides)
+
+
+def _suggestions(
+    plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+) -> Iterator[str]:
+    context = _longest_context(plan, hardware, overrides, presets[plan.preset])
+    if context is not None:
+        yield f"--context {context}"
+    other = next(_fitting(plan.model, hardware, overrides, presets), None)
+    if other is not None:
+        yield f"--preset {other.preset}"
+    smaller = _smaller_model(plan.model, hardware, overrides, presets)
+    if smaller is not None:
+        yield f"--model {smaller.name}"
+
+
+def _fitting(
+    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+) -> Iterator[LoadPlan]:
+    return (plan for plan in candidates(facts, hardware, overrides, presets) if plan.memory.fits)
+
+
+def _longest_context(plan: LoadPlan, hardware: Hardware, overrides: Overrides, preset: Preset) -> int | None:
+    """The longest shorter context that fits with the same preset; memory only grows with the context."""
+    low, high = 0, (plan.context_length - 1) // _STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        shorter = replace(overrides, context=middle * _STEP)
+        if planned(plan.model, preset, hardware, shorter).memory.fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low * _STEP or None
+
+
+def _smaller_model(
+    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+) -> ModelFacts | None:
+    """The largest built-in model below this one that fits whole."""
+    size = facts.architecture.parameters
+    smaller = [each for each in HUB_MODELS if each.architecture.parameters < size]
+    for each in sorted(smaller, key=lambda model: -model.architecture.parameters):
+        if any(plan.offload == "none" for plan in _fitting(each, hardware, overrides, presets)):
+            return each
+    return None

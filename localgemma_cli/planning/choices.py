@@ -1,0 +1,54 @@
+"""The words a plan is made of, and how a user's spelling becomes one of them."""
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, TypeVar
+
+from localgemma_cli.errors import UsageError
+
+DeviceKind = Literal["cuda", "mps", "cpu"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+Quantization = Literal["none", "nf4", "int8"]
+StoredQuantization = Literal[
+    "nf4", "int8", "awq"
+]  # what a checkpoint can already be in; awq is never made here
+WeightKind = Quantization | StoredQuantization
+Attention = Literal["eager", "sdpa", "flash_attention_2"]
+CacheKind = Literal["full", "sliding", "static"]
+CompileMode = Literal["none", "default", "reduce-overhead"]
+Offload = Literal["none", "host", "disk"]
+OffloadRule = Literal["none", "host", "disk", "auto"]
+
+DEVICES: Mapping[str, DeviceKind] = {"cuda": "cuda", "mps": "mps", "cpu": "cpu"}
+DTYPES: Mapping[str, Dtype] = {
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "float32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+}
+QUANTIZATIONS: Mapping[str, Quantization] = {"none": "none", "nf4": "nf4", "int8": "int8"}
+ATTENTIONS: Mapping[str, Attention] = {
+    "eager": "eager",
+    "sdpa": "sdpa",
+    "flash_attention_2": "flash_attention_2",
+}
+DTYPE_BYTES: Mapping[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+Choice = TypeVar("Choice")
+
+
+def chosen(value: str, choices: Mapping[str, Choice], what: str) -> Choice:
+    """What `value` stands for; a UsageError that lists the choices where it stands for nothing."""
+    if value not in choices:
+        raise UsageError(f"{what} cannot be {value!r}.", f"Choose one of: {listed(choices)}.")
+    return choices[value]
+
+
+def listed(words: Iterable[str]) -> str:
+    return ", ".join(words)
+
+
+def gigabytes(count: int) -> str:
+    """Decimal gigabytes, the hub's own unit for file sizes."""
+    return f"{count / 1e9:.1f} GB" if count >= 50_000_000 else f"{count / 1e6:.1f} MB"

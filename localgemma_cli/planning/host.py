@@ -1,0 +1,128 @@
+"""The machine around the device: its memory, its disk, what its processor can do."""
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import disk_usage
+
+import psutil  # type: ignore[import-untyped]
+
+CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice, then 64-bit Arm
+_NO_LIMIT = 1 << 60  # cgroup v1 says "unlimited" with a number near 2**63
+
+
+@dataclass(frozen=True)
+class Memory:
+    total: int
+    free: int
+
+
+def host_memory() -> Memory:
+    """Memory in bytes, of the machine or of the container that this process is confined to."""
+    whole = psutil.virtual_memory()
+    system = Memory(int(whole.total), int(whole.available))
+    confined = _cgroup_memory() or system
+    return Memory(min(system.total, confined.total), min(system.free, confined.free))
+
+
+def _cgroup_memory() -> Memory | None:
+    try:
+        membership = Path("/proc/self/cgroup").read_text()
+    except OSError:  # not Linux
+        return None
+    return cgroup_memory(membership, Path("/sys/fs/cgroup"))
+
+
+def cgroup_memory(membership: str, root: Path) -> Memory | None:
+    """The tightest limit over this process's cgroup and those around it, v1 or v2; None where none is set.
+
+    `membership` is the text of /proc/self/cgroup: lines of `number:controllers:path`, v2 with no controllers.
+    """
+    found: list[Memory] = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            found += _limits(root, path, "memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            found += _limits(root / "memory", path, *names)
+    if not found:
+        return None
+    return Memory(min(each.total for each in found), min(each.free for each in found))
+
+
+def _limits(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[Memory]:
+    own = root / path.strip("/")
+    around = [own, *(each for each in own.parents if each.is_relative_to(root))]
+    return [found for folder in around if (found := _limit(folder, limit, usage, reclaimable)) is not None]
+
+
+def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> Memory | None:
+    """One cgroup's limit; file cache that can be dropped at once counts as free."""
+    try:
+        total = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # the root cgroup has no such files; a container may see a part of the path
+        return None
+    if not total.isdecimal() or int(total) >= _NO_LIMIT:
+        return None
+    return Memory(int(total), max(0, int(total) - used + int(stat.get(reclaimable, 0))))
+
+
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """The folder that huggingface_hub 1.x keeps weights in (its constants.py), found without importing it."""
+    caches = environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = environ.get("HF_HOME", os.path.join(caches, "huggingface"))
+    legacy = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
+    return Path(os.path.expandvars(environ.get("HF_HUB_CACHE", legacy))).expanduser()
+
+
+def disk_free(folder: Path) -> int:
+    """Free bytes where `folder` is, or will be made."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    return disk_usage(there).free
+
+
+def cpu_flags() -> frozenset[str] | None:
+    """Lower-case feature flags of the processor; None where the system does not tell them."""
+    if sys.platform == "darwin":
+        return _mac_flags()
+    try:
+        return flags_in(Path("/proc/cpuinfo").read_text())
+    except OSError:
+        return None
+
+
+def flags_in(cpuinfo: str) -> frozenset[str]:
+    """Flags of the first processor of a /proc/cpuinfo; x86 calls the line `flags`, Arm `Features`."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def _mac_flags() -> frozenset[str]:
+    asked = ("sysctl", "-n", "hw.optional.arm.FEAT_BF16")
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return frozenset({"bf16"}) if answer.stdout.strip() == "1" else frozenset()
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def macos_major() -> int:
+    """The release of macOS, 0 elsewhere."""
+    release = platform.mac_ver()[0]
+    return int(release.split(".")[0]) if release else 0

@@ -1,0 +1,163 @@
+"""How many bytes a model takes, as a sum over its tensors; all figures in bytes, all functions pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from localgemma_cli.planning.architecture import Architecture
+from localgemma_cli.planning.choices import (
+    DTYPE_BYTES,
+    Attention,
+    CacheKind,
+    DeviceKind,
+    Dtype,
+    WeightKind,
+)
+
+PREFILL_CHUNK = 512  # tokens; a prompt is read in pieces of this, so that attention scores stay small
+
+# What a running process holds besides tensors. CUDA: the context with PyTorch's and cuBLAS' kernels (0.4 to
+# 0.6 GB on Ampere and later as users report it; not measured here). Metal: taken for the same. CPU: 0.4 GB
+# resident once torch, transformers and bitsandbytes are imported (measured), and some for thread scratch.
+RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """`dtype` is that of embeddings, norms and arithmetic, and of the layers where nothing is quantized."""
+
+    dtype: Dtype
+    kind: WeightKind = "none"
+    nested: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Device bytes against the device's free bytes; `host_bytes` and `disk_bytes` hold offloaded layers."""
+
+    weights_bytes: int
+    kv_cache_bytes: int
+    workspace_bytes: int
+    available_bytes: int
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    host_available_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.kv_cache_bytes + self.workspace_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.total_bytes <= self.available_bytes and self.host_bytes <= self.host_available_bytes
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "weights_bytes": self.weights_bytes,
+            "kv_cache_bytes": self.kv_cache_bytes,
+            "workspace_bytes": self.workspace_bytes,
+            "total_bytes": self.total_bytes,
+            "available_bytes": self.available_bytes,
+            "fits": self.fits,
+            "host_bytes": self.host_bytes,
+            "disk_bytes": self.disk_bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Load:
+    """One way to run a model: all that its memory depends on."""
+
+    architecture: Architecture
+    weights: WeightFormat
+    attention: Attention
+    cache: CacheKind
+    context: int
+    device: DeviceKind
+
+
+def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+    """The whole model; a tied head counts once, embeddings and norms stay unquantized."""
+    rest = architecture.embedding_parameters + architecture.hidden
+    return rest * DTYPE_BYTES[weights.dtype] + architecture.layers * layer_bytes(architecture, weights)
+
+
+def layer_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+    norms = architecture.layer_norm_parameters * DTYPE_BYTES[weights.dtype]
+    return norms + _linear_bytes(architecture, weights)
+
+
+def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+    """One layer's projections.
+
+    NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
+    fp32 one per 256 of those. int8: one byte, and an fp32 scale per row. AWQ (GEMM layout): half a byte, and
+    per 128 an fp16 scale and half a byte of zero point.
+    """
+    count = architecture.layer_linear_parameters
+    match weights.kind:
+        case "none":
+            return count * DTYPE_BYTES[weights.dtype]
+        case "nf4":
+            blocks = -(-count // 64)
+            return count // 2 + (blocks + 4 * -(-blocks // 256) if weights.nested else 4 * blocks)
+        case "int8":
+            return count + 4 * architecture.layer_linear_rows
+        case "awq":
+            return count // 2 + count // 128 * 5 // 2
+
+
+def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:
+    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only."""
+    window = context
+    if cache == "sliding" and architecture.sliding_window is not None:
+        window = min(context, architecture.sliding_window)
+    sliding = architecture.sliding_layers
+    tokens = (architecture.layers - sliding) * context + sliding * window
+    return 2 * architecture.kv_heads * architecture.head_dim * tokens * DTYPE_BYTES[dtype]
+
+
+def workspace_bytes(load: Load) -> int:
+    """The most that one chunk of prefill needs besides weights and cache, with the runtime's own share.
+
+    The sum of what the reference's modules keep alive at once; tests hold it against their true peak.
+    """
+    architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
+    chunk = min(PREFILL_CHUNK, load.context)
+    # Logits of one position in fp32, their probabilities, and both sorted with int64 indices to sample from.
+    logits = architecture.vocabulary * (4 + 4 + 4 + 8)
+    # The residual stream twice, and in fp32 inside a norm; queries, keys, values before and after rotation.
+    rows = architecture.head_dim * (architecture.heads + 2 * architecture.kv_heads)
+    stream = chunk * (architecture.hidden * (2 * size + 4) + rows * 2 * size)
+    largest = max(_attention_bytes(load, chunk), _mlp_bytes(load, chunk))
+    return RUNTIME_BYTES[load.device] + logits + stream + largest
+
+
+def _attention_bytes(load: Load, chunk: int) -> int:
+    """Keys and values repeated for every query head, two masks, and with eager attention the scores."""
+    architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
+    grouped = architecture.heads > architecture.kv_heads
+    repeated = 2 * architecture.heads * architecture.head_dim * load.context * size if grouped else 0
+    masks = 2 * chunk * load.context * size
+    if load.attention != "eager":
+        return repeated + masks
+    # Softmax holds 16-bit scores, their conversion to fp32 and its result; scores in fp32 need two copies.
+    copies = size + 4 + 4 if size < 4 else 2 * size
+    return repeated + masks + chunk * architecture.heads * load.context * copies
+
+
+def _mlp_bytes(load: Load, chunk: int) -> int:
+    """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection."""
+    architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
+    unpacked = 0 if load.weights.kind == "none" else architecture.hidden * architecture.ffn * size
+    return 4 * chunk * architecture.ffn * size + unpacked
+
+
+def resident(load: Load, available: int, host_available: int) -> MemoryEstimate:
+    """The estimate with every layer on the device."""
+    return MemoryEstimate(
+        weights_bytes=weights_bytes(load.architecture, load.weights),
+        kv_cache_bytes=kv_cache_bytes(load.architecture, load.weights.dtype, load.cache, load.context),
+        workspace_bytes=workspace_bytes(load),
+        available_bytes=available,
+        host_available_bytes=host_available,
+    )

@@ -1,0 +1,103 @@
+"""Which plan to take: pure functions of facts, preset, hardware and overrides."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from localgemma_cli.errors import DoesNotFitError, UsageError
+from localgemma_cli.planning.advice import AUTOMATIC, advice, candidates
+from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
+from localgemma_cli.planning.choices import gigabytes, listed
+from localgemma_cli.planning.hardware import Hardware
+from localgemma_cli.planning.loadplan import LoadPlan, planned
+from localgemma_cli.planning.presets import Preset, preset_named
+from localgemma_cli.planning.settle import Overrides
+
+__all__ = ["LoadPlan", "Overrides", "default_model", "make_plan", "plan_all", "require_fits"]
+
+Presets = Mapping[str, Preset]
+
+
+def make_plan(
+    facts: ModelFacts, preset: str | None, hardware: Hardware, overrides: Overrides, presets: Presets
+) -> LoadPlan:
+    """The plan of that preset, or of the first automatic one that fits; `fits` may be false.
+
+    A UsageError where preset and overrides contradict each other, the model or the device.
+    """
+    hardware = hardware.capped(overrides.device_memory, overrides.host_memory)
+    if preset is None:
+        plan = _automatic(facts, hardware, overrides, presets)
+    else:
+        plan = planned(facts, preset_named(preset, presets), hardware, overrides)
+        plan = _because(plan, f"preset {preset}, as asked: it needs {_figures(plan, hardware)}")
+    if plan.memory.fits:
+        return plan
+    hint = advice(plan, hardware, overrides, presets)
+    return replace(plan, hint=hint, warnings=(*plan.warnings, f"does not fit: {hint}"))
+
+
+def _automatic(facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Presets) -> LoadPlan:
+    tried = tuple(candidates(facts, hardware, overrides, presets))
+    if not tried:  # then the last of them says why best: the others fail for being lossless, too
+        return planned(facts, presets[AUTOMATIC[-1]], hardware, overrides)
+    for number, plan in enumerate(tried):
+        if plan.memory.fits:
+            passed = (f"{each.preset} would need {_figures(each, hardware)}" for each in tried[:number])
+            return _because(plan, *passed, f"{plan.preset} fits: it needs {_figures(plan, hardware)}")
+    smallest = min(tried, key=lambda plan: plan.memory.total_bytes)
+    return _because(
+        smallest, f"nothing fits; {smallest.preset}, the smallest, needs {_figures(smallest, hardware)}"
+    )
+
+
+def _because(plan: LoadPlan, *reasons: str) -> LoadPlan:
+    return replace(plan, reasons=(*reasons, *plan.reasons))
+
+
+def _figures(plan: LoadPlan, hardware: Hardware) -> str:
+    memory = plan.memory
+    elsewhere = [
+        f"{gigabytes(size)} {where}"
+        for size, where in ((memory.host_bytes, "in the host's memory"), (memory.disk_bytes, "on disk"))
+        if size
+    ]
+    needed = listed([gigabytes(memory.total_bytes), *elsewhere])
+    return f"{needed}; {gigabytes(memory.available_bytes)} are free on {hardware.name}"
+
+
+def plan_all(hardware: Hardware, overrides: Overrides, presets: Presets) -> tuple[LoadPlan, ...]:
+    """Every built-in model with every preset; without those that the overrides make impossible."""
+    plans = []
+    for facts in catalogue():
+        for name in presets:
+            with suppress(UsageError):
+                plans.append(make_plan(facts, name, hardware, overrides, presets))
+    return tuple(plans)
+
+
+def default_model(hardware: Hardware, overrides: Overrides, presets: Presets) -> ModelFacts:
+    """9b where all of it fits on the device, else 2b."""
+    large, small = (facts for name in ("9b", "2b") if (facts := lookup(name)))
+    with suppress(UsageError):
+        plan = make_plan(large, None, hardware, overrides, presets)
+        if plan.memory.fits and plan.offload == "none":
+            return large
+    return small
+
+
+def require_fits(plan: LoadPlan) -> None:
+    """A DoesNotFitError, with what would fit, where the plan does not."""
+    memory = plan.memory
+    if memory.fits:
+        return
+    needed, free = (
+        memory.total_bytes,
+        f"{gigabytes(memory.available_bytes)} are free on the {plan.device} device",
+    )
+    if needed <= memory.available_bytes:
+        needed, free = memory.host_bytes, f"{gigabytes(memory.host_available_bytes)} are free on the host"
+    raise DoesNotFitError(
+        f"{plan.model.name} with preset {plan.preset} needs {gigabytes(needed)}, and {free}.",
+        plan.hint or "Take a smaller model.",
+    )

@@ -1,0 +1,142 @@
+"""One preset on one device, with what the user asked for instead: every choice made, and why."""
+
+from dataclasses import dataclass
+
+from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.catalog import ModelFacts
+from localgemma_cli.planning.choices import (
+    ATTENTIONS,
+    DTYPES,
+    QUANTIZATIONS,
+    Attention,
+    CacheKind,
+    CompileMode,
+    Dtype,
+    OffloadRule,
+    chosen,
+)
+from localgemma_cli.planning.hardware import Hardware
+from localgemma_cli.planning.memory import WeightFormat
+from localgemma_cli.planning.presets import LOSSLESS, Preset, Settings
+
+DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user said instead of what the preset says; sizes in bytes, None where nothing was said."""
+
+    dtype: str | None = None
+    quantization: str | None = None
+    attention: str | None = None
+    compile: bool | None = None
+    context: int | None = None
+    device: str | None = None
+    device_memory: int | None = None
+    host_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Settled:
+    weights: WeightFormat
+    attention: Attention
+    cache: CacheKind
+    compile: CompileMode
+    offload: OffloadRule
+    context: int
+    reasons: tuple[str, ...]
+
+
+def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> Settled:
+    """Every setting of a plan; a UsageError where what was asked for contradicts itself."""
+    settings = preset.devices[hardware.device]
+    dtype, why_dtype = _dtype(facts, settings, hardware, overrides)
+    weights, why_weights = _weights(facts, preset, settings, dtype, overrides)
+    attention, why_attention = _attention(facts, settings, overrides)
+    mode, cache, why_mode = _compile(settings, hardware, overrides)
+    context, why_context = _context(facts, overrides)
+    reasons = (why_dtype, why_weights, why_attention, why_mode, why_context)
+    return Settled(
+        weights=weights,
+        attention=attention,
+        cache=cache,
+        compile=mode,
+        offload="none" if facts.stored else settings.offload,
+        context=context,
+        reasons=tuple(reason for reason in reasons if reason),
+    )
+
+
+def _dtype(
+    facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides
+) -> tuple[Dtype, str]:
+    if overrides.dtype is not None:
+        dtype = chosen(overrides.dtype, DTYPES, "--dtype")
+        return dtype, f"{dtype}, as asked"
+    if facts.stored and facts.stored.kind == "awq":
+        return "float16", "float16: the AWQ kernels compute in it"
+    if settings.dtype != "native":
+        return settings.dtype, f"{settings.dtype}, as the preset says"
+    native: Dtype = "bfloat16" if hardware.bf16 else "float32"
+    return native, f"{native}: {hardware.bf16.why}"
+
+
+def _weights(
+    facts: ModelFacts, preset: Preset, settings: Settings, dtype: Dtype, overrides: Overrides
+) -> tuple[WeightFormat, str]:
+    asked = overrides.quantization
+    kind = settings.quantization if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
+    if facts.stored:
+        if asked is not None and kind != facts.stored.kind:
+            raise UsageError(
+                f"{facts.name} is stored in {facts.stored.kind} already and cannot be loaded as {kind}.",
+                "Leave --quantization out, or take the model's unquantized repository.",
+            )
+        stored = WeightFormat(dtype, facts.stored.kind, facts.stored.nested)
+        return stored, f"weights in {stored.kind}, as the checkpoint stores them"
+    if asked not in (None, "none") and preset.name in LOSSLESS:
+        raise UsageError(
+            f"--quantization {kind} contradicts --preset {preset.name}, which never quantizes.",
+            "Leave one of them out, or take --preset memory.",
+        )
+    nested = kind == "nf4" and settings.nested_quantization
+    return WeightFormat(dtype, kind, nested), f"weights in {kind}, as asked" if asked else ""
+
+
+def _attention(facts: ModelFacts, settings: Settings, overrides: Overrides) -> tuple[Attention, str]:
+    softcap = facts.architecture.softcap
+    if overrides.attention is not None:
+        attention = chosen(overrides.attention, ATTENTIONS, "--attention")
+        return attention, f"{attention} attention, as asked"
+    if settings.attention != "auto":
+        return settings.attention, ""
+    if softcap:
+        return "eager", "eager attention: this model caps its attention scores, which sdpa leaves out"
+    return "sdpa", "sdpa attention: this model needs no cap on its scores"
+
+
+def _compile(
+    settings: Settings, hardware: Hardware, overrides: Overrides
+) -> tuple[CompileMode, CacheKind, str]:
+    """A compiled step needs a cache of fixed size; without one, a static cache has no use."""
+    if overrides.compile is None:
+        return settings.compile, settings.cache, ""
+    if overrides.compile:
+        mode: CompileMode = "reduce-overhead" if hardware.device == "cuda" else "default"
+        return mode, "static", "compiled, as asked, over a static cache"
+    cache: CacheKind = "full" if settings.cache == "static" else settings.cache
+    return "none", cache, "not compiled, as asked" if settings.compile != "none" else ""
+
+
+def _context(facts: ModelFacts, overrides: Overrides) -> tuple[int, str]:
+    longest = facts.architecture.context_length
+    if overrides.context is None:
+        context = min(longest, DEFAULT_CONTEXT)
+        shorter = f"a context of {context} of the model's {longest} tokens; --context takes more"
+        return context, shorter if context < longest else ""
+    if not 1 <= overrides.context <= longest:
+        raise UsageError(
+            f"--context {overrides.context} is outside what {facts.name} can read: 1 to {longest} tokens.",
+            f"Take --context {longest} or less.",
+        )
+    return overrides.context, f"a context of {overrides.context} tokens, as asked"

@@ -1,0 +1,106 @@
+"""A plan for people: lines of text for one, a table for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from localgemma_cli.planning.choices import gigabytes
+from localgemma_cli.planning.loadplan import LoadPlan
+
+if TYPE_CHECKING:  # rich takes a tenth of a second to import, and `--json` needs none of it
+    from rich.table import Table
+    from rich.text import Text
+
+_STYLES: Mapping[str, str] = {"fits": "green", "offload": "yellow", "no": "red"}
+
+
+def plan_text(plan: LoadPlan) -> str:
+    """One plan as aligned lines, without colour and without a newline at the end."""
+    memory = plan.memory
+    rows = (
+        ("model", f"{plan.model.name}: {plan.model.summary}"),
+        ("preset", f"{plan.preset}, on {plan.device}"),
+        ("weights", f"{gigabytes(memory.weights_bytes)}, {_weights(plan)}"),
+        ("cache", f"{gigabytes(memory.kv_cache_bytes)}, {plan.cache}, for {plan.context_length} tokens"),
+        ("workspace", f"{gigabytes(memory.workspace_bytes)}, with {_step(plan)}"),
+        *_elsewhere(plan),
+        (
+            "total",
+            f"{gigabytes(memory.total_bytes)} of {gigabytes(memory.available_bytes)} free: {_verdict(plan)}",
+        ),
+        *_headed("why", plan.reasons),
+        *_headed("warning", plan.warnings),
+    )
+    return "\n".join(f"{head:<10} {line}" for head, line in rows)
+
+
+def plans_table(plans: Sequence[LoadPlan]) -> Table:
+    """Models down, presets across; a dash stands where a preset cannot work for a model here."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    presets = tuple(dict.fromkeys(plan.preset for plan in plans))
+    cells = {(plan.model.name, plan.preset): plan for plan in plans}
+    models = tuple(dict.fromkeys(plan.model.name for plan in plans))
+    complete = len(cells) == len(models) * len(presets)
+    table = Table(box=box.SIMPLE_HEAD, caption=_caption(plans, complete), caption_justify="left")
+    for heading in ("model", *presets):
+        table.add_column(Text(heading), no_wrap=True)
+    for name in models:
+        table.add_row(Text(name), *(_cell(cells.get((name, preset))) for preset in presets))
+    return table
+
+
+def _cell(plan: LoadPlan | None) -> Text:
+    from rich.text import Text
+
+    if plan is None:
+        return Text("—")
+    verdict = _verdict(plan)
+    cell = Text(f"{gigabytes(plan.memory.total_bytes)} ")
+    return cell.append(verdict, _STYLES[verdict])
+
+
+def _verdict(plan: LoadPlan) -> str:
+    if not plan.memory.fits:
+        return "no"
+    return "fits" if plan.offload == "none" else "offload"
+
+
+def _caption(plans: Sequence[LoadPlan], complete: bool) -> Text:
+    from rich.text import Text
+
+    free = gigabytes(plans[0].memory.available_bytes) if plans else "nothing"
+    lines = [f"{free} free; weights, cache and workspace counted."]
+    if any(_verdict(plan) == "offload" for plan in plans):
+        lines.append("offload: layers wait on host or disk; slow.")
+    if not complete:
+        lines.append("—: cannot work here.")
+    return Text("\n".join(lines))
+
+
+def _weights(plan: LoadPlan) -> str:
+    if plan.quantization == "none":
+        return plan.dtype
+    nested = " with nested scales" if plan.nested_quantization else ""
+    return f"{plan.quantization}{nested}, arithmetic in {plan.dtype}"
+
+
+def _step(plan: LoadPlan) -> str:
+    compiled = "" if plan.compile == "none" else f", compiled ({plan.compile})"
+    return f"{plan.attention} attention{compiled}"
+
+
+def _elsewhere(plan: LoadPlan) -> Iterator[tuple[str, str]]:
+    if plan.memory.host_bytes:
+        yield "on host", gigabytes(plan.memory.host_bytes)
+    if plan.memory.disk_bytes:
+        yield "on disk", gigabytes(plan.memory.disk_bytes)
+
+
+def _headed(head: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The head beside the first line only."""
+    for number, line in enumerate(lines):
+        yield ("" if number else head), line

@@ -1,0 +1,51 @@
+"""What is suggested does fit, and is the most that does."""
+
+import re
+
+import pytest
+
+from localgemma_cli.planning.advice import advice
+from localgemma_cli.planning.catalog import lookup
+from localgemma_cli.planning.hardware import GIB
+from localgemma_cli.planning.loadplan import planned
+from localgemma_cli.planning.settle import Overrides
+
+
+def advised(name, preset, machine, presets, overrides=None):
+    overrides = overrides or Overrides()
+    return advice(planned(lookup(name), presets[preset], machine, overrides), machine, overrides, presets)
+
+
+@pytest.mark.parametrize("size", [19, 20, 21])
+def test_the_longest_context_that_fits_is_suggested(presets, gpu, size):
+    machine = gpu.capped(size * 10**9 + 10**9, None)
+    context = int(re.search(r"--context (\d+)", advised("9b", "exact", machine, presets))[1])
+    fits, does_not = (
+        planned(lookup("9b"), presets["exact"], machine, Overrides(context=tokens)).memory.fits
+        for tokens in (context, context + 512)
+    )
+    assert fits
+    assert not does_not
+
+
+def test_a_context_only_a_little_shorter_is_found(presets, gpu):
+    shorter = planned(lookup("9b"), presets["exact"], gpu, Overrides(context=7680)).memory.total_bytes
+    assert "--context 7680" in advised("9b", "exact", gpu.capped(shorter, None), presets)
+
+
+def test_another_preset_and_a_smaller_model_are_suggested(presets, gpu):
+    assert advised("27b", "exact", gpu, presets) == "Take --preset memory, or --model 9b."
+
+
+def test_a_smaller_model_must_fit_whole(presets, small_gpu):
+    assert advised("27b", "memory", small_gpu, presets).endswith("--model 2b.")
+
+
+def test_a_machine_too_small_for_all_is_sent_to_the_demo(presets, gpu):
+    assert "--model demo" in advised("2b", "memory_extreme", gpu.capped(GIB, GIB), presets)
+
+
+def test_what_was_asked_for_is_kept_in_the_advice(presets, gpu):
+    overrides = Overrides(dtype="float32", context=1024)
+    assert "--preset memory" in advised("9b", "exact", gpu, presets, overrides)
+    assert "--context" not in advised("9b", "exact", gpu, presets, overrides)

@@ -1,0 +1,102 @@
+"""Combinations that cannot work are refused, each for its reason; those that work badly are warned of."""
+
+from dataclasses import replace
+
+import pytest
+
+from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.catalog import facts_from_config, lookup
+from localgemma_cli.planning.checks import cautions, refuse
+from localgemma_cli.planning.hardware import Ability
+from localgemma_cli.planning.settle import Overrides, settle
+
+
+def refusal(facts, preset, machine, overrides):
+    with pytest.raises(UsageError) as caught:
+        refuse(facts, settle(facts, preset, machine, overrides), machine)
+    return caught.value.message
+
+
+def warned(facts, preset, machine, overrides):
+    settled = settle(facts, preset, machine, overrides)
+    refuse(facts, settled, machine)
+    return " / ".join(cautions(facts, preset, settled, machine))
+
+
+def test_the_27b_does_not_run_in_float16_under_any_name(presets, gpu):
+    assert "overflows in float16" in refusal(lookup("27b"), presets["memory"], gpu, Overrides(dtype="fp16"))
+    shape = {"model_type": "gemma2", "hidden_size": 4608, "num_hidden_layers": 46, "intermediate_size": 36864}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128}
+    system = facts_from_config(shape | heads, name="lunahr/SystemGemma2", id="lunahr/SystemGemma2")
+    assert "overflows" in refusal(system, presets["exact"], gpu, Overrides(dtype="float16"))
+
+
+def test_float16_is_warned_of_from_gemma_2_on(presets, gpu):
+    overrides = Overrides(dtype="float16")
+    assert "overflow" in warned(lookup("9b"), presets["memory"], gpu, overrides)
+    assert "overflow" not in warned(lookup("7b"), presets["memory"], gpu, overrides)
+
+
+def test_weights_without_a_kernel_are_refused_with_the_reason(presets, old_cpu):
+    assert "AVX2" in refusal(lookup("2b"), presets["memory"], old_cpu, Overrides())
+    message = refusal(lookup("2b"), presets["memory"], old_cpu, Overrides(quantization="int8"))
+    assert message.startswith("int8 weights do not run")
+
+
+def test_int8_needs_integer_tensor_cores(presets, gpu, turing):
+    volta = replace(turing, int8=Ability(False, "compute capability 7.0; int8 products need 7.5"))
+    overrides = Overrides(quantization="int8")
+    assert "7.5" in refusal(lookup("7b"), presets["memory"], volta, overrides)
+    assert warned(lookup("7b"), presets["memory"], gpu, overrides) == ""
+
+
+def test_int8_is_not_compiled_but_nf4_may_be(presets, gpu):
+    message = refusal(lookup("2b"), presets["memory"], gpu, Overrides(quantization="int8", compile=True))
+    assert "cannot be compiled" in message
+    assert warned(lookup("2b"), presets["memory"], gpu, Overrides(compile=True)) == ""
+
+
+def test_sdpa_is_refused_only_where_it_drops_the_cap(presets, gpu):
+    overrides = Overrides(attention="sdpa")
+    assert "drop the cap" in refusal(lookup("2b"), presets["memory"], gpu, overrides)
+    assert warned(lookup("7b"), presets["memory"], gpu, overrides) == ""
+
+
+def test_flash_attention_needs_a_recent_gpu_and_16_bits(presets, gpu, turing, server_cpu, mac):
+    flash = Overrides(attention="flash_attention_2")
+    for machine in (server_cpu, mac):
+        assert "NVIDIA GPU" in refusal(lookup("2b"), presets["memory"], machine, flash)
+    bf16 = replace(flash, dtype="bf16")
+    assert "8.0" in refusal(lookup("2b"), presets["memory"], turing, bf16)
+    assert "16 bits" in refusal(lookup("2b"), presets["memory"], gpu, replace(flash, dtype="float32"))
+    assert warned(lookup("2b"), presets["memory"], gpu, flash) == ""
+
+
+def test_an_old_macos_has_no_bfloat16(presets, mac):
+    old = replace(mac, bf16=Ability(False, "macOS 13; Metal in PyTorch and bitsandbytes needs 14"))
+    assert "macOS 13" in refusal(lookup("2b"), presets["exact"], old, Overrides(dtype="bfloat16"))
+    assert "slow" not in warned(lookup("2b"), presets["exact"], old, Overrides())
+
+
+@pytest.mark.parametrize("overrides", [Overrides(attention="sdpa"), Overrides(dtype="float32")])
+def test_exact_says_when_it_no_longer_is(presets, gpu, overrides):
+    assert "no longer" in warned(lookup("7b"), presets["exact"], gpu, overrides)
+    assert warned(lookup("7b"), presets["exact"], gpu, Overrides()) == ""
+
+
+def test_what_a_processor_does_slowly_is_said(presets, server_cpu, old_cpu):
+    no_bf16 = replace(old_cpu, nf4=Ability(True, ""))
+    assert "4-bit will be slow" in warned(lookup("2b"), presets["memory"], no_bf16, Overrides())
+    assert "bfloat16 will be slow" in warned(lookup("2b"), presets["exact"], old_cpu, Overrides(dtype="bf16"))
+    assert "float16 is slow" in warned(lookup("7b"), presets["memory"], server_cpu, Overrides(dtype="fp16"))
+    assert "compiler" in warned(lookup("2b"), presets["exact"], server_cpu, Overrides(compile=True))
+    assert warned(lookup("2b"), presets["memory"], server_cpu, Overrides()) == ""
+
+
+def test_int8_passes_through_float16(presets, gpu):
+    assert "float16" in warned(lookup("2b"), presets["memory"], gpu, Overrides(quantization="int8"))
+
+
+def test_what_the_probe_noticed_is_passed_on(presets, server_cpu):
+    noted = replace(server_cpu, notes=("a GPU is here, but",))
+    assert "a GPU is here, but" in warned(lookup("2b"), presets["exact"], noted, Overrides())

@@ -1,0 +1,65 @@
+"""Layers that do not fit go to the host, then to disk, as many as must and no more."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localgemma_cli.planning.catalog import lookup
+from localgemma_cli.planning.memory import Load, WeightFormat, layer_bytes, resident
+from localgemma_cli.planning.placement import place
+
+SHAPE = lookup("9b").architecture
+WEIGHTS = WeightFormat("bfloat16", "nf4", nested=True)
+LOAD = Load(SHAPE, WEIGHTS, "eager", "sliding", 8192, "cuda")
+OUTSIDE = layer_bytes(SHAPE, WeightFormat("bfloat16"))
+GB = 10**9
+
+
+def test_what_fits_stays():
+    placement = place(LOAD, 24 * GB, 64 * GB, "auto")
+    assert (placement.offload, placement.resident_layers) == ("none", None)
+    assert placement.memory == resident(LOAD, 24 * GB, 64 * GB)
+
+
+def test_nothing_moves_where_offloading_is_off():
+    placement = place(LOAD, 6 * GB, 64 * GB, "none")
+    assert (placement.offload, placement.resident_layers, placement.memory.fits) == ("none", None, False)
+
+
+@given(st.integers(4 * GB, 12 * GB), st.integers(0, 20 * GB))
+def test_every_layer_is_somewhere_and_one_more_would_not_fit(available, host):
+    placement = place(LOAD, available, host, "auto")
+    memory, kept = placement.memory, placement.resident_layers
+    if kept is None:
+        assert memory.fits
+        return
+    moved = SHAPE.layers - kept
+    assert memory.host_bytes + memory.disk_bytes == moved * OUTSIDE
+    assert memory.host_bytes <= host
+    assert memory.disk_bytes == 0 or host - memory.host_bytes < OUTSIDE
+    assert memory.fits == (memory.total_bytes <= available)
+    if memory.fits and kept < SHAPE.layers - 1:
+        assert memory.total_bytes + layer_bytes(SHAPE, WEIGHTS) > available
+    assert memory.fits or kept == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "host", "offload", "fits"),
+    [
+        ("auto", 64 * GB, "host", True),
+        ("auto", 0, "disk", True),
+        ("disk", 64 * GB, "disk", True),
+        ("host", 0, "host", False),
+    ],
+)
+def test_the_rule_says_where_layers_may_go(rule, host, offload, fits):
+    placement = place(LOAD, 7 * GB, host, rule)
+    assert (placement.offload, placement.memory.fits) == (offload, fits)
+    assert (placement.memory.disk_bytes > 0) == (offload == "disk")
+
+
+def test_moved_layers_leave_the_device_and_one_comes_back_at_a_time():
+    whole, placement = resident(LOAD, 7 * GB, 64 * GB), place(LOAD, 7 * GB, 64 * GB, "auto")
+    moved = SHAPE.layers - placement.resident_layers
+    assert whole.weights_bytes - placement.memory.weights_bytes == moved * layer_bytes(SHAPE, WEIGHTS)
+    assert placement.memory.workspace_bytes - whole.workspace_bytes == OUTSIDE

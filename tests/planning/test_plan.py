@@ -1,0 +1,119 @@
+"""Which plan is taken, and why."""
+
+from dataclasses import replace
+
+import pytest
+
+from localgemma_cli.errors import DoesNotFitError, ExitCode, UsageError
+from localgemma_cli.planning.catalog import HUB_MODELS, lookup
+from localgemma_cli.planning.hardware import GIB
+from localgemma_cli.planning.plan import Overrides, default_model, make_plan, plan_all, require_fits
+
+
+def test_a_24_gib_gpu_holds_all_but_the_27b_unquantized(presets, gpu):
+    plans = plan_all(gpu, Overrides(), presets)
+    fits = {(plan.model.name, plan.preset) for plan in plans if plan.memory.fits}
+    assert {("2b", "exact"), ("7b", "exact"), ("9b", "exact")} <= fits
+    assert {preset for name, preset in fits if name == "27b"} == {"memory", "memory_extreme"}
+    assert len(plans) == 5 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "preset"),
+    [
+        ("9b", 24, "exact"),
+        ("27b", 24, "memory"),
+        ("9b", 12, "memory"),
+        ("9b", 8, "memory_extreme"),
+        ("2b", 8, "exact"),
+    ],
+)
+def test_automatic_is_the_best_that_fits(presets, gpu, name, size, preset):
+    plan = make_plan(lookup(name), None, gpu.capped(size * GIB, None), Overrides(), presets)
+    assert (plan.preset, plan.memory.fits, plan.hint) == (preset, True, None)
+
+
+def test_automatic_gives_the_figures_of_what_it_passed_over(presets, gpu):
+    plan = make_plan(lookup("27b"), None, gpu, Overrides(), presets)
+    exact = make_plan(lookup("27b"), "exact", gpu, Overrides(), presets)
+    needed = f"{exact.memory.total_bytes / 1e9:.1f} GB"
+    assert plan.reasons[0] == f"exact would need {needed}; 25.8 GB are free on {gpu.name}"
+    assert plan.reasons[1].startswith("memory fits: it needs 2")
+
+
+def test_where_nothing_fits_the_smallest_is_planned_and_refused_with_a_way_out(presets, mac):
+    machine = mac.capped(10 * GIB, None)
+    plan = make_plan(lookup("27b"), None, machine, Overrides(), presets)
+    assert (plan.preset, plan.memory.fits) == ("memory_extreme", False)
+    assert plan.hint in plan.warnings[-1]
+    with pytest.raises(DoesNotFitError, match="27b with preset memory_extreme needs") as caught:
+        require_fits(plan)
+    assert caught.value.exit_code == ExitCode.MEMORY
+    assert "--model" in caught.value.hint
+
+
+def test_a_plan_that_fits_is_let_through(presets, gpu):
+    require_fits(make_plan(lookup("2b"), None, gpu, Overrides(), presets))
+
+
+def test_a_host_that_is_too_small_is_named_as_such(presets, small_gpu):
+    extreme = presets["memory_extreme"]
+    host_only = replace(extreme.devices["cuda"], offload="host")
+    mine = replace(extreme, name="mine", devices={**extreme.devices, "cuda": host_only})
+    machine = small_gpu.capped(None, 4 * GIB)
+    plan = make_plan(lookup("27b"), "mine", machine, Overrides(), {**presets, "mine": mine})
+    with pytest.raises(DoesNotFitError, match="free on the host"):
+        require_fits(plan)
+
+
+def test_caps_are_kept(presets, gpu):
+    plan = make_plan(lookup("9b"), None, gpu, Overrides(device_memory=12 * GIB), presets)
+    assert (plan.preset, plan.memory.available_bytes) == ("memory", 12 * GIB)
+
+
+def test_a_quantization_decides_among_the_presets(presets, gpu):
+    plan = make_plan(lookup("2b"), None, gpu, Overrides(quantization="int8"), presets)
+    assert (plan.preset, plan.quantization) == ("memory", "int8")
+    with pytest.raises(UsageError, match="cannot be compiled"):
+        make_plan(lookup("2b"), None, gpu, Overrides(quantization="int8", compile=True), presets)
+
+
+def test_without_a_4_bit_kernel_automatic_stays_unquantized(presets, old_cpu):
+    assert make_plan(lookup("2b"), None, old_cpu, Overrides(), presets).preset == "exact"
+    with pytest.raises(UsageError, match="AVX2"):
+        make_plan(lookup("2b"), "memory", old_cpu, Overrides(), presets)
+
+
+def test_an_unknown_preset_is_refused(presets, gpu):
+    with pytest.raises(UsageError, match="no preset 'fast'"):
+        make_plan(lookup("2b"), "fast", gpu, Overrides(), presets)
+
+
+def test_all_plans_leave_out_what_cannot_work(presets, gpu, old_cpu):
+    in_half = plan_all(gpu, Overrides(dtype="float16"), presets)
+    assert {plan.model.name for plan in in_half} == {"2b", "7b", "9b", "demo"}
+    assert {plan.preset for plan in plan_all(old_cpu, Overrides(), presets)} == {"exact", "speed"}
+
+
+@pytest.mark.parametrize(("size", "name"), [(24, "9b"), (12, "9b"), (8, "2b"), (2, "2b")])
+def test_the_default_is_9b_where_all_of_it_fits(presets, gpu, size, name):
+    assert default_model(gpu.capped(size * GIB, None), Overrides(), presets).name == name
+
+
+def test_a_longer_context_takes_more_and_quantization_less(presets, gpu):
+    for facts in HUB_MODELS:
+        short, long, packed = (
+            make_plan(facts, preset, gpu, Overrides(context=context), presets).memory.total_bytes
+            for preset, context in (("exact", 1024), ("exact", 8192), ("memory", 8192))
+        )
+        assert packed < long
+        assert short < long
+
+
+def test_speed_computes_the_same_weights_as_exact(presets, gpu, server_cpu):
+    for machine in (gpu, server_cpu):
+        exact, speed = (
+            make_plan(lookup("9b"), name, machine, Overrides(), presets) for name in ("exact", "speed")
+        )
+        assert (speed.dtype, speed.quantization) == (exact.dtype, exact.quantization)
+        assert speed.memory.weights_bytes == exact.memory.weights_bytes

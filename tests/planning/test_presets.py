@@ -1,0 +1,116 @@
+"""The presets that ship, and how strictly a user's own are read."""
+
+from pathlib import Path
+
+import pytest
+
+from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.presets import BUILT_IN, load_presets, preset_named
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def refusal(folder: Path) -> UsageError:
+    with pytest.raises(UsageError) as caught:
+        load_presets(folder)
+    return caught.value
+
+
+def test_the_built_in_presets_keep_their_promises(folder):
+    presets = load_presets(folder)
+    assert tuple(presets) == BUILT_IN
+    for device in ("cuda", "mps", "cpu"):
+        exact, speed = presets["exact"].devices[device], presets["speed"].devices[device]
+        memory, extreme = presets["memory"].devices[device], presets["memory_extreme"].devices[device]
+        assert (exact.quantization, exact.attention, exact.cache) == ("none", "eager", "full")
+        assert (exact.compile, exact.offload, exact.dtype) == ("none", "none", "native")
+        assert speed.quantization == "none"
+        assert (memory.quantization, memory.nested_quantization, memory.cache) == ("nf4", False, "sliding")
+        assert (extreme.quantization, extreme.nested_quantization, extreme.cache) == ("nf4", True, "sliding")
+
+
+def test_only_a_gpu_is_compiled_for_and_offloads_to_its_host(folder):
+    presets = load_presets(folder)
+    speed, extreme = presets["speed"].devices, presets["memory_extreme"].devices
+    assert (speed["cuda"].cache, speed["cuda"].compile) == ("static", "reduce-overhead")
+    assert {(speed[each].cache, speed[each].compile) for each in ("mps", "cpu")} == {("full", "none")}
+    assert [extreme[each].offload for each in ("cuda", "mps", "cpu")] == ["auto", "none", "disk"]
+
+
+def test_an_absent_folder_is_no_error(folder):
+    assert tuple(load_presets(folder / "none")) == BUILT_IN
+
+
+def test_the_users_presets_are_found_in_the_config_folder(folder, monkeypatch):
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(folder))
+    (folder / "config" / "presets").mkdir(parents=True)
+    (folder / "config" / "presets" / "small.toml").write_text('inherits = "memory"\n')
+    assert "small" in load_presets()
+
+
+def test_a_preset_inherits_and_its_own_words_win(folder):
+    (folder / "small.toml").write_text(
+        'summary = "mine"\ninherits = "speed"\ncache = "sliding"\n[cpu]\ncache = "full"\n'
+    )
+    (folder / "smaller.toml").write_text('inherits = "small"\n[cuda]\ncompile = "none"\n')
+    presets = load_presets(folder)
+    small, smaller = presets["small"].devices, presets["smaller"].devices
+    # Its plain `cache` beats even the [cuda] table of the preset it inherits.
+    assert [small[each].cache for each in ("cuda", "mps", "cpu")] == ["sliding", "sliding", "full"]
+    assert (small["cuda"].compile, smaller["cuda"].compile) == ("reduce-overhead", "none")
+    assert (smaller["cuda"].cache, presets["smaller"].summary) == ("sliding", "mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('inherits = "memory"\ncach = "full"\n', ("there is no key cach", "cache")),
+        ('inherits = "memory"\ncache = "huge"\n', ("cache cannot be 'huge'", "full, sliding, static")),
+        ('inherits = "memory"\n[cuda]\ncach = "full"\n', ("there is no key cuda.cach", "cache")),
+        ('inherits = "memory"\n[cpu]\nattention = 3\n', ("cpu.attention cannot be 3", "eager")),
+        (
+            'inherits = "memory"\nnested_quantization = 1\n',
+            ("nested_quantization cannot be 1", "true, false"),
+        ),
+        ('inherits = "memory"\ncuda = "full"\n', ("cuda must be a table", "[cuda]")),
+        ("inherits = 3\n", ("inherits must be text", "quotation marks")),
+        ('inherits = "nobody"\n', ("inherits 'nobody', which does not exist", "memory_extreme")),
+        ('inherits = "mine"\n', ("inherits itself: mine → mine", "inherits")),
+        ('cache = "full"\n', ("says nothing of dtype", 'inherits = "memory"')),
+        ('cache = "full"\ndtype = \n', ("line 2", "Correct")),
+        ('inherits = "memory"\n\ncache = [', ("line 3", "Correct")),
+    ],
+)
+def test_a_mistake_is_named_with_its_file_and_the_way_out(folder, text, named):
+    (folder / "mine.toml").write_text(text)
+    error = refusal(folder)
+    assert str(folder / "mine.toml") in error.message
+    assert named[0] in error.message
+    assert named[1] in error.hint
+
+
+def test_a_cycle_over_two_files_is_named(folder):
+    (folder / "one.toml").write_text('inherits = "two"\n')
+    (folder / "two.toml").write_text('inherits = "one"\n')
+    assert "one → two → one" in refusal(folder).message
+
+
+def test_a_built_in_name_cannot_be_taken(folder):
+    (folder / "exact.toml").write_text('inherits = "memory"\n')
+    error = refusal(folder)
+    assert "built-in" in error.message
+    assert 'inherits = "exact"' in error.hint
+
+
+def test_a_file_that_is_not_text_is_named(folder):
+    (folder / "mine.toml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(folder).message
+
+
+def test_an_unknown_preset_is_answered_with_the_known(folder):
+    with pytest.raises(UsageError, match="no preset 'fast'") as caught:
+        preset_named("fast", load_presets(folder))
+    assert "exact, speed, memory, memory_extreme" in caught.value.hint

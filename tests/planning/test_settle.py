@@ -1,0 +1,121 @@
+"""What preset, model, device and overrides come to, and the reasons given."""
+
+from dataclasses import replace
+
+import pytest
+
+from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.architecture import StoredFormat
+from localgemma_cli.planning.catalog import facts_from_config, lookup
+from localgemma_cli.planning.memory import WeightFormat
+from localgemma_cli.planning.settle import Overrides, settle
+
+GEMMA_2, GEMMA_1 = lookup("9b"), lookup("7b")
+
+
+def test_exact_is_native_on_each_device(presets, gpu, turing, server_cpu, old_cpu):
+    for machine, dtype in (
+        (gpu, "bfloat16"),
+        (turing, "float32"),
+        (server_cpu, "bfloat16"),
+        (old_cpu, "float32"),
+    ):
+        settled = settle(GEMMA_2, presets["exact"], machine, Overrides())
+        assert (settled.weights, settled.attention, settled.cache) == (WeightFormat(dtype), "eager", "full")
+        assert any(machine.bf16.why in reason for reason in settled.reasons)
+
+
+def test_attention_is_free_only_where_nothing_is_capped(presets, gpu):
+    assert settle(GEMMA_2, presets["speed"], gpu, Overrides()).attention == "eager"
+    assert settle(GEMMA_1, presets["speed"], gpu, Overrides()).attention == "sdpa"
+    assert settle(GEMMA_1, presets["exact"], gpu, Overrides()).attention == "eager"
+
+
+def test_the_two_memory_presets_quantize_and_one_packs_its_scales(presets, gpu):
+    memory, extreme = (
+        settle(GEMMA_2, presets[name], gpu, Overrides()) for name in ("memory", "memory_extreme")
+    )
+    assert memory.weights == WeightFormat("bfloat16", "nf4")
+    assert extreme.weights == WeightFormat("bfloat16", "nf4", nested=True)
+    assert (memory.offload, extreme.offload) == ("none", "auto")
+
+
+def test_int8_has_no_scales_to_nest(presets, gpu):
+    settled = settle(GEMMA_2, presets["memory_extreme"], gpu, Overrides(quantization="int8"))
+    assert settled.weights == WeightFormat("bfloat16", "int8")
+
+
+@pytest.mark.parametrize("preset", ["exact", "speed"])
+def test_a_preset_that_never_quantizes_is_not_made_to(presets, gpu, preset):
+    with pytest.raises(UsageError, match=f"contradicts --preset {preset}"):
+        settle(GEMMA_2, presets[preset], gpu, Overrides(quantization="nf4"))
+    assert settle(GEMMA_2, presets[preset], gpu, Overrides(quantization="none")).weights.kind == "none"
+
+
+def test_a_users_own_preset_may_be_overridden_freely(presets, gpu):
+    mine = replace(presets["exact"], name="mine")
+    assert settle(GEMMA_2, mine, gpu, Overrides(quantization="nf4")).weights.kind == "nf4"
+
+
+def test_compiling_brings_the_static_cache_and_not_compiling_takes_it_away(presets, gpu, server_cpu):
+    speed, exact = presets["speed"], presets["exact"]
+    on, off = Overrides(compile=True), Overrides(compile=False)
+    assert modes(settle(GEMMA_2, speed, gpu, Overrides())) == ("reduce-overhead", "static")
+    assert modes(settle(GEMMA_2, speed, gpu, off)) == ("none", "full")
+    assert modes(settle(GEMMA_2, exact, gpu, on)) == ("reduce-overhead", "static")
+    assert modes(settle(GEMMA_2, exact, server_cpu, on)) == ("default", "static")
+    assert modes(settle(GEMMA_2, presets["memory"], gpu, off)) == ("none", "sliding")
+
+
+def modes(settled):
+    return settled.compile, settled.cache
+
+
+def test_the_context_is_the_models_or_what_was_asked(presets, gpu):
+    assert settle(GEMMA_2, presets["exact"], gpu, Overrides()).context == 8192
+    assert settle(GEMMA_2, presets["exact"], gpu, Overrides(context=100)).context == 100
+    assert settle(lookup("demo"), presets["exact"], gpu, Overrides()).context == 1024
+
+
+@pytest.mark.parametrize("context", [8193, 0, -5])
+def test_a_context_the_model_cannot_have_is_refused(presets, gpu, context):
+    with pytest.raises(UsageError, match="1 to 8192 tokens"):
+        settle(GEMMA_2, presets["exact"], gpu, Overrides(context=context))
+
+
+def test_a_very_long_context_is_opened_only_when_asked_for(presets, gpu):
+    gemma_3 = facts_from_config({"model_type": "gemma3_text"}, name="g3", id="g3")
+    settled = settle(gemma_3, presets["exact"], gpu, Overrides())
+    assert settled.context == 8192
+    assert any("131072" in reason for reason in settled.reasons)
+    assert settle(gemma_3, presets["exact"], gpu, Overrides(context=131_072)).context == 131_072
+
+
+def test_a_quantized_checkpoint_stays_as_it_is_stored(presets, gpu):
+    stored = replace(GEMMA_2, stored=StoredFormat("nf4", nested=True))
+    for name in ("exact", "memory_extreme"):
+        settled = settle(stored, presets[name], gpu, Overrides())
+        assert settled.weights == WeightFormat("bfloat16", "nf4", nested=True)
+        assert settled.offload == "none"
+    with pytest.raises(UsageError, match="stored in nf4 already"):
+        settle(stored, presets["memory"], gpu, Overrides(quantization="int8"))
+
+
+def test_awq_computes_in_float16(presets, gpu):
+    stored = replace(GEMMA_1, stored=StoredFormat("awq"))
+    assert settle(stored, presets["memory"], gpu, Overrides()).weights == WeightFormat("float16", "awq")
+    asked = settle(stored, presets["memory"], gpu, Overrides(dtype="bf16"))
+    assert asked.weights.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "flag"),
+    [
+        (Overrides(dtype="int4"), "--dtype"),
+        (Overrides(quantization="gguf"), "--quantization"),
+        (Overrides(attention="flex"), "--attention"),
+    ],
+)
+def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag):
+    with pytest.raises(UsageError, match=flag):
+        settle(GEMMA_2, presets["memory"], gpu, overrides)
