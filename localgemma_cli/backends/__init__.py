@@ -1,0 +1,1 @@
+"""Where answers come from: one seam (`base`), a local and, later, a remote side."""

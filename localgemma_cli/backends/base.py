@@ -1,0 +1,23 @@
+"""The seam every answer comes through."""
+
+from collections.abc import Iterator, Sequence
+from threading import Event as Cancel
+from typing import Protocol
+
+from localgemma_cli.conversation import Message
+from localgemma_cli.events import Event
+from localgemma_cli.sampling import Sampling
+
+
+class Backend(Protocol):
+    """Something that answers; `name` is what `--json` calls it."""
+
+    name: str
+    context_length: int
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
+        """Deltas, then exactly one `Finished`, also after `cancel` is set.
+
+        Raises ContextOverflowError before any delta where the messages leave no room for an answer.
+        """
+        ...

@@ -1,0 +1,210 @@
+"""Models from the hub: what of them is on disk, and a download that checks first and resumes.
+
+The files lie in the hub client's own cache folder, so every other tool finds them.
+"""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from huggingface_hub import constants, get_token
+
+from localgemma_cli.backends.local import hub_errors
+from localgemma_cli.backends.local.hub_cache import (
+    COMMIT,
+    Repo,
+    RepoFile,
+    is_whole,
+    local_snapshot,
+    missing_bytes,
+    missing_in,
+    record,
+)
+from localgemma_cli.backends.local.hub_transfer import Listing, download, list_files
+from localgemma_cli.errors import LocalGemmaError, NotFoundError
+from localgemma_cli.events import LoadProgress, ProgressSink
+
+_PATIENCE_SECONDS = 10.0
+_PATIENCE_WITH_A_COPY_SECONDS = 4.0
+_PROGRESS_SECONDS = 0.1
+
+
+def cached(model_id: str, revision: str | None = None) -> Path | None:
+    """The folder of a complete snapshot on disk, or None; asks no network."""
+    folder = local_snapshot(_asked(model_id, revision))
+    return folder if folder is not None and not missing_in(folder) else None
+
+
+def read_config(model_id: str, *, revision: str | None, offline: bool) -> dict[str, object]:
+    """`config.json` of a hub model, from disk where the model is there; raises like `fetch`."""
+    folder = local_snapshot(_asked(model_id, revision))
+    if folder is None or missing_in(folder):
+        if not _is_offline(offline):
+            with _hub(_asked(model_id, revision)) as repo:
+                return _parse(_download_config(repo), model_id)
+        if folder is None or not (folder / "config.json").is_file():
+            raise hub_errors.not_on_disk(model_id)
+    return _parse(folder / "config.json", model_id)
+
+
+def fetch(
+    model_id: str,
+    *,
+    revision: str | None,
+    offline: bool,
+    gated: bool | None = None,
+    progress: ProgressSink,
+) -> Path:
+    """The folder of a complete snapshot of what a loader opens, downloaded or resumed where need be.
+
+    Raises DiskSpaceError, AccessError, NotFoundError or NetworkError, none while a whole copy is on disk.
+    """
+    local = cached(model_id, revision)
+    if local is not None and (_is_offline(offline) or COMMIT.fullmatch(revision or "")):
+        return local
+    if _is_offline(offline):
+        raise hub_errors.not_on_disk(model_id)
+    try:
+        with _hub(_asked(model_id, revision, gated)) as repo:
+            return _update(repo, local is not None, progress)
+    except LocalGemmaError as error:
+        if local is None:
+            raise
+        progress(LoadProgress(f"using the copy on disk ({error.message.rstrip('.')})"))
+        return local
+
+
+def _asked(model_id: str, revision: str | None, gated: bool | None = None) -> Repo:
+    return Repo(model_id, revision or constants.DEFAULT_REVISION, gated)
+
+
+@contextmanager
+def _hub(asked: Repo) -> Iterator[Repo]:
+    """The model with the user's token; within, the client is quiet and every failure is explained."""
+    with hub_errors.quiet_client():
+        with hub_errors.explained(asked):
+            token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+        if token and not re.fullmatch(r"[!-~]+", token):
+            raise hub_errors.bad_token()
+        repo = replace(asked, token=token)
+        with hub_errors.explained(repo):
+            yield repo
+
+
+def _is_offline(offline: bool) -> bool:
+    return offline or constants.HF_HUB_OFFLINE
+
+
+def _update(repo: Repo, has_copy: bool, progress: ProgressSink) -> Path:
+    """Bring the disk up to what the revision is now."""
+    listing = list_files(repo, _PATIENCE_WITH_A_COPY_SECONDS if has_copy else _PATIENCE_SECONDS)
+    _check_loadable(repo, listing)
+    folder = repo.snapshot(listing.commit)
+    missing = [file for file in listing.files if not is_whole(folder / file.name, file)]
+    if missing:
+        _check_disk(repo, missing)
+        _check_access(repo, listing)
+        _download_all(repo, listing, missing, progress)
+    if lost := missing_in(folder):
+        raise NotFoundError(
+            f"{repo.model_id} is incomplete on the hub: no {hub_errors.one_line(lost[0], repo)}.",
+            "Pick another model or --revision.",
+        )
+    record(repo, listing.commit)
+    return folder
+
+
+def _check_loadable(repo: Repo, listing: Listing) -> None:
+    names = {file.name for file in listing.files}
+    if not any(name.endswith(".safetensors") for name in names):
+        raise NotFoundError(
+            f"{repo.model_id} has no safetensors weights, the only ones loaded: pickle files can run code.",
+            "Pick a model or a --revision with .safetensors files.",
+        )
+    needed = () if "adapter_config.json" in names else ("config.json", "tokenizer.json")
+    if lost := [name for name in needed if name not in names]:
+        raise NotFoundError(
+            f"{repo.model_id} has no {lost[0]}.",
+            "Pick a model in the transformers format, or another --revision.",
+        )
+
+
+def _check_disk(repo: Repo, missing: list[RepoFile]) -> None:
+    needed = sum(missing_bytes(repo, file) for file in missing)
+    cache = repo.folder.parent
+    free = shutil.disk_usage(next(p for p in (cache, *cache.absolute().parents) if p.exists())).free
+    if needed > free:
+        raise hub_errors.no_space(repo, needed, free)
+
+
+def _check_access(repo: Repo, listing: Listing) -> None:
+    if listing.gated and not repo.token:
+        raise hub_errors.needs_token(repo)
+
+
+def _download_all(repo: Repo, listing: Listing, missing: list[RepoFile], progress: ProgressSink) -> None:
+    """Small files first: a refusal shows before the weights, and whole weights mean a whole snapshot."""
+    total = sum(file.size for file in listing.files)
+    done = total - sum(file.size for file in missing)
+    meter = _Meter(progress, total)
+    for file in sorted(missing, key=lambda file: file.size):
+        download(repo, listing.commit, file, partial(meter.show, done))
+        done += file.size
+    meter.finish()
+
+
+class _Meter:
+    """Tells of bytes about ten times a second, and never of fewer than before."""
+
+    def __init__(self, progress: ProgressSink, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._told = -1
+        self._told_at = 0.0
+
+    def show(self, before: int, of_this_file: int) -> None:
+        now = time.monotonic()
+        if before + of_this_file > self._told and now - self._told_at >= _PROGRESS_SECONDS:
+            self._tell(before + of_this_file)
+            self._told_at = now
+
+    def finish(self) -> None:
+        if self._told < self._total:
+            self._tell(self._total)
+
+    def _tell(self, done: int) -> None:
+        self._told = done
+        self._progress(LoadProgress("downloading", done, self._total))
+
+
+def _download_config(repo: Repo) -> Path:
+    listing = list_files(repo, _PATIENCE_SECONDS)
+    config = next((file for file in listing.files if file.name == "config.json"), None)
+    if config is None:
+        raise NotFoundError(
+            f"{repo.model_id} has no config.json.", "Pick a model in the transformers format."
+        )
+    _check_access(repo, listing)
+    path = repo.snapshot(listing.commit) / config.name
+    if not is_whole(path, config):
+        download(repo, listing.commit, config, lambda _: None)
+    record(repo, listing.commit)
+    return path
+
+
+def _parse(path: Path, model_id: str) -> dict[str, object]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise NotFoundError(
+            f"The config.json of {model_id} cannot be read.", "Pick another model or --revision."
+        )
+    return config

@@ -1,0 +1,139 @@
+"""LoadPlan and folder to model and tokenizer: safetensors only, no remote code, progress to a sink."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from localgemma_cli.errors import DoesNotFitError, NotFoundError
+from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.planning.plan import LoadPlan
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Raises NotFoundError where the folder holds no tokenizer that can be read."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable("tokenizer", folder, error) from error
+    return tokenizer
+
+
+def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
+    """NotFoundError for a checkpoint that is damaged or incomplete, DoesNotFitError where memory runs out."""
+    try:
+        with _loading_reported(progress):
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=getattr(torch, plan.dtype),
+                attn_implementation=plan.attention,
+                quantization_config=_quantization(plan),
+                device_map=_device_map(plan),
+                offload_buffers=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise out_of_memory(plan) from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise _unloadable("model", folder, error) from error
+    if info["missing_keys"]:  # transformers would go on with random weights in their place
+        missing = sorted(info["missing_keys"])
+        raise NotFoundError(
+            f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
+            "Download it again; a partial copy cannot answer.",
+        )
+    return model.eval()
+
+
+def out_of_memory(plan: LoadPlan) -> DoesNotFitError:
+    return DoesNotFitError(
+        f"Memory ran out with {plan.model.name} as {plan.preset} on {plan.device}.",
+        "Close other programs, or take --preset memory, a smaller --context or a smaller model.",
+    )
+
+
+def _quantization(plan: LoadPlan) -> BitsAndBytesConfig | None:
+    offloads = plan.resident_layers is not None
+    if plan.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=offloads)
+    if plan.quantization == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=getattr(torch, plan.dtype),
+            bnb_4bit_use_double_quant=plan.nested_quantization,
+            llm_int8_enable_fp32_cpu_offload=offloads,
+        )
+    return None
+
+
+def _device_map(plan: LoadPlan) -> dict[str, str]:
+    """Everything on the plan's device, but for the layers that the plan offloads."""
+    if plan.resident_layers is None:
+        return {"": plan.device}
+    home = "cpu" if plan.offload == "host" else "disk"
+    layers = {
+        f"model.layers.{index}": plan.device if index < plan.resident_layers else home
+        for index in range(plan.model.architecture.layers)
+    }
+    rest = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    return {**dict.fromkeys(rest, plan.device), **layers}
+
+
+@contextmanager
+def _loading_reported(progress: ProgressSink) -> Iterator[None]:
+    """Send transformers' own progress bars to `progress`, and its notes nowhere."""
+
+    def bar(_factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> "_Bar":
+        return _Bar(progress, *args, **kwargs)
+
+    verbosity = transformers_logging.get_verbosity()
+    before = transformers_logging.set_tqdm_hook(bar)
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_tqdm_hook(before)
+        transformers_logging.set_verbosity(verbosity)
+
+
+class _Bar(transformers_logging.EmptyTqdm):
+    """What of tqdm transformers uses while it loads."""
+
+    def __init__(
+        self, progress: ProgressSink, iterable: Any = None, total: int | None = None, **_: Any
+    ) -> None:
+        super().__init__(iterable)
+        self._progress = progress
+        self._total = (
+            total if total is not None else (len(iterable) if hasattr(iterable, "__len__") else None)
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        for done, item in enumerate(self._iterator):
+            self._progress(LoadProgress("loading", done, self._total, unit="tensors"))
+            yield item
+
+
+def _unloadable(what: str, folder: Path, error: Exception) -> NotFoundError:
+    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return NotFoundError(
+        f"The {what} in {folder} cannot be loaded: {first_line}",
+        "Check the folder, or download the model again; -v shows the whole error.",
+    )

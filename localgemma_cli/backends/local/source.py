@@ -1,0 +1,80 @@
+"""What `--model` names: facts for the planner first, a folder of weights once they are wanted."""
+
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from localgemma_cli.errors import NotFoundError
+from localgemma_cli.events import ProgressSink
+from localgemma_cli.planning.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's facts, and its folder where that is known without asking the hub."""
+
+    facts: ModelFacts
+    folder: Path | None
+    revision: str | None
+    offline: bool
+
+
+def resolve(model: str, *, revision: str | None, offline: bool) -> Source:
+    """Raises NotFoundError, with the nearest name, where `model` is nothing that could be loaded."""
+    facts = lookup(model)
+    if facts is not None:
+        folder = Path(str(files("localgemma_cli.demo") / "model")) if facts.bundled else None
+        return Source(facts, folder, revision, offline)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return Source(facts_from_config(_local_config(path), name=model, id=model), path, revision, offline)
+    if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
+        from localgemma_cli.backends.local.hub import read_config  # only a hub id needs the hub's client
+
+        config = read_config(model, revision=revision, offline=offline)
+        return Source(facts_from_config(config, name=model, id=model), None, revision, offline)
+    close = difflib.get_close_matches(model, MODEL_NAMES, n=1, cutoff=0.3)
+    raise NotFoundError(
+        f"There is no model {model!r}: not a known name, not a folder, not a hub id.",
+        f"Did you mean {close[0]}?"
+        if close
+        else f"Known names: {', '.join(MODEL_NAMES)}; or ORGANISATION/NAME.",
+    )
+
+
+def fetch(source: Source, progress: ProgressSink) -> Path:
+    """The folder with the weights; downloads them where they are not on disk."""
+    if source.folder is not None:
+        return source.folder
+    from localgemma_cli.backends.local import hub
+
+    return hub.fetch(
+        source.facts.id,
+        revision=source.revision,
+        offline=source.offline,
+        gated=source.facts.gated or None,
+        progress=progress,
+    )
+
+
+def _local_config(folder: Path) -> dict[str, object]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFoundError(
+            f"{folder} holds no config.json, so it is not a model.",
+            "Give the folder that the weights are in.",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise NotFoundError(
+            f"{folder}/config.json cannot be read: {error}", "Download the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise NotFoundError(f"{folder}/config.json is not a model's config.", "Download the model again.")
+    return config

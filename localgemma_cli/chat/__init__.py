@@ -1,0 +1,1 @@
+"""Turns: one answer, or the interactive loop."""

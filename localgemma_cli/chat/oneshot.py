@@ -1,0 +1,19 @@
+"""One answer, then exit."""
+
+from threading import Event as Cancel
+
+from localgemma_cli.backends.base import Backend
+from localgemma_cli.chat.interrupt import cancelling
+from localgemma_cli.chat.turn import Settings, run_turn
+from localgemma_cli.conversation import Conversation
+from localgemma_cli.errors import ExitCode
+from localgemma_cli.render.base import Renderer
+
+
+def answer_once(
+    backend: Backend, system: str | None, prompt: str, settings: Settings, renderer: Renderer
+) -> ExitCode:
+    cancel = Cancel()
+    with cancelling(cancel, second_raises=True):
+        _, answer = run_turn(backend, Conversation(system), prompt, settings, renderer, cancel)
+    return ExitCode.INTERRUPTED if answer.finished.finish_reason == "interrupted" else ExitCode.OK

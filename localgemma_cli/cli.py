@@ -1,0 +1,164 @@
+"""The Typer app, and `main`: the only place where errors become messages and exit codes."""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from localgemma_cli.commands.chat import chat
+from localgemma_cli.commands.models import models
+from localgemma_cli.commands.plan import plan
+from localgemma_cli.commands.prompt import prompt
+from localgemma_cli.config import read_config
+from localgemma_cli.environment import Streams, config_folder, standard_streams
+from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError
+from localgemma_cli.render.json import error_object, write_line
+from localgemma_cli.render.sanitize import one_line
+
+CHAT = "<chat>"  # the command that needs no name
+_COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
+_EPILOG = """[bold]Examples[/]
+
+localgemma --model 9b --preset speed
+localgemma -m demo "What can you do?"
+git diff | localgemma "Write a commit message for this:"
+echo "Name three rivers." | localgemma --json - | jq -r .response
+
+[bold]Other commands[/]
+
+localgemma plan     what would run here, and whether it fits
+localgemma models   the models known by name
+localgemma prompt   the exact text and ids a model would be given
+
+A prompt that begins with one of these words goes after --. Every option
+has a variable LOCALGEMMA_… and a key in config.toml."""
+
+
+class _ChatByDefault(TyperGroup):
+    """A first word that names no command belongs to the chat."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = (*self.commands, "--install-completion", "--show-completion")
+        return super().parse_args(ctx, args if args and args[0] in known else [CHAT, *args])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return "" if name == CHAT else name, command, rest  # the name as help shows it
+
+
+app = typer.Typer(cls=_ChatByDefault, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.command(CHAT, epilog=_EPILOG)(chat)
+app.command("plan")(plan)
+app.add_typer(models, name="models")
+app.command("prompt")(prompt)
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How the errors of this run are told."""
+
+    json: bool
+    verbose: bool
+
+
+def main() -> None:
+    streams = standard_streams()
+    code = run(sys.argv[1:], streams)
+    sys.exit(_close(streams, code))
+
+
+def run(words: Sequence[str], streams: Streams) -> int:
+    """The exit code of `localgemma WORDS`; errors are told on stderr."""
+    manners = _manners(words, os.environ)
+    try:
+        return _dispatch(words)
+    except typer.Exit as done:
+        return done.exit_code
+    except BrokenPipeError:  # the reader has what it wanted
+        return ExitCode.OK
+    except KeyboardInterrupt:
+        return _tell(InterruptedAnswer("Interrupted.", "Run it again when you like."), manners, streams)
+    except LocalGemmaError as error:
+        return _tell(error, manners, streams)
+    except TyperException as error:
+        message = one_line(error.format_message())
+        return _tell(UsageError(message, "localgemma --help shows what there is."), manners, streams)
+    except Exception as error:  # the boundary: whatever else happens is told in the same way
+        return _tell(_unexpected(error), manners, streams)
+
+
+def _dispatch(words: Sequence[str]) -> int:
+    command: Any = typer.main.get_command(app)
+    if _COMPLETION in os.environ:
+        command.main(prog_name="localgemma")
+    names = {parameter.name for parameter in command.commands[CHAT].params} - {"prompt", "version"}
+    defaults = read_config(config_folder() / "config.toml", names)
+    maps = {"": defaults, "plan": defaults, "prompt": defaults}
+    with command.make_context("localgemma", _modern(words), default_map=maps) as context:
+        return int(command.invoke(context) or 0)
+
+
+def _modern(words: Sequence[str]) -> list[str]:
+    """The older local-gemma's spellings, `--max_new_tokens` and `--silent`, as they are now."""
+    end = words.index("--") if "--" in words else len(words)
+    options = [_modern_word(word) if word.startswith("--") else word for word in words[:end]]
+    return [*options, *words[end:]]
+
+
+def _modern_word(word: str) -> str:
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    return ("--quiet" if name == "--silent" else name) + equals + value
+
+
+def _manners(words: Sequence[str], environ: Mapping[str, str]) -> Manners:
+    """From the words alone, because an error may come before they are parsed."""
+    options = words[: words.index("--")] if "--" in words else words
+    json = bool({"--json", "--jsonl"} & set(options)) or any(
+        environ.get(name, "").lower() in ("1", "true", "yes", "on")
+        for name in ("LOCALGEMMA_JSON", "LOCALGEMMA_JSONL")
+    )
+    return Manners(json, bool({"--verbose", "-v"} & set(options)))
+
+
+def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
+    if manners.verbose:
+        traceback.print_exception(error, file=streams.stderr)
+    if manners.json:
+        write_line(streams.stderr, error_object(error))
+    else:
+        streams.stderr.write(f"localgemma: {error.message}\n  {error.hint}\n")
+    return error.exit_code
+
+
+def _unexpected(error: Exception) -> LocalGemmaError:
+    what = one_line(str(error)) or type(error).__name__
+    wrapped = LocalGemmaError(f"Something unforeseen went wrong: {what}", "Run it with -v to see where.")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+def _close(streams: Streams, code: int) -> int:
+    """Flush what is left; a closed pipe is no failure, a full disk is one."""
+    try:
+        streams.stdout.flush()
+    except BrokenPipeError:
+        _discard(streams)
+    except OSError as error:
+        _discard(streams)
+        streams.stderr.write(
+            f"localgemma: The answer could not be written: {error.strerror}.\n  Free some space.\n"
+        )
+        return code or ExitCode.FAILURE
+    return code
+
+
+def _discard(streams: Streams) -> None:
+    """Point stdout nowhere, so that Python's own flush at exit has nothing to complain about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), streams.stdout.fileno())

@@ -1,0 +1,77 @@
+"""`localgemma plan`: what would run here, and whether it fits, before any download."""
+
+from typing import Annotated
+
+import typer
+
+from localgemma_cli import options
+from localgemma_cli.commands.planned import Choice, planned
+from localgemma_cli.environment import standard_streams
+from localgemma_cli.planning.hardware import parse_size, what_if
+from localgemma_cli.planning.plan import plan_all
+from localgemma_cli.planning.presets import load_presets
+from localgemma_cli.render.json import write_line
+
+
+def plan(
+    model: options.Model = None,
+    preset: options.Preset = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every model with every preset, as a table.")] = False,
+    revision: options.Revision = None,
+    offline: options.Offline = False,
+    context: options.Context = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    quantization: options.Quantization = None,
+    attention: options.Attention = None,
+    compile: options.Compile = None,
+    device_memory: options.DeviceMemory = None,
+    host_memory: options.HostMemory = None,
+    json: options.Json = False,
+) -> None:
+    """Show what would run on this machine, or on the one that the flags describe, and whether it fits.
+
+    Example: localgemma plan --all --device cuda --device-memory 24GiB
+    """
+    choice = Choice(
+        model=model,
+        preset=preset,
+        revision=revision,
+        offline=offline,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        attention=attention,
+        compile=compile,
+        context=context,
+        device_memory=device_memory,
+        host_memory=host_memory,
+    )
+    hardware = what_if(device, _size(device_memory), _size(host_memory))
+    stdout = standard_streams().stdout
+    if all_:
+        plans = plan_all(hardware, choice.overrides(), load_presets())
+        if json:
+            write_line(stdout, {"plans": [each.to_dict() for each in plans]})
+        else:
+            from localgemma_cli.render.plan import plans_table
+
+            _show(plans_table(plans))
+        return
+    _, one = planned(choice, hardware)
+    if json:
+        write_line(stdout, one.to_dict())
+    else:
+        from localgemma_cli.render.plan import plan_text
+
+        _show(plan_text(one))
+
+
+def _size(text: str | None) -> int | None:
+    return parse_size(text) if text else None
+
+
+def _show(renderable: object) -> None:
+    from rich.console import Console
+
+    Console(file=standard_streams().stdout, highlight=False).print(renderable)

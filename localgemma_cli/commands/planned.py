@@ -1,0 +1,53 @@
+"""From the options of a command to a source and its plan."""
+
+from dataclasses import dataclass
+
+from localgemma_cli.backends.local.source import Source, resolve
+from localgemma_cli.planning.hardware import Hardware, parse_size, probe
+from localgemma_cli.planning.plan import LoadPlan, Overrides, default_model, make_plan
+from localgemma_cli.planning.presets import load_presets
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the user said about the model and how it runs; None where nothing was said."""
+
+    model: str | None = None
+    preset: str | None = None
+    revision: str | None = None
+    offline: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
+    attention: str | None = None
+    compile: bool | None = None
+    context: int | None = None
+    device_memory: str | None = None
+    host_memory: str | None = None
+
+    def overrides(self) -> Overrides:
+        return Overrides(
+            dtype=self.dtype,
+            quantization=self.quantization,
+            attention=self.attention,
+            compile=self.compile,
+            context=self.context,
+            device=self.device,
+            device_memory=parse_size(self.device_memory) if self.device_memory else None,
+            host_memory=parse_size(self.host_memory) if self.host_memory else None,
+        )
+
+
+def source_of(choice: Choice, hardware: Hardware) -> Source:
+    """The model that was asked for, else the larger default that fits."""
+    if choice.model is not None:
+        return resolve(choice.model, revision=choice.revision, offline=choice.offline)
+    facts = default_model(hardware, choice.overrides(), load_presets())
+    return Source(facts, None, choice.revision, choice.offline)
+
+
+def planned(choice: Choice, hardware: Hardware | None = None) -> tuple[Source, LoadPlan]:
+    """For this machine, or for the `hardware` that a what-if describes."""
+    hardware = hardware or probe(choice.device)
+    source = source_of(choice, hardware)
+    return source, make_plan(source.facts, choice.preset, hardware, choice.overrides(), load_presets())

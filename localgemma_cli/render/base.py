@@ -1,0 +1,25 @@
+"""What every writer of answers can do."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from localgemma_cli.events import Finished
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer, and how many old turns had to go to make room for it."""
+
+    text: str
+    finished: Finished
+    dropped_turns: int = 0
+
+
+class Renderer(Protocol):
+    def delta(self, text: str) -> None: ...
+
+    def finish(self, answer: Answer) -> None: ...
+
+    def abort(self) -> None:
+        """An error ends the answer: leave the stream in order."""
+        ...

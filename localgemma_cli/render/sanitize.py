@@ -1,0 +1,21 @@
+"""Model text, made unable to drive a terminal: what would is shown as a visible symbol."""
+
+_CONTROL_PICTURES = 0x2400  # U+2400.. are pictures of U+0000..U+001F; U+2421 is that of U+007F
+_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+
+_VISIBLE = {
+    **{code: chr(_CONTROL_PICTURES + code) for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: "\u2421",
+    **{code: f"<{code:02X}>" for code in range(0x80, 0xA0)},
+    **{code: f"<U+{code:04X}>" for code in (*_BIDI, 0x2028, 0x2029)},
+}
+
+
+def visible(text: str) -> str:
+    """`text` without C0 (but tab and newline), DEL, C1, and bidirectional controls: each becomes a symbol."""
+    return text.translate(_VISIBLE)
+
+
+def one_line(text: str) -> str:
+    """For messages that quote others: visible, and on one line."""
+    return visible(" ".join(text.split()))

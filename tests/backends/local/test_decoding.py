@@ -1,0 +1,203 @@
+"""Greedy tokens with the kept KV cache against transformers' own `generate` on the whole history, fp32."""
+
+from collections.abc import Iterator
+from threading import Event as Cancel
+
+import pytest
+import torch
+from localgemma_cli.backends.local import decoding
+from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
+from localgemma_cli.backends.local.kvcache import KVCache
+from localgemma_cli.sampling import Sampling
+from support.models import demo_fp32, demo_tokenizer
+from transformers import DynamicCache
+
+GREEDY = Sampling(temperature=0)
+CONTEXT = 1024
+
+
+def reference(history: list[int], count: int) -> list[int]:
+    """transformers' greedy continuation of exactly `count` tokens, from scratch."""
+    ids = torch.tensor([history])
+    output = demo_fp32().generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=count,
+        min_new_tokens=count,
+        eos_token_id=None,
+    )
+    return output[0, len(history) :].tolist()
+
+
+def ours(kv: KVCache, history: list[int], count: int, mode: str = "none") -> tuple[list[int], int]:
+    """Our greedy continuation, and how many tokens of the history were in the cache."""
+    model = demo_fp32()
+    cached = kv.reuse(history)
+    tokens = generate(
+        model, make_step(model, mode), kv, history, make_sampler(GREEDY, model.device), frozenset(), count, Cancel()
+    )
+    return list(tokens), cached
+
+
+def questions() -> Iterator[list[int]]:
+    """Eight turns of ids that together cross the bundled model's sliding window several times."""
+    tokenizer = demo_tokenizer()
+    texts = [
+        "Hello! My name is Ada and I like long questions, so here is one about presets and memory and pipes.",
+        "What does the memory preset do, and what does it give up for that?",
+        "x " * 150,
+        "And exact?",
+        "How do I get JSON out of it in a script?",
+        "What is my name?",
+        "<0x41> Which of the presets is the smallest one, and on what does it run?",
+        "Thanks.",
+    ]
+    return (tokenizer.encode(f"\n{text}\n", add_special_tokens=False) for text in texts)
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding", "static"])
+def test_kept_cache_gives_the_tokens_of_a_fresh_prefill(kind: str) -> None:
+    assert demo_fp32().config.sliding_window < 200
+    kv = KVCache(demo_fp32().config, kind, CONTEXT)
+    history = [demo_tokenizer().bos_token_id]
+    for turn, question in enumerate(questions()):
+        before = len(history)
+        history += question
+        answer, cached = ours(kv, history, 20)
+        assert answer == reference(history, 20), f"turn {turn}"
+        assert cached == (before - 1 if turn else 0)  # all that stood, but for the one token never fed
+        history += answer
+    assert len(history) > 3 * demo_fp32().config.sliding_window
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("full", 300), ("static", 300), ("sliding", 0)])
+def test_roll_back_past_the_sliding_window_is_exact(kind: str, kept: int) -> None:
+    """The sliding kind has thrown away what it would need, so it reads everything again."""
+    generator = torch.Generator().manual_seed(3)
+    history = torch.randint(108, 1000, (600,), generator=generator).tolist()
+    kv = KVCache(demo_fp32().config, kind, CONTEXT)
+    ours(kv, history, 4)
+    edited = history[:300] + [token + 1 for token in history[300:420]]
+    answer, cached = ours(kv, edited, 24)
+    assert cached == kept
+    assert answer == reference(edited, 24)
+
+
+def test_compiled_steps_give_the_same_tokens() -> None:
+    kv = KVCache(demo_fp32().config, "static", 256)
+    history = demo_tokenizer().encode("What can you do?")
+    first, _ = ours(kv, history, 12, mode="default")
+    assert first == reference(history, 12)
+
+
+def test_a_long_prompt_is_prefilled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    plain = decoding.forward
+
+    def recorded(model: object, tokens: torch.Tensor, cache: object) -> torch.Tensor:
+        sizes.append(tokens.shape[1])
+        return plain(model, tokens, cache)
+
+    monkeypatch.setattr(decoding, "forward", recorded)
+    history = torch.randint(108, 1000, (900,), generator=torch.Generator().manual_seed(5)).tolist()
+    answer, _ = ours(KVCache(demo_fp32().config, "full", CONTEXT), history, 3)
+    assert sizes == [512, 388, 1, 1]
+    assert answer == reference(history, 3)
+
+
+def test_cancel_stops_between_tokens_and_the_cache_stays_right() -> None:
+    model, cancel = demo_fp32(), Cancel()
+    kv = KVCache(model.config, "full", CONTEXT)
+    history = demo_tokenizer().encode("What is the memory preset?")
+    taken = []
+    for token in generate(
+        model, make_step(model, "none"), kv, history, make_sampler(GREEDY, model.device), frozenset(), 50, cancel
+    ):
+        taken.append(token)
+        if len(taken) == 7:
+            cancel.set()
+    assert taken == reference(history, 7)
+    answer, _ = ours(kv, history + taken, 9)
+    assert answer == reference(history + taken, 9)
+
+
+def test_cancel_before_the_prefill_gives_nothing() -> None:
+    model, cancel = demo_fp32(), Cancel()
+    cancel.set()
+    kv = KVCache(model.config, "full", CONTEXT)
+    sampler = make_sampler(GREEDY, model.device)
+    assert list(generate(model, make_step(model, "none"), kv, [2, 5], sampler, frozenset(), 5, cancel)) == []
+    assert kv.tokens == []
+
+
+def test_a_forward_that_fails_half_way_empties_the_cache() -> None:
+    kv = KVCache(demo_fp32().config, "full", CONTEXT)
+    history = demo_tokenizer().encode("What is the memory preset?")
+    ours(kv, history, 5)
+    with pytest.raises(KeyboardInterrupt), kv.appending([5]) as cache:
+        cache.layers[0].length += 1  # as after an interrupt in the first layer
+        raise KeyboardInterrupt
+    assert kv.tokens == []
+    answer, cached = ours(kv, history, 5)
+    assert (answer, cached) == (reference(history, 5), 0)
+
+
+def logits_case() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    return torch.tensor([[5, 6, 7]]), torch.randn(1, 50, generator=generator) * 3
+
+
+def test_a_seed_repeats_itself_and_seeds_differ() -> None:
+    ids, logits = logits_case()
+
+    def draw(seed: int) -> list[int]:
+        sampler = make_sampler(Sampling(temperature=1.5, seed=seed), torch.device("cpu"))
+        return [sampler(ids, logits) for _ in range(20)]
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "most"),
+    [
+        (Sampling(temperature=2.0, top_k=3), 3),
+        (Sampling(temperature=2.0, top_p=0.01), 1),
+        (Sampling(temperature=2.0, min_p=1.0), 1),
+    ],
+    ids=["top-k", "top-p", "min-p"],
+)
+def test_filters_keep_only_the_likeliest(sampling: Sampling, most: int) -> None:
+    ids, logits = logits_case()
+    sampler = make_sampler(sampling, torch.device("cpu"))
+    allowed = set(logits[0].topk(most).indices.tolist())
+    assert {sampler(ids, logits) for _ in range(200)} == allowed
+
+
+def test_repetition_penalty_turns_from_what_was_said() -> None:
+    _, logits = logits_case()
+    likeliest = int(logits.argmax())
+    sampler = make_sampler(Sampling(temperature=0, repetition_penalty=50.0), torch.device("cpu"))
+    assert sampler(torch.tensor([[likeliest]]), logits.clone()) != likeliest
+
+
+def test_sampled_frequencies_follow_the_temperature() -> None:
+    logits = torch.log(torch.tensor([[0.7, 0.2, 0.1]]))
+    sampler = make_sampler(Sampling(temperature=0.5, seed=0), torch.device("cpu"))
+    draws = [sampler(torch.tensor([[0]]), logits) for _ in range(4000)]
+    expected = torch.softmax(logits[0] / 0.5, dim=-1)
+    for token in range(3):
+        assert abs(draws.count(token) / 4000 - expected[token].item()) < 0.03
+
+
+def test_our_cache_layers_agree_with_transformers_own_on_logits() -> None:
+    """Not only the winning token: the whole distribution, past the window."""
+    model = demo_fp32()
+    ids = torch.randint(108, 1000, (1, 300), generator=torch.Generator().manual_seed(9))
+    kv = KVCache(model.config, "full", CONTEXT)
+    with torch.inference_mode():
+        logits = decoding.prefill(model, kv, ids[0].tolist(), torch.device("cpu"), Cancel())
+        expected = model(ids, past_key_values=DynamicCache(config=model.config)).logits[:, -1]
+    assert logits is not None
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)

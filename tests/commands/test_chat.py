@@ -1,0 +1,227 @@
+"""The program as scripts see it: stdin, stdout, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+from support.program import COMMAND, Program
+
+SCHEMAS = {
+    name: json.loads((files("localgemma_cli") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8"))
+    for name in ("answer", "plan", "error")
+}
+REGISTRY = Registry().with_resources([(schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()])
+
+
+def validate(value: object, schema: str) -> None:
+    Draft202012Validator(SCHEMAS[schema], registry=REGISTRY).validate(value)
+
+
+def prompt_of(program: Program, *words: str, stdin: str | None = None) -> str:
+    """The user text as the model would be given it."""
+    done = program("prompt", "-m", "demo", "--json", *words, stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["text"].split("user\n", 1)[1].split("<end_of_turn>")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "expected"),
+    [
+        (["Hello", "there"], None, "Hello there"),
+        (["-"], "from a pipe\n", "from a pipe"),
+        ([], "from a pipe\n", "from a pipe"),
+        (["Summarise:"], "line one\nline two\n", "Summarise:\n\nline one\nline two"),
+        (["Hello"], "  \n", "Hello"),
+        ([], "\ufeffwith a byte order mark", "with a byte order mark"),
+        (["--", "plan", "my", "week"], None, "plan my week"),
+    ],
+)
+def test_where_the_prompt_comes_from(
+    program: Program, words: list[str], stdin: str | None, expected: str
+) -> None:
+    assert prompt_of(program, *words, stdin=stdin) == expected
+
+
+def test_an_answer_in_a_pipe_has_no_escapes_and_ends_in_one_newline(program: Program) -> None:
+    done = program("-m", "demo", "-", stdin="What is the memory preset?\n")
+    assert done.returncode == 0
+    assert "4-bit" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+    assert done.stdout.endswith("\n")
+    assert not done.stdout.endswith("\n\n")
+    assert done.stderr == ""
+
+
+def test_json_is_one_object_that_the_schema_describes(program: Program) -> None:
+    done = program("-m", "demo", "--json", "--seed", "1", "What is the memory preset?")
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    validate(answer, "answer")
+    assert done.stdout.count("\n") == 1
+    assert answer["finish_reason"] == "stop"
+    assert answer["plan"]["model"]["name"] == "demo"
+    assert answer["usage"]["prompt_tokens"] > 5
+    assert answer["usage"]["completion_tokens"] > 5
+    assert answer["timing"]["total_seconds"] > 0
+
+
+def test_jsonl_streams_what_json_says(program: Program) -> None:
+    done = program("-m", "demo", "--jsonl", "--temperature", "0", "What is the memory preset?")
+    start, *deltas, end = map(json.loads, done.stdout.splitlines())
+    assert start["event"] == "start"
+    assert {event["event"] for event in deltas} == {"delta"}
+    assert len(deltas) > 3
+    assert "".join(event["text"] for event in deltas) == end["response"]
+    assert end.pop("event") == "end"
+    validate(end, "answer")
+
+
+def test_a_closed_pipe_ends_quietly(program: Program) -> None:
+    shell = f"set -o pipefail; {' '.join(COMMAND)} -m demo 'What is the memory preset?' | head -c 5"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=program.folder, env=program.env, timeout=240
+    )
+    assert len(done.stdout) == 5
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
+def test_a_full_disk_is_told(program: Program) -> None:
+    shell = f"{' '.join(COMMAND)} -m demo Hello > /dev/full"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=program.folder, env=program.env, timeout=240
+    )
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def gemma_config(folder: Path, **more: object) -> str:
+    folder.mkdir()
+    config = {"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], **more}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+USAGE = {
+    "empty prompt": ([""], ""),
+    "only spaces": (["   "], ""),
+    "no option": (["--nonsense", "hi"], ""),
+    "no number": (["--temperature", "warm", "hi"], ""),
+    "out of range": (["--temperature", "-1", "hi"], ""),
+    "not a number": (["--temperature", "nan", "hi"], ""),
+    "top-p": (["--top-p", "1.5", "hi"], ""),
+    "two forms": (["--json", "--jsonl", "hi"], ""),
+    "27b in fp16": (["-m", "27b", "--dtype", "float16", "hi"], ""),
+    "unknown preset": (["-m", "demo", "--preset", "fast", "hi"], ""),
+    "two system texts": (["-m", "demo", "-s", "a", "--system-file", "b", "hi"], ""),
+    "binary": (["-m", "demo", "-"], b"\x7fELF\0\1"),
+    "half a character": (["-m", "demo", "-"], "ü".encode()[:1]),
+    "too long a context": (["-m", "demo", "--context", "999999", "hi"], ""),
+    "chat in json": (["-m", "demo", "--json", "-i", "hi"], ""),
+}
+
+
+@pytest.mark.parametrize("case", USAGE.values(), ids=USAGE.keys())
+def test_bad_usage_is_exit_2_with_a_reason_and_a_hint(program: Program, case: tuple) -> None:
+    words, stdin = case
+    done = program(*words, stdin=stdin)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first.startswith("localgemma: ")
+    assert second.startswith("  ")
+
+
+def test_a_huge_prompt_is_refused_at_once(program: Program) -> None:
+    shell = f"{' '.join(COMMAND)} -m demo - < /dev/zero"
+    done = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, cwd=program.folder, env=program.env, timeout=60
+    )
+    assert done.returncode == 2
+    assert "MiB" in done.stderr
+
+
+def test_exit_3_no_access(program: Program) -> None:
+    from support.hub_server import HubServer
+
+    del HubServer  # provoked against the loopback hub in tests/commands/test_hub.py
+
+
+def test_exit_4_not_found(program: Program) -> None:
+    done = program("-m", "nonsense", "hi")
+    assert done.returncode == 4
+    assert "nonsense" in done.stderr
+    done = program("-m", "demo", "--system-file", "missing.txt", "hi")
+    assert done.returncode == 4
+    done = program("-m", gemma_config(program.folder / "other", model_type="llama"), "hi")
+    assert done.returncode == 4
+    done = program("-m", "9b", "--offline", "--device-memory", "64GiB", "hi")
+    assert done.returncode in (4, 5)  # 5 where this machine has too little memory
+
+
+def test_exit_5_does_not_fit(program: Program) -> None:
+    done = program("-m", "27b", "--preset", "exact", "--host-memory", "8GiB", "hi")
+    assert done.returncode == 5
+    assert "8.6 GB" in done.stderr or "free" in done.stderr
+
+
+def test_exit_6_context(program: Program) -> None:
+    done = program("-m", "demo", "-", stdin="word " * 3000)
+    assert done.returncode == 6
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("form", ["plain", "--json"])
+def test_exit_130_prints_and_marks_the_partial_answer(program: Program, form: str) -> None:
+    flags = [] if form == "plain" else [form]
+    process = subprocess.Popen(
+        [*COMMAND, "-m", "demo", "--jsonl" if form == "--json" else "-q", "--mode", "creative", "--seed", "3", "Hello"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=program.folder,
+        env=program.env,
+    )
+    del flags
+    assert process.stdout is not None
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=60)
+    del errors
+    if process.returncode == 0:
+        pytest.skip("the answer was finished before the signal came")
+    assert process.returncode == 130
+    if form == "--json":
+        end = json.loads((first + rest).splitlines()[-1])
+        assert end["finish_reason"] == "interrupted"
+    else:
+        assert (first + rest).endswith("\n")
+
+
+def test_interrupted_while_loading_is_exit_130(program: Program) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "-m", "demo", "--json", "Hello"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=program.folder,
+        env=program.env,
+    )
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    validate(json.loads(errors), "error")
+    assert "Traceback" not in errors

@@ -1,0 +1,82 @@
+"""A person at an 80x24 terminal: a real pseudo-terminal, its bytes read by a terminal emulator."""
+
+import re
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+import pexpect
+import pyte
+
+from support.program import COMMAND, Program
+
+
+class Terminal:
+    """Runs `localgemma WORDS`; answers the cursor position request as a real terminal does."""
+
+    def __init__(self, program: Program, words: Sequence[str], rows: int = 24, columns: int = 80) -> None:
+        self.screen = pyte.HistoryScreen(columns, rows, history=20_000, ratio=0.5)
+        self._stream = pyte.ByteStream(self.screen)
+        self.raw = b""
+        env = {**program.env, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows)}
+        self.child = pexpect.spawn(
+            COMMAND[0], [*COMMAND[1:], *words], env=env, dimensions=(rows, columns), cwd=program.folder, timeout=5
+        )
+        self.child.delaybeforesend = None
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.child.close(force=True)
+
+    def type(self, text: str) -> None:
+        self.child.send(text)
+
+    def read(self, seconds: float = 0.05) -> bool:
+        """Take in what came; False once the program has closed the terminal."""
+        try:
+            data = self.child.read_nonblocking(65536, timeout=seconds)
+        except pexpect.TIMEOUT:
+            return True
+        except pexpect.EOF:
+            return False
+        self.raw += data
+        self._stream.feed(data)
+        for _ in range(data.count(b"\x1b[6n")):
+            self.child.send(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
+        return True
+
+    @property
+    def text(self) -> str:
+        """Everything on the screen and scrolled off it, trailing blanks left out."""
+        above = ["".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top]
+        return "\n".join(line.rstrip() for line in [*above, *self.screen.display])
+
+    def wait(self, pattern: str, seconds: float = 60, *, count: int = 1) -> str:
+        """The terminal's text once `pattern` is in it `count` times."""
+        deadline = time.monotonic() + seconds
+        while len(re.findall(pattern, self.text)) < count:
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no {pattern!r} ({count}x) after {seconds} s in:\n{self.text}")
+            if not self.read():
+                raise AssertionError(f"the program ended without {pattern!r}:\n{self.text}")
+        return self.text
+
+    def wait_for_prompt(self, seconds: float = 60) -> None:
+        """Until the cursor stands behind an empty prompt."""
+        deadline = time.monotonic() + seconds
+        while self.screen.display[self.screen.cursor.y].rstrip() != ">" or self.screen.cursor.x != 2:
+            assert time.monotonic() < deadline, f"no prompt in:\n{self.text}"
+            assert self.read(), f"the program ended:\n{self.text}"
+
+    def wait_for_end(self, seconds: float = 20) -> int | None:
+        """The exit status."""
+        deadline = time.monotonic() + seconds
+        while self.read(0.1):
+            assert time.monotonic() < deadline, f"still running:\n{self.text}"
+        self.child.close()
+        status: int | None = self.child.exitstatus
+        return status

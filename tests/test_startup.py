@@ -1,0 +1,44 @@
+"""Start-up is a feature: what is imported for what, and how long `--help` takes."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from support.program import Program
+
+HEAVY = ("torch", "transformers", "prompt_toolkit", "accelerate", "bitsandbytes", "huggingface_hub")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"], ["plan", "--model", "9b"], ["plan", "--all", "--json"], ["plan", "--help"]],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy(program: Program, words: list[str]) -> None:
+    probe = (
+        "import sys; from localgemma_cli.cli import run; from localgemma_cli.environment import standard_streams\n"
+        f"code = run({words!r}, standard_streams())\n"
+        f"print('LOADED', sorted(set({HEAVY!r}) & set(sys.modules)), code, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, env=program.env, check=True, timeout=60
+    )
+    assert done.stdout
+    assert "LOADED [] 0" in done.stderr
+
+
+def seconds(program: Program, *command: str) -> float:
+    """The best of five: other load on the machine only ever adds."""
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *command], env=program.env, check=True, capture_output=True)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def test_help_is_within_four_times_of_importing_typer_and_rich(program: Program) -> None:
+    program = program.with_environment(PYTHONDONTWRITEBYTECODE="")
+    floor = seconds(program, "-c", "import typer, rich.console")
+    assert seconds(program, "-m", "localgemma_cli", "--help") <= 4 * floor
