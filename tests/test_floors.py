@@ -3,8 +3,9 @@
 import ast
 from pathlib import Path
 
-import localgemma_cli
 import pytest
+
+import localgemma_cli
 
 PACKAGE = Path(localgemma_cli.__file__).parent
 FLOORS = {

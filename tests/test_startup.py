@@ -17,7 +17,8 @@ HEAVY = ("torch", "transformers", "prompt_toolkit", "accelerate", "bitsandbytes"
 )
 def test_light_commands_import_nothing_heavy(program: Program, words: list[str]) -> None:
     probe = (
-        "import sys; from localgemma_cli.cli import run; from localgemma_cli.environment import standard_streams\n"
+        "import sys; from localgemma_cli.cli import run\n"
+        "from localgemma_cli.environment import standard_streams\n"
         f"code = run({words!r}, standard_streams())\n"
         f"print('LOADED', sorted(set({HEAVY!r}) & set(sys.modules)), code, file=sys.stderr)"
     )

@@ -9,7 +9,9 @@ from typing import TextIO
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.input import create_input
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.input.vt100_parser import Vt100Parser
+from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
 from prompt_toolkit.output import create_output
 
 from localgemma_cli.backends.base import Backend
@@ -62,7 +64,8 @@ class Repl:
 
     def run(self, first: str | None) -> None:
         """Chat until the user leaves; raises what loading raised."""
-        with unechoed(self._keyboard):
+        with unechoed(self._keyboard) as typed:
+            store_typeahead(self._session.input, _key_presses(typed))
             draft = self._ask(first) if first else ""
             while not self._left:
                 try:
@@ -81,9 +84,7 @@ class Repl:
                 self._command(name, argument)
             case slash.Unknown(name, nearest):
                 hint = f"Did you mean {nearest}?" if nearest else "/help lists the commands."
-                self._chat.say(
-                    f"There is no command {visible(name)}. {hint} (// sends a text that begins with /)"
-                )
+                self._chat.say(f"There is no command {visible(name)}. {hint} As a text: /{visible(name)}")
         return ""
 
     def _command(self, name: str, argument: str) -> None:
@@ -166,6 +167,12 @@ class Repl:
         used = usage.prompt_tokens + usage.completion_tokens
         context = self._load.result().context_length
         return f" {self._chat.label} · {used}/{context} tokens · {timing.decode_tokens_per_second:.1f} tok/s"
+
+
+def _key_presses(typed: str) -> list[KeyPress]:
+    presses: list[KeyPress] = []
+    Vt100Parser(presses.append).feed_and_flush(typed)
+    return presses
 
 
 def _key_bindings() -> KeyBindings:

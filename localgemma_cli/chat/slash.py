@@ -59,7 +59,8 @@ def help_text() -> str:
     width = max(map(len, COMMANDS))
     commands = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
     keys = [
-        "  Enter sends, Alt-Enter starts a new line, // sends a text that begins with a slash",
-        "  Ctrl-C stops an answer or clears the line, Ctrl-D leaves",
+        "  Enter sends, Alt-Enter starts a new line.",
+        "  Ctrl-C stops an answer or clears the line, Ctrl-D leaves.",
+        "  //text sends a text that begins with a slash.",
     ]
     return "\n".join(["Commands:", *commands, "Keys:", *keys])

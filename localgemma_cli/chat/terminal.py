@@ -1,5 +1,6 @@
 """The terminal's input mode around the chat."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +8,16 @@ from typing import TextIO
 
 
 @contextmanager
-def unechoed(stdin: TextIO) -> Iterator[None]:
+def unechoed(stdin: TextIO) -> Iterator[str]:
     """Keep what is typed while no prompt is up: unechoed, Enter as Enter, for the next prompt to read.
 
     In the terminal's line mode it would be printed into the answer, and Enter would arrive as Ctrl-J.
+    Yields what was typed in that mode, before this program could change it, with its Enters mended.
     """
-    if sys.platform == "win32" or not stdin.isatty():
-        yield
+    if sys.platform == "win32":
+        yield ""
         return
+    import select
     import termios
 
     descriptor = stdin.fileno()
@@ -23,7 +26,10 @@ def unechoed(stdin: TextIO) -> Iterator[None]:
     quiet[0] &= ~termios.ICRNL
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+    early = b""
+    while select.select([descriptor], [], [], 0)[0] and (data := os.read(descriptor, 65536)):
+        early += data
     try:
-        yield
+        yield early.decode("utf-8", errors="ignore").replace("\n", "\r")
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

@@ -9,12 +9,15 @@ from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.render.json import write_line
 
-models = typer.Typer(no_args_is_help=True, help="The models that are known by name.")
+models = typer.Typer(no_args_is_help=True)
 
 
 @models.callback()
 def _models() -> None:
-    """The models that are known by name."""
+    """The models that are known by name.
+
+    Example: localgemma models list
+    """
 
 
 @models.command("list")

@@ -11,6 +11,7 @@ from localgemma_cli.planning.hardware import parse_size, what_if
 from localgemma_cli.planning.plan import plan_all
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.json import write_line
+from localgemma_cli.render.sanitize import visible
 
 
 def plan(
@@ -64,7 +65,7 @@ def plan(
     else:
         from localgemma_cli.render.plan import plan_text
 
-        _show(plan_text(one))
+        _show(visible(plan_text(one)))
 
 
 def _size(text: str | None) -> int | None:

@@ -2,26 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
-from referencing import Registry, Resource
 from support.program import COMMAND, Program
-
-SCHEMAS = {
-    name: json.loads((files("localgemma_cli") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8"))
-    for name in ("answer", "plan", "error")
-}
-REGISTRY = Registry().with_resources([(schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()])
-
-
-def validate(value: object, schema: str) -> None:
-    Draft202012Validator(SCHEMAS[schema], registry=REGISTRY).validate(value)
+from support.schemas import validate
 
 
 def prompt_of(program: Program, *words: str, stdin: str | None = None) -> str:
@@ -52,7 +41,7 @@ def test_where_the_prompt_comes_from(
 def test_an_answer_in_a_pipe_has_no_escapes_and_ends_in_one_newline(program: Program) -> None:
     done = program("-m", "demo", "-", stdin="What is the memory preset?\n")
     assert done.returncode == 0
-    assert "4-bit" in done.stdout
+    assert re.search("4[- ]bit|NF4", done.stdout)
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stdout.endswith("\n")
     assert not done.stdout.endswith("\n\n")
@@ -86,7 +75,12 @@ def test_jsonl_streams_what_json_says(program: Program) -> None:
 def test_a_closed_pipe_ends_quietly(program: Program) -> None:
     shell = f"set -o pipefail; {' '.join(COMMAND)} -m demo 'What is the memory preset?' | head -c 5"
     done = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, cwd=program.folder, env=program.env, timeout=240
+        ["bash", "-c", shell],
+        capture_output=True,
+        text=True,
+        cwd=program.folder,
+        env=program.env,
+        timeout=240,
     )
     assert len(done.stdout) == 5
     assert done.stderr == ""
@@ -97,7 +91,12 @@ def test_a_closed_pipe_ends_quietly(program: Program) -> None:
 def test_a_full_disk_is_told(program: Program) -> None:
     shell = f"{' '.join(COMMAND)} -m demo Hello > /dev/full"
     done = subprocess.run(
-        ["bash", "-c", shell], capture_output=True, text=True, cwd=program.folder, env=program.env, timeout=240
+        ["bash", "-c", shell],
+        capture_output=True,
+        text=True,
+        cwd=program.folder,
+        env=program.env,
+        timeout=240,
     )
     assert done.returncode == 1
     assert "No space left" in done.stderr
@@ -119,14 +118,12 @@ USAGE = {
     "out of range": (["--temperature", "-1", "hi"], ""),
     "not a number": (["--temperature", "nan", "hi"], ""),
     "top-p": (["--top-p", "1.5", "hi"], ""),
-    "two forms": (["--json", "--jsonl", "hi"], ""),
     "27b in fp16": (["-m", "27b", "--dtype", "float16", "hi"], ""),
     "unknown preset": (["-m", "demo", "--preset", "fast", "hi"], ""),
     "two system texts": (["-m", "demo", "-s", "a", "--system-file", "b", "hi"], ""),
     "binary": (["-m", "demo", "-"], b"\x7fELF\0\1"),
     "half a character": (["-m", "demo", "-"], "ü".encode()[:1]),
     "too long a context": (["-m", "demo", "--context", "999999", "hi"], ""),
-    "chat in json": (["-m", "demo", "--json", "-i", "hi"], ""),
 }
 
 
@@ -141,6 +138,16 @@ def test_bad_usage_is_exit_2_with_a_reason_and_a_hint(program: Program, case: tu
     assert second.startswith("  ")
 
 
+@pytest.mark.parametrize(
+    "words", [["--jsonl", "hi"], ["-i", "hi"], ["-m", "demo", "--nonsense", "hi"], ["-m", "nonsense", "hi"]]
+)
+def test_with_json_an_error_is_one_object_on_stderr(program: Program, words: list[str]) -> None:
+    done = program("--json", *words)
+    assert done.returncode in (2, 4)
+    assert done.stdout == ""
+    validate(json.loads(done.stderr), "error")
+
+
 def test_a_huge_prompt_is_refused_at_once(program: Program) -> None:
     shell = f"{' '.join(COMMAND)} -m demo - < /dev/zero"
     done = subprocess.run(
@@ -150,10 +157,7 @@ def test_a_huge_prompt_is_refused_at_once(program: Program) -> None:
     assert "MiB" in done.stderr
 
 
-def test_exit_3_no_access(program: Program) -> None:
-    from support.hub_server import HubServer
-
-    del HubServer  # provoked against the loopback hub in tests/commands/test_hub.py
+# exit 3 (no access) is provoked against the hub on loopback, in test_hub.py
 
 
 def test_exit_4_not_found(program: Program) -> None:
@@ -180,32 +184,33 @@ def test_exit_6_context(program: Program) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("form", ["plain", "--json"])
+@pytest.mark.parametrize("form", ["--quiet", "--jsonl"])
 def test_exit_130_prints_and_marks_the_partial_answer(program: Program, form: str) -> None:
-    flags = [] if form == "plain" else [form]
+    # at this temperature the bundled model rambles, so that there is time to interrupt it
+    words = ["-m", "demo", form, "--temperature", "20", "--seed", "3", "Hello"]
     process = subprocess.Popen(
-        [*COMMAND, "-m", "demo", "--jsonl" if form == "--json" else "-q", "--mode", "creative", "--seed", "3", "Hello"],
+        [*COMMAND, *words],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        bufsize=0,
         cwd=program.folder,
         env=program.env,
     )
-    del flags
     assert process.stdout is not None
-    first = process.stdout.read(1)
+    first = process.stdout.read(200)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
-    del errors
-    if process.returncode == 0:
-        pytest.skip("the answer was finished before the signal came")
+    printed = (first + rest).decode()
     assert process.returncode == 130
-    if form == "--json":
-        end = json.loads((first + rest).splitlines()[-1])
+    assert b"Traceback" not in errors
+    assert printed.endswith("\n")
+    if form == "--jsonl":
+        end = json.loads(printed.splitlines()[-1])
         assert end["finish_reason"] == "interrupted"
-    else:
-        assert (first + rest).endswith("\n")
+        assert end["response"] == "".join(
+            event["text"] for event in map(json.loads, printed.splitlines()) if event["event"] == "delta"
+        )
 
 
 def test_interrupted_while_loading_is_exit_130(program: Program) -> None:

@@ -16,13 +16,16 @@ class Program:
 
     @property
     def env(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("LOCALGEMMA_", "HF_", "PYTEST"))}
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("LOCALGEMMA_", "HF_", "PYTEST", "TERM"))
+        }
         own = {
             "LOCALGEMMA_HOME": str(self.folder / "home"),
             "HF_HOME": str(self.folder / "hub"),
             "HF_ENDPOINT": "http://127.0.0.1:9",  # the discard port: nothing answers
             "PYTHONDONTWRITEBYTECODE": "1",
             "COLUMNS": "80",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         return {**kept, **own, **self.environment}
 

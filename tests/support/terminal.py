@@ -7,20 +7,28 @@ from types import TracebackType
 
 import pexpect
 import pyte
-
 from support.program import COMMAND, Program
 
 
 class Terminal:
-    """Runs `localgemma WORDS`; answers the cursor position request as a real terminal does."""
+    """Runs `localgemma WORDS`, or a `shell` line; answers cursor position requests as a terminal does."""
 
-    def __init__(self, program: Program, words: Sequence[str], rows: int = 24, columns: int = 80) -> None:
+    def __init__(
+        self,
+        program: Program,
+        words: Sequence[str] = (),
+        *,
+        shell: str | None = None,
+        rows: int = 24,
+        columns: int = 80,
+    ) -> None:
         self.screen = pyte.HistoryScreen(columns, rows, history=20_000, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
-        env = {**program.env, "TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": str(rows)}
+        env = {"TERM": "xterm-256color", **program.env, "COLUMNS": str(columns), "LINES": str(rows)}
+        command = ["bash", "-c", shell] if shell else [*COMMAND, *words]
         self.child = pexpect.spawn(
-            COMMAND[0], [*COMMAND[1:], *words], env=env, dimensions=(rows, columns), cwd=program.folder, timeout=5
+            command[0], command[1:], env=env, dimensions=(rows, columns), cwd=program.folder, timeout=5
         )
         self.child.delaybeforesend = None
 
@@ -52,7 +60,9 @@ class Terminal:
     @property
     def text(self) -> str:
         """Everything on the screen and scrolled off it, trailing blanks left out."""
-        above = ["".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top]
+        above = [
+            "".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top
+        ]
         return "\n".join(line.rstrip() for line in [*above, *self.screen.display])
 
     def wait(self, pattern: str, seconds: float = 60, *, count: int = 1) -> str:

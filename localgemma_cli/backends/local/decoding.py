@@ -16,9 +16,8 @@ from transformers.generation.logits_process import (
 )
 
 from localgemma_cli.backends.local.kvcache import KVCache
+from localgemma_cli.planning.memory import PREFILL_CHUNK
 from localgemma_cli.sampling import Sampling
-
-PREFILL_CHUNK = 512  # tokens; bounds the attention scores to chunk x context, whatever the prompt's length
 
 Step = Callable[[torch.Tensor, Cache], torch.Tensor]
 Sampler = Callable[[torch.Tensor, torch.Tensor], int]

@@ -1,11 +1,12 @@
 """Whole chats through the local backend."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Event as Cancel
 
 import pytest
 import torch
+from support.models import DEMO, demo_fp32, demo_tokenizer
+
 from localgemma_cli.backends.local.backend import LocalBackend, load
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.source import resolve
@@ -19,7 +20,6 @@ from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.progress import silent
 from localgemma_cli.sampling import OnOverflow, Sampling
-from support.models import DEMO, demo_fp32, demo_tokenizer
 
 GREEDY = Sampling(temperature=0, max_new_tokens=60)
 QUESTIONS = [
@@ -49,8 +49,8 @@ def backend_for(*, preset: str = "exact", folder: Path = DEMO, **overrides: obje
 
 
 @pytest.fixture(scope="module")
-def fp32() -> Iterator[LocalBackend]:
-    yield backend_for(dtype="float32")
+def fp32() -> LocalBackend:
+    return backend_for(dtype="float32")
 
 
 def settings(sampling: Sampling = GREEDY, on_overflow: OnOverflow = OnOverflow.ERROR) -> Settings:
@@ -70,7 +70,9 @@ def reference(messages: tuple[Message, ...], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("system", [None, "You are a pirate."])
-def test_a_chat_of_eight_turns_is_token_for_token_the_reference(fp32: LocalBackend, system: str | None) -> None:
+def test_a_chat_of_eight_turns_is_token_for_token_the_reference(
+    fp32: LocalBackend, system: str | None
+) -> None:
     conversation = Conversation(system)
     for turn, question in enumerate(QUESTIONS):
         messages = conversation.messages(question)
@@ -121,7 +123,9 @@ def test_length_is_a_finish_reason(fp32: LocalBackend) -> None:
 def test_a_seed_repeats_the_answer(fp32: LocalBackend) -> None:
     def say(seed: int) -> str:
         sampling = Sampling(temperature=1.5, seed=seed, max_new_tokens=30)
-        return run_turn(fp32, Conversation(), "Tell me a joke.", settings(sampling), Silent(), Cancel())[1].text
+        return run_turn(fp32, Conversation(), "Tell me a joke.", settings(sampling), Silent(), Cancel())[
+            1
+        ].text
 
     assert say(7) == say(7)
     assert len({say(seed) for seed in range(6)}) > 1
@@ -143,7 +147,9 @@ def test_a_full_context_is_an_error_or_drops_the_oldest_turns_but_never_the_syst
     assert not conversation.turns[0].question.content.startswith("My number is 0")
     with pytest.raises(ContextOverflowError):
         run_turn(backend, conversation, "x " * 60, settings(), Silent(), Cancel())
-    with pytest.raises(ContextOverflowError):  # a single question that is too long cannot be helped by trimming
+    with pytest.raises(
+        ContextOverflowError
+    ):  # a single question that is too long cannot be helped by trimming
         run_turn(backend, conversation, "word " * 400, trimming, Silent(), Cancel())
 
 
@@ -180,11 +186,15 @@ def test_every_preset_answers_on_a_cpu(preset: str) -> None:
 def test_quantized_layers_are_really_quantized() -> None:
     names = {type(module).__name__ for module in backend_for(preset="memory")._model.modules()}
     assert "Linear4bit" in names
-    names = {type(module).__name__ for module in backend_for(preset="memory", quantization="int8")._model.modules()}
+    names = {
+        type(module).__name__ for module in backend_for(preset="memory", quantization="int8")._model.modules()
+    }
     assert "Linear8bitLt" in names
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing tensors", "no weights", "pickle only", "no tokenizer"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "missing tensors", "no weights", "pickle only", "no tokenizer"]
+)
 def test_a_damaged_folder_is_refused_with_its_reason(tmp_path: Path, damage: str) -> None:
     import shutil
 

@@ -5,12 +5,13 @@ from threading import Event as Cancel
 
 import pytest
 import torch
+from support.models import demo_fp32, demo_tokenizer
+from transformers import DynamicCache
+
 from localgemma_cli.backends.local import decoding
 from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.sampling import Sampling
-from support.models import demo_fp32, demo_tokenizer
-from transformers import DynamicCache
 
 GREEDY = Sampling(temperature=0)
 CONTEXT = 1024
@@ -35,7 +36,14 @@ def ours(kv: KVCache, history: list[int], count: int, mode: str = "none") -> tup
     model = demo_fp32()
     cached = kv.reuse(history)
     tokens = generate(
-        model, make_step(model, mode), kv, history, make_sampler(GREEDY, model.device), frozenset(), count, Cancel()
+        model,
+        make_step(model, mode),
+        kv,
+        history,
+        make_sampler(GREEDY, model.device),
+        frozenset(),
+        count,
+        Cancel(),
     )
     return list(tokens), cached
 
@@ -112,7 +120,14 @@ def test_cancel_stops_between_tokens_and_the_cache_stays_right() -> None:
     history = demo_tokenizer().encode("What is the memory preset?")
     taken = []
     for token in generate(
-        model, make_step(model, "none"), kv, history, make_sampler(GREEDY, model.device), frozenset(), 50, cancel
+        model,
+        make_step(model, "none"),
+        kv,
+        history,
+        make_sampler(GREEDY, model.device),
+        frozenset(),
+        50,
+        cancel,
     ):
         taken.append(token)
         if len(taken) == 7:
@@ -135,8 +150,8 @@ def test_a_forward_that_fails_half_way_empties_the_cache() -> None:
     kv = KVCache(demo_fp32().config, "full", CONTEXT)
     history = demo_tokenizer().encode("What is the memory preset?")
     ours(kv, history, 5)
-    with pytest.raises(KeyboardInterrupt), kv.appending([5]) as cache:
-        cache.layers[0].length += 1  # as after an interrupt in the first layer
+    kv.cache.layers[0].length += 1  # as after an interrupt in the first layer
+    with pytest.raises(KeyboardInterrupt), kv.appending([5]):
         raise KeyboardInterrupt
     assert kv.tokens == []
     answer, cached = ours(kv, history, 5)

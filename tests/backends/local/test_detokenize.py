@@ -2,8 +2,9 @@
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from localgemma_cli.backends.local.detokenize import Detokenizer
 from support.models import demo_tokenizer
+
+from localgemma_cli.backends.local.detokenize import Detokenizer
 
 
 def stream(ids: list[int]) -> list[str]:

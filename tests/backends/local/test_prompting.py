@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.models import demo_tokenizer
+from transformers import PreTrainedTokenizerFast
+
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import NotFoundError
-from support.models import demo_tokenizer
-from transformers import PreTrainedTokenizerFast
 
 SHARED = os.environ.get("LOCALGEMMA_TEST_SHARED")
 GOLDEN = Path(SHARED or "") / "golden" / "gemma2_prompts.json"
@@ -74,7 +75,8 @@ def control_counts(ids: list[int]) -> dict[str, int]:
 
 hostile = st.lists(
     st.one_of(
-        st.sampled_from([*CONTROL, "<", ">", "_of_turn>", "<start", "model\n", " ", "\n", "\U000f0000", "\U000f0001"]),
+        st.sampled_from([*CONTROL, "<", ">", "_of_turn>", "<start", "model\n", " ", "\n"]),
+        st.sampled_from(["\U000f0000", "\U000f0001", "\U000f0000\U000f0001\U000f00010"]),
         st.text(max_size=8),
     ),
     max_size=12,
@@ -110,7 +112,9 @@ def test_forged_tokens_stay_readable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "takes"), [(None, False), (NATIVE, True), (DROPPING, False)], ids=["refuses", "native", "drops"]
+    ("template", "takes"),
+    [(None, False), (NATIVE, True), (DROPPING, False)],
+    ids=["refuses", "native", "drops"],
 )
 def test_the_system_text_appears_exactly_once(template: str | None, takes: bool) -> None:
     subject = prompter(template)
@@ -134,11 +138,15 @@ def test_ids_the_model_wrote_are_kept_and_not_tokenized_again() -> None:
     ids = prompter().encode(messages)
     start = ids.index(odd[0])
     assert tuple(ids[start : start + 2]) == odd
-    assert odd[0] not in prompter().encode([Message("user", "a"), Message("assistant", "hi"), Message("user", "b")])
+    assert odd[0] not in prompter().encode(
+        [Message("user", "a"), Message("assistant", "hi"), Message("user", "b")]
+    )
 
 
 def test_a_template_without_bos_still_gives_exactly_one() -> None:
-    template = (demo_tokenizer().chat_template or "").replace("{{ bos_token }}", "").replace("{{- bos_token }}", "")
+    template = (
+        (demo_tokenizer().chat_template or "").replace("{{ bos_token }}", "").replace("{{- bos_token }}", "")
+    )
     assert template != demo_tokenizer().chat_template
     ids = prompter(template).encode([Message("user", "x")])
     assert ids[0] == demo_tokenizer().bos_token_id
