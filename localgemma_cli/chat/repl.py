@@ -131,6 +131,7 @@ class Repl:
             self._chat.say("[interrupted; the answer so far stays in the conversation]")
         elif self._last.finished.finish_reason == "length":
             self._chat.say("[cut off: the answer reached its longest length]")
+        self._chat.say("")
         return ""
 
     def _loaded(self, cancel: Cancel) -> Backend | None:
