@@ -56,7 +56,7 @@ def test_the_installed_wheel_finds_its_presets_and_its_model(wheel: Path, tmp_pa
         text=True,
         check=True,
     ).stdout.strip()
-    # the dependencies are those of this environment; localgemma itself comes from the wheel, which stands first
+    # dependencies are those of this environment; localgemma comes from the wheel, whose folder stands first
     (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     command = str(tmp_path / "venv" / "bin" / "localgemma")
     run = subprocess.run(

@@ -21,6 +21,7 @@ class Choice:
     quantization: str | None = None
     attention: str | None = None
     compile: bool | None = None
+    assistant: str | None = None
     context: int | None = None
     device_memory: str | None = None
     host_memory: str | None = None
@@ -31,6 +32,7 @@ class Choice:
             quantization=self.quantization,
             attention=self.attention,
             compile=self.compile,
+            assistant=self.assistant,
             context=self.context,
             device=self.device,
             device_memory=parse_size(self.device_memory) if self.device_memory else None,

@@ -15,6 +15,7 @@ WeightKind = Quantization | StoredQuantization
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 CacheKind = Literal["full", "sliding", "static"]
 CompileMode = Literal["none", "default", "reduce-overhead"]
+Assistant = Literal["none", "lookup"]
 Offload = Literal["none", "host", "disk"]
 OffloadRule = Literal["none", "host", "disk", "auto"]
 
@@ -33,6 +34,7 @@ ATTENTIONS: Mapping[str, Attention] = {
     "sdpa": "sdpa",
     "flash_attention_2": "flash_attention_2",
 }
+ASSISTANTS: Mapping[str, Assistant] = {"none": "none", "lookup": "lookup"}
 DTYPE_BYTES: Mapping[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 Choice = TypeVar("Choice")

@@ -6,6 +6,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.catalog import ModelFacts
 from localgemma_cli.planning.checks import cautions, refuse
 from localgemma_cli.planning.choices import (
+    Assistant,
     Attention,
     CacheKind,
     CompileMode,
@@ -25,6 +26,7 @@ from localgemma_cli.planning.settle import Overrides, Settled, settle
 class LoadPlan:
     """All that a loader needs to know; `resident_layers` None: every layer is on the device.
 
+    `streamed`: 4-bit weights that this program makes and keeps itself, rather than through bitsandbytes.
     `hint` says what would fit where this plan does not.
     """
 
@@ -34,6 +36,7 @@ class LoadPlan:
     dtype: Dtype
     quantization: WeightKind
     nested_quantization: bool
+    streamed: bool
     attention: Attention
     cache: CacheKind
     compile: CompileMode
@@ -43,8 +46,8 @@ class LoadPlan:
     memory: MemoryEstimate
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
+    assistant: Assistant = "none"
     hint: str | None = None
-    assistant: None = None
 
     def to_dict(self) -> dict[str, object]:
         """The `--json` shape; a contract with scripts."""
@@ -63,7 +66,7 @@ class LoadPlan:
             "cache": self.cache,
             "compile": self.compile,
             "offload": self.offload,
-            "assistant": self.assistant,
+            "assistant": None if self.assistant == "none" else self.assistant,
             "context_length": self.context_length,
             "memory": self.memory.to_dict(),
             "reasons": list(self.reasons),
@@ -83,12 +86,14 @@ def planned(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ov
         dtype=settled.weights.dtype,
         quantization=settled.weights.kind,
         nested_quantization=settled.weights.nested,
+        streamed=settled.weights.streamed,
         attention=settled.attention,
         cache=settled.cache,
         compile=settled.compile,
         offload=placement.offload,
         resident_layers=placement.resident_layers,
         context_length=settled.context,
+        assistant=settled.assistant,
         memory=placement.memory,
         reasons=(f"{preset.name}: {preset.summary}", *settled.reasons, *_one_of_several(hardware)),
         warnings=(*cautions(facts, preset, settled, hardware), *_slow(facts, placement)),

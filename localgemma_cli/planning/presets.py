@@ -11,6 +11,7 @@ from typing import Literal, get_args
 from localgemma_cli.environment import config_folder
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import (
+    Assistant,
     Attention,
     CacheKind,
     CompileMode,
@@ -36,6 +37,7 @@ class Settings:
     cache: CacheKind
     compile: CompileMode
     offload: OffloadRule
+    assistant: Assistant
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ _ALLOWED: Mapping[str, tuple[str | bool, ...]] = {
     "cache": get_args(CacheKind),
     "compile": get_args(CompileMode),
     "offload": get_args(OffloadRule),
+    "assistant": get_args(Assistant),
 }
 
 

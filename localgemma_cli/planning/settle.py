@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.catalog import ModelFacts
 from localgemma_cli.planning.choices import (
+    ASSISTANTS,
     ATTENTIONS,
     DTYPES,
     QUANTIZATIONS,
+    Assistant,
     Attention,
     CacheKind,
     CompileMode,
+    DeviceKind,
     Dtype,
     OffloadRule,
     chosen,
@@ -34,6 +37,7 @@ class Overrides:
     device: str | None = None
     device_memory: int | None = None
     host_memory: int | None = None
+    assistant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Settled:
     cache: CacheKind
     compile: CompileMode
     offload: OffloadRule
+    assistant: Assistant
     context: int
     reasons: tuple[str, ...]
 
@@ -51,17 +56,19 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     """Every setting of a plan; a UsageError where what was asked for contradicts itself."""
     settings = preset.devices[hardware.device]
     dtype, why_dtype = _dtype(facts, settings, hardware, overrides)
-    weights, why_weights = _weights(facts, preset, settings, dtype, overrides)
+    weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware.device)
     attention, why_attention = _attention(facts, settings, overrides)
     mode, cache, why_mode = _compile(settings, hardware, overrides)
     context, why_context = _context(facts, overrides)
-    reasons = (why_dtype, why_weights, why_attention, why_mode, why_context)
+    assistant, cache, why_assistant = _assistant(settings, cache, mode, overrides)
+    reasons = (why_dtype, why_weights, why_attention, why_mode, why_assistant, why_context)
     return Settled(
         weights=weights,
         attention=attention,
         cache=cache,
         compile=mode,
         offload="none" if facts.stored else settings.offload,
+        assistant=assistant,
         context=context,
         reasons=tuple(reason for reason in reasons if reason),
     )
@@ -82,7 +89,12 @@ def _dtype(
 
 
 def _weights(
-    facts: ModelFacts, preset: Preset, settings: Settings, dtype: Dtype, overrides: Overrides
+    facts: ModelFacts,
+    preset: Preset,
+    settings: Settings,
+    dtype: Dtype,
+    overrides: Overrides,
+    device: DeviceKind,
 ) -> tuple[WeightFormat, str]:
     asked = overrides.quantization
     kind = settings.quantization if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
@@ -99,8 +111,15 @@ def _weights(
             f"--quantization {kind} contradicts --preset {preset.name}, which never quantizes.",
             "Leave one of them out, or take --preset memory.",
         )
-    nested = kind == "nf4" and settings.nested_quantization
-    return WeightFormat(dtype, kind, nested), f"weights in {kind}, as asked" if asked else ""
+    streamed = kind == "nf4" and device == "cpu" and _in_whole_blocks(facts)
+    nested = kind == "nf4" and settings.nested_quantization and not streamed
+    return WeightFormat(dtype, kind, nested, streamed), f"weights in {kind}, as asked" if asked else ""
+
+
+def _in_whole_blocks(facts: ModelFacts) -> bool:
+    """Whether each row of every matrix is whole blocks of 64; so are all of Gemma's."""
+    shape = facts.architecture
+    return all(width % 64 == 0 for width in (shape.hidden, shape.heads * shape.head_dim, shape.ffn))
 
 
 def _attention(facts: ModelFacts, settings: Settings, overrides: Overrides) -> tuple[Attention, str]:
@@ -126,6 +145,25 @@ def _compile(
         return mode, "static", "compiled, as asked, over a static cache"
     cache: CacheKind = "full" if settings.cache == "static" else settings.cache
     return "none", cache, "not compiled, as asked" if settings.compile != "none" else ""
+
+
+def _assistant(
+    settings: Settings, cache: CacheKind, mode: CompileMode, overrides: Overrides
+) -> tuple[Assistant, CacheKind, str]:
+    """Wrong guesses are rolled back, which a cache that only keeps windows cannot do."""
+    asked = overrides.assistant
+    assistant = settings.assistant if asked is None else chosen(asked, ASSISTANTS, "--assistant")
+    if assistant == "none":
+        return assistant, cache, ""
+    if mode != "none":
+        if asked is None:
+            return "none", cache, ""
+        raise UsageError(
+            "--assistant lookup checks several tokens at once, and a compiled step takes one.",
+            "Take --no-compile, or leave --assistant out.",
+        )
+    why = f"{assistant} guesses from what was said before; the answer stays the model's own"
+    return assistant, "full" if cache == "sliding" else cache, why
 
 
 def _context(facts: ModelFacts, overrides: Overrides) -> tuple[int, str]:

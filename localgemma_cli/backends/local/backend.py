@@ -13,6 +13,7 @@ from localgemma_cli.backends.local.detokenize import Detokenizer
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model, load_tokenizer, out_of_memory
 from localgemma_cli.backends.local.prompting import Prompter
+from localgemma_cli.backends.local.speculation import Lookup
 from localgemma_cli.conversation import FinishReason, Message
 from localgemma_cli.errors import ContextOverflowError
 from localgemma_cli.events import Delta, Event, Finished, ProgressSink, Timing, Usage
@@ -62,9 +63,10 @@ class LocalBackend:
 
     def _tokens(self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel) -> Iterator[int]:
         sampler = make_sampler(sampling, self._model.device)
+        lookup = Lookup() if self.plan.assistant == "lookup" else None
         try:
             yield from generate(
-                self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel
+                self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, lookup
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.plan) from error

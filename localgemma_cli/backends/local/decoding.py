@@ -16,6 +16,7 @@ from transformers.generation.logits_process import (
 )
 
 from localgemma_cli.backends.local.kvcache import KVCache
+from localgemma_cli.backends.local.speculation import Lookup
 from localgemma_cli.planning.memory import PREFILL_CHUNK
 from localgemma_cli.sampling import Sampling
 
@@ -23,10 +24,10 @@ Step = Callable[[torch.Tensor, Cache], torch.Tensor]
 Sampler = Callable[[torch.Tensor, torch.Tensor], int]
 
 
-def forward(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """Run `tokens` [1, n] on top of `cache`; logits of the last one, [1, vocabulary], float32."""
-    output = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    logits: torch.Tensor = output.logits[:, -1].float()
+def forward(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache, keep: int = 1) -> torch.Tensor:
+    """Run `tokens` [1, n] on top of `cache`; logits of the last `keep`, [keep, vocabulary], float32."""
+    output = model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=keep)
+    logits: torch.Tensor = output.logits[0, -keep:].float()
     return logits
 
 
@@ -92,21 +93,31 @@ def generate(
     stop_ids: frozenset[int],
     max_new_tokens: int,
     cancel: Cancel,
+    lookup: Lookup | None = None,
 ) -> Iterator[int]:
     """Ids up to and including a stop id, at most `max_new_tokens`; on `cancel` ends between two tokens."""
     device: torch.device = model.device
-    logits = prefill(model, kv, prompt, device, cancel)
-    ids = torch.tensor([prompt], device=device)
-    for count in range(1, max_new_tokens + 1):
-        if logits is None or cancel.is_set():
-            return
-        token = sampler(ids, logits)
-        yield token
-        if token in stop_ids or count == max_new_tokens:
-            return
-        next_id = torch.tensor([[token]], device=device)
-        ids = torch.cat([ids, next_id], dim=1)
-        if cancel.is_set():
-            return
-        with kv.appending([token]) as cache:
-            logits = step(next_id, cache)
+    history = list(prompt)
+    guess: list[int] = []
+    ids = torch.tensor([history], device=device)
+    rows = prefill(model, kv, prompt, device, cancel)
+    while rows is not None:
+        for right, row in enumerate(rows):
+            if cancel.is_set():
+                return
+            token = sampler(ids, row[None])
+            yield token
+            history.append(token)
+            if token in stop_ids or len(history) == len(prompt) + max_new_tokens or cancel.is_set():
+                return
+            ids = torch.cat([ids, torch.tensor([[token]], device=device)], dim=1)
+            if guess[right : right + 1] != [token]:
+                break
+        if lookup is not None:
+            kv.keep(len(history) - 1)
+            if guess:
+                lookup.accepted(right, len(history))
+            guess = lookup.propose(history)[: len(prompt) + max_new_tokens - len(history) - 1]
+        with kv.appending([token, *guess]) as cache:
+            fed = torch.tensor([[token, *guess]], device=device)
+            rows = forward(model, fed, cache, len(guess) + 1) if guess else step(fed, cache)

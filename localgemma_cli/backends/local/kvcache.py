@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 _GROWTH = 256  # tokens; a growing buffer is reallocated once per so many steps, not copied at each
+_BUCKETS = (512, 1024, 2048, 4096)  # tokens; a short chat does not pay for attention over the whole context
 
 
 class GrowingLayer(DynamicLayer):
@@ -70,18 +71,20 @@ class KVCache:
 
     def reset(self) -> None:
         self.tokens: list[int] = []
-        self.cache = Cache(layers=_layers(self._config, self._kind, self._context_length))
+        self.cache = Cache(layers=_layers(self._config, self._kind, self._bucket(1)))
 
     def reuse(self, prompt: Sequence[int]) -> int:
         """Roll back to the longest prefix of `prompt` that leaves a token to compute; its length."""
         shared = next((i for i, (a, b) in enumerate(zip(self.tokens, prompt, strict=False)) if a != b), None)
         keep = min(len(self.tokens), len(prompt) - 1) if shared is None else min(shared, len(prompt) - 1)
-        self._roll_back(keep)
+        self.keep(keep)
         return len(self.tokens)
 
     @contextmanager
     def appending(self, tokens: Sequence[int]) -> Iterator[Cache]:
         """Around one forward over `tokens`; where that fails, layers differ in length, so all is dropped."""
+        if self._kind == "static":
+            self._reserve(len(self.tokens) + len(tokens))
         try:
             yield self.cache
         except BaseException:
@@ -89,13 +92,36 @@ class KVCache:
             raise
         self.tokens.extend(tokens)
 
-    def _roll_back(self, length: int) -> None:
+    def _bucket(self, tokens: int) -> int:
+        """The smallest preallocated length that holds `tokens`; each is a compiled step of its own."""
+        fitting = (bucket for bucket in _BUCKETS if tokens <= bucket < self._context_length)
+        return next(fitting, self._context_length)
+
+    def _reserve(self, tokens: int) -> None:
+        """Move a full static cache into a longer one; transformers' own would write past its end."""
+        layers = self.cache.layers
+        if tokens > layers[0].max_cache_len:
+            self.cache = Cache(layers=[_lengthened(layer, self._bucket(tokens)) for layer in layers])
+
+    @torch.inference_mode()  # as in decoding: tensors made there cannot be changed outside of it
+    def keep(self, length: int) -> None:
+        """Roll back to the first `length` tokens; to none where a sliding cache has lost what that needs."""
         removed = len(self.tokens) - length
         if removed == 0:
             return
         if not all(_crop(layer, length, removed) for layer in self.cache.layers):
             self.reset()
         del self.tokens[length:]
+
+
+def _lengthened(layer: StaticLayer, capacity: int) -> StaticLayer:
+    longer, used = StaticLayer(capacity), int(layer.cumulative_length)
+    if layer.is_initialized:
+        longer.lazy_initialization(layer.keys, layer.values)
+        longer.keys[..., :used, :] = layer.keys[..., :used, :]
+        longer.values[..., :used, :] = layer.values[..., :used, :]
+        longer.cumulative_length.fill_(used)
+    return longer
 
 
 def _crop(layer: object, length: int, removed: int) -> bool:

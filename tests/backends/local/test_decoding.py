@@ -92,6 +92,17 @@ def test_roll_back_past_the_sliding_window_is_exact(kind: str, kept: int) -> Non
     assert answer == reference(edited, 24)
 
 
+def test_a_static_cache_moves_into_longer_buckets_and_stays_exact() -> None:
+    history = torch.randint(108, 1000, (505,), generator=torch.Generator().manual_seed(8)).tolist()
+    kv = KVCache(demo_fp32().config, "static", CONTEXT)
+    answer, _ = ours(kv, history, 16)
+    assert answer == reference(history, 16)
+    assert kv.cache.layers[0].max_cache_len == CONTEXT
+    short = KVCache(demo_fp32().config, "static", CONTEXT)
+    ours(short, history[:100], 4)
+    assert short.cache.layers[0].max_cache_len == 512
+
+
 def test_compiled_steps_give_the_same_tokens() -> None:
     kv = KVCache(demo_fp32().config, "static", 256)
     history = demo_tokenizer().encode("What can you do?")

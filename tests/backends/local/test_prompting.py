@@ -20,7 +20,8 @@ CASES = json.loads(GOLDEN.read_text(encoding="utf-8")) if SHARED else []
 CONTROL = ("<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 NATIVE = (
     "{{ bos_token }}{% for m in messages %}{{ '<start_of_turn>' + m['role'] + '\n' + m['content'] | trim"
-    " + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    " + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 DROPPING = (
     "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}{{ '<start_of_turn>' + m['role'] + '\n' +"
