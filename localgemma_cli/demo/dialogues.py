@@ -26,7 +26,6 @@ CONSONANTS = (
     "th",
     "tr",
 )
-LETTERS = "aabbccddeeeffgghhiijkkllmmnnooppqrrsttuuvwxyyz"
 VOWELS = (*"aeioaeiou", "ai", "ea", "ee", "ia", "ou")
 ENDINGS = ["", "", "", "n", "r", "s", "l", "ck", "th", "m", "nd", "lla", "na", "ra", "ko", "ton"]
 
