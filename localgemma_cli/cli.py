@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from localgemma_cli.commands.bench import bench
 from localgemma_cli.commands.chat import chat
 from localgemma_cli.commands.models import models
 from localgemma_cli.commands.plan import plan
@@ -35,6 +36,7 @@ echo "Name three rivers." | localgemma --json - | jq -r .response
 localgemma plan     what would run here, and whether it fits
 localgemma models   the models known by name
 localgemma prompt   the exact text and ids a model would be given
+localgemma bench    how fast it is on this machine, measured
 
 A prompt that begins with one of these words goes after --. Every option
 has a variable LOCALGEMMA_… and a key in config.toml."""
@@ -57,6 +59,7 @@ app.command(CHAT, epilog=_EPILOG)(chat)
 app.command("plan")(plan)
 app.add_typer(models, name="models")
 app.command("prompt")(prompt)
+app.command("bench")(bench)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def _dispatch(words: Sequence[str]) -> int:
         command.main(prog_name="localgemma")
     names = {parameter.name for parameter in command.commands[CHAT].params} - {"prompt", "version"}
     defaults = read_config(config_folder() / "config.toml", names)
-    maps = {"": defaults, "plan": defaults, "prompt": defaults}
+    several = {"preset": [defaults["preset"]]} if "preset" in defaults else {}
+    maps = {"": defaults, "plan": defaults, "prompt": defaults, "bench": {**defaults, **several}}
     with command.make_context("localgemma", _modern(words), default_map=maps) as context:
         return int(command.invoke(context) or 0)
 

@@ -33,3 +33,11 @@ def config_folder() -> Path:
     """`config.toml`, `presets/*.toml`; `LOCALGEMMA_HOME/config` where that variable is set."""
     home = os.environ.get("LOCALGEMMA_HOME")
     return Path(home).expanduser() / "config" if home else platformdirs.user_config_path("localgemma")
+
+
+def cache_folder() -> Path:
+    """What can be made again, private to the user; `LOCALGEMMA_HOME/cache` where that variable is set."""
+    home = os.environ.get("LOCALGEMMA_HOME")
+    folder = Path(home).expanduser() / "cache" if home else platformdirs.user_cache_path("localgemma")
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

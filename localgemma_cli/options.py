@@ -1,5 +1,6 @@
 """The options that commands share, as Typer reads them: flag, then LOCALGEMMA_ variable, then config.toml."""
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -107,6 +108,15 @@ Attention = Annotated[
 Compile = Annotated[
     bool | None, _option("--compile/--no-compile", group=_RUN, help="Compile the decode step, or do not.")
 ]
+Assistant = Annotated[
+    str | None,
+    _option(
+        "--assistant",
+        group=_RUN,
+        metavar="KIND",
+        help="lookup guesses from what was said before, for answers that copy; none does not.",
+    ),
+]
 DeviceMemory = Annotated[
     str | None,
     _option("--device-memory", group=_RUN, metavar="SIZE", help="Use at most this much, e.g. 24GiB."),
@@ -135,4 +145,61 @@ Interactive = Annotated[
 Quiet = Annotated[bool, _option("--quiet", "-q", group=_IO, help="No progress and no notices on stderr.")]
 Verbose = Annotated[
     bool, _option("--verbose", "-v", group=_IO, help="Say what is done and why; tracebacks for errors.")
+]
+
+_BENCH = "What is measured"
+
+
+class LoadFormat(StrEnum):
+    """Where a measured model's weights come from."""
+
+    AUTO = "auto"
+    DUMMY = "dummy"
+    DUMMY_FILE = "dummy-file"
+
+
+LoadFormatOption = Annotated[
+    LoadFormat,
+    _option(
+        "--load-format",
+        group=_BENCH,
+        metavar="KIND",
+        help="auto: the model's own weights. dummy: random ones of its shape, no download; made on the"
+        " device, on a CPU in a temporary file. dummy-file: always in a file, so that loading is real.",
+    ),
+]
+DummyFolder = Annotated[
+    str | None,
+    _option(
+        "--dummy-folder", group=_BENCH, metavar="PATH", help="Keep the random weights here, to use again."
+    ),
+]
+Presets = Annotated[
+    list[str] | None,
+    _option("--preset", group=_MODEL, metavar="NAME", help="A preset; again for a row each."),
+]
+PromptTokens = Annotated[
+    list[int] | None,
+    _option("--prompt-tokens", group=_BENCH, metavar="N", help="Length of the prompt; again for more."),
+]
+NewTokens = Annotated[
+    list[int] | None,
+    _option("--new-tokens", group=_BENCH, metavar="N", help="Length of the answer; again for more."),
+]
+ChatTokens = Annotated[
+    int | None,
+    _option(
+        "--chat-tokens",
+        group=_BENCH,
+        metavar="N",
+        help="Also the first token of turn 6 in a chat of this length, beside a full prefill.",
+    ),
+]
+Repeats = Annotated[int, _option("--repeats", group=_BENCH, metavar="N", help="Runs to take the median of.")]
+Reference = Annotated[
+    bool, _option("--reference", group=_BENCH, help="Plain transformers as the first row; compares tokens.")
+]
+LlamaCpp = Annotated[
+    str | None,
+    _option("--llama-cpp", group=_BENCH, metavar="FILE", help="Also llama.cpp on this GGUF file."),
 ]

@@ -1,5 +1,6 @@
 """One answer, then exit."""
 
+from collections.abc import Callable
 from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
@@ -11,9 +12,13 @@ from localgemma_cli.render.base import Renderer
 
 
 def answer_once(
-    backend: Backend, system: str | None, prompt: str, settings: Settings, renderer: Renderer
+    backend: Backend,
+    system: str | None,
+    prompt: str,
+    settings: Settings,
+    make_renderer: Callable[[], Renderer],
 ) -> ExitCode:
     cancel = Cancel()
-    with cancelling(cancel, second_raises=True):
-        _, answer = run_turn(backend, Conversation(system), prompt, settings, renderer, cancel)
+    with cancelling(cancel, second_raises=True):  # before the first byte is written
+        _, answer = run_turn(backend, Conversation(system), prompt, settings, make_renderer(), cancel)
     return ExitCode.INTERRUPTED if answer.finished.finish_reason == "interrupted" else ExitCode.OK

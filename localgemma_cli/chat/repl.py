@@ -9,16 +9,17 @@ from typing import TextIO
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
 from prompt_toolkit.input import create_input
-from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat import slash
 from localgemma_cli.chat.background import BackgroundLoad
 from localgemma_cli.chat.interrupt import cancelling
-from localgemma_cli.chat.terminal import unechoed
+from localgemma_cli.chat.terminal import pending, unechoed
 from localgemma_cli.chat.turn import Settings, run_turn
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.environment import Streams
@@ -112,6 +113,8 @@ class Repl:
         """One turn; returns the question where Ctrl-C ended the wait for the model."""
         cancel = Cancel()
         with cancelling(cancel, second_raises=False):
+            if self._cancelled_already():
+                return question
             backend = self._loaded(cancel)
             if backend is None:
                 return question
@@ -133,6 +136,14 @@ class Repl:
             self._chat.say("[cut off: the answer reached its longest length]")
         self._chat.say("")
         return ""
+
+    def _cancelled_already(self) -> bool:
+        """Whether a Ctrl-C followed so fast on Enter that the prompt still took it for a key."""
+        keyboard = self._session.input
+        presses = get_typeahead(keyboard) + _key_presses(pending(self._keyboard))
+        last = max((at for at, press in enumerate(presses) if press.key == Keys.ControlC), default=-1)
+        store_typeahead(keyboard, presses[last + 1 :])
+        return last >= 0
 
     def _loaded(self, cancel: Cancel) -> Backend | None:
         """Wait for the model, saying how far it is; None where Ctrl-C came first."""

@@ -17,7 +17,6 @@ def unechoed(stdin: TextIO) -> Iterator[str]:
     if sys.platform == "win32":
         yield ""
         return
-    import select
     import termios
 
     descriptor = stdin.fileno()
@@ -26,10 +25,19 @@ def unechoed(stdin: TextIO) -> Iterator[str]:
     quiet[0] &= ~termios.ICRNL
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
-    early = b""
-    while select.select([descriptor], [], [], 0)[0] and (data := os.read(descriptor, 65536)):
-        early += data
     try:
-        yield early.decode("utf-8", errors="ignore").replace("\n", "\r")
+        yield pending(stdin).replace("\n", "\r")
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def pending(stdin: TextIO) -> str:
+    """What was typed and not read yet."""
+    if sys.platform == "win32":
+        return ""
+    import select
+
+    typed = b""
+    while select.select([stdin], [], [], 0)[0] and (data := os.read(stdin.fileno(), 65536)):
+        typed += data
+    return typed.decode("utf-8", errors="ignore")

@@ -143,7 +143,7 @@ class _Session:
         seconds = time.perf_counter() - started
         settings = self._settings(OnOverflow.ERROR)
         system = system_for(self.mode, self.system)
-        return answer_once(backend, system, incoming.prompt, settings, self._renderer(seconds))
+        return answer_once(backend, system, incoming.prompt, settings, lambda: self._renderer(seconds))
 
     def converse(self, incoming: Incoming) -> int:
         from localgemma_cli.chat.background import BackgroundLoad

@@ -96,7 +96,10 @@ def planned(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ov
         assistant=settled.assistant,
         memory=placement.memory,
         reasons=(f"{preset.name}: {preset.summary}", *settled.reasons, *_one_of_several(hardware)),
-        warnings=(*cautions(facts, preset, settled, hardware), *_slow(facts, placement)),
+        warnings=(
+            *cautions(facts, preset, settled, hardware),
+            *_slow(facts, placement, settled.weights.streamed),
+        ),
     )
 
 
@@ -120,14 +123,15 @@ def _placed(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Placemen
     return placement
 
 
-def _slow(facts: ModelFacts, placement: Placement) -> tuple[str, ...]:
+def _slow(facts: ModelFacts, placement: Placement, streamed: bool) -> tuple[str, ...]:
     if placement.resident_layers is None:
         return ()
     layers, memory = facts.architecture.layers, placement.memory
     sources = ((memory.host_bytes, "the host's memory"), (memory.disk_bytes, "disk"))
     where = " and ".join(name for size, name in sources if size)
     moved = layers - placement.resident_layers
-    return (f"{moved} of {layers} layers are copied from {where} for every token, which is slow",)
+    how = "read" if streamed else "copied"
+    return (f"{moved} of {layers} layers are {how} from {where} for every token, which is slow",)
 
 
 def _one_of_several(hardware: Hardware) -> tuple[str, ...]:

@@ -23,11 +23,17 @@ RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_0
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """`dtype` is that of embeddings, norms and arithmetic, and of the layers where nothing is quantized."""
+    """`dtype` is that of embeddings, norms and arithmetic, and of the layers where nothing is quantized.
+
+    `streamed`: NF4 as this program makes and keeps it. Its scales are in 16 bits, which holds those of 16-bit
+    weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
+    checkpoint's own file as they are looked up, so that next to nothing of it is in memory.
+    """
 
     dtype: Dtype
     kind: WeightKind = "none"
     nested: bool = False
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,9 +82,12 @@ class Load:
 
 
 def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
-    """The whole model; a tied head counts once, embeddings and norms stay unquantized."""
-    rest = architecture.embedding_parameters + architecture.hidden
-    return rest * DTYPE_BYTES[weights.dtype] + architecture.layers * layer_bytes(architecture, weights)
+    """The whole model; a tied head counts once, embeddings and norms stay unquantized unless streamed."""
+    size = DTYPE_BYTES[weights.dtype]
+    layers = architecture.layers * layer_bytes(architecture, weights) + architecture.hidden * size
+    if weights.streamed:
+        return layers + _nf4_bytes(architecture.vocabulary * architecture.hidden, weights)
+    return layers + architecture.embedding_parameters * size
 
 
 def layer_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -90,20 +99,26 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     """One layer's projections.
 
     NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
-    fp32 one per 256 of those. int8: one byte, and an fp32 scale per row. AWQ (GEMM layout): half a byte, and
-    per 128 an fp16 scale and half a byte of zero point.
+    fp32 one per 256 of those; streamed, it is in 16 bits. int8: one byte, and an fp32 scale per row. AWQ
+    (GEMM layout): half a byte, and per 128 an fp16 scale and half a byte of zero point.
     """
     count = architecture.layer_linear_parameters
     match weights.kind:
         case "none":
             return count * DTYPE_BYTES[weights.dtype]
         case "nf4":
-            blocks = -(-count // 64)
-            return count // 2 + (blocks + 4 * -(-blocks // 256) if weights.nested else 4 * blocks)
+            return _nf4_bytes(count, weights)
         case "int8":
             return count + 4 * architecture.layer_linear_rows
         case "awq":
             return count // 2 + count // 128 * 5 // 2
+
+
+def _nf4_bytes(count: int, weights: WeightFormat) -> int:
+    blocks = -(-count // 64)
+    if weights.streamed:
+        return count // 2 + 2 * blocks
+    return count // 2 + (blocks + 4 * -(-blocks // 256) if weights.nested else 4 * blocks)
 
 
 def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:

@@ -22,6 +22,9 @@ from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.memory import WeightFormat
 from localgemma_cli.planning.presets import LOSSLESS, Preset, Settings
 
+_STREAMED = (
+    "the output head is in 4 bits like the layers; embeddings are read from the model's file as needed"
+)
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
 
 
@@ -113,7 +116,8 @@ def _weights(
         )
     streamed = kind == "nf4" and device == "cpu" and _in_whole_blocks(facts)
     nested = kind == "nf4" and settings.nested_quantization and not streamed
-    return WeightFormat(dtype, kind, nested, streamed), f"weights in {kind}, as asked" if asked else ""
+    why = (f"weights in {kind}, as asked" if asked else "", _STREAMED if streamed else "")
+    return WeightFormat(dtype, kind, nested, streamed), "; ".join(filter(None, why))
 
 
 def _in_whole_blocks(facts: ModelFacts) -> bool:

@@ -213,6 +213,17 @@ def test_exit_130_prints_and_marks_the_partial_answer(program: Program, form: st
         )
 
 
+def wait_for_torch(pid: int) -> None:
+    """Until the import of torch has begun."""
+    maps = Path(f"/proc/{pid}/maps")
+    if not maps.exists():
+        pytest.skip("there is no /proc on this system")
+    deadline = time.monotonic() + 60
+    while "libtorch" not in maps.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_interrupted_while_loading_is_exit_130(program: Program) -> None:
     process = subprocess.Popen(
         [*COMMAND, "-m", "demo", "--json", "Hello"],
@@ -223,7 +234,7 @@ def test_interrupted_while_loading_is_exit_130(program: Program) -> None:
         cwd=program.folder,
         env=program.env,
     )
-    time.sleep(1.5)
+    wait_for_torch(process.pid)
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -11,9 +11,12 @@ from torch.utils._pytree import tree_leaves
 from transformers import BitsAndBytesConfig, DynamicCache, Gemma2Config, Gemma2ForCausalLM, GemmaForCausalLM
 from transformers import GemmaConfig as Gemma1Config
 
+from localgemma_cli.backends.local.loader import load_model
+from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.planning.architecture import Architecture
 from localgemma_cli.planning.catalog import HUB_MODELS, lookup
 from localgemma_cli.planning.config import architecture_of
+from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.memory import (
     PREFILL_CHUNK,
     RUNTIME_BYTES,
@@ -25,6 +28,8 @@ from localgemma_cli.planning.memory import (
     weights_bytes,
     workspace_bytes,
 )
+from localgemma_cli.planning.plan import Overrides, make_plan
+from localgemma_cli.planning.presets import load_presets
 
 MEDIUM = {
     "num_hidden_layers": 2,
@@ -121,6 +126,28 @@ def test_quantized_weights_are_within_two_percent_of_bitsandbytes(checkpoint, ki
 def test_the_2b_quantized_keeps_its_embedding_whole(kind, nested, size):
     weights = WeightFormat("bfloat16", kind, nested)
     assert weights_bytes(lookup("2b").architecture, weights) / 1e9 == pytest.approx(size, abs=0.002)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_streamed_weights_are_within_two_percent_of_what_is_loaded(checkpoint, tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
+    facts = resolve(str(checkpoint), revision=None, offline=True).facts
+    plan = make_plan(facts, "memory", probe("cpu"), Overrides(dtype=dtype), load_presets(tmp_path))
+    assert plan.streamed
+    model = load_model(plan, checkpoint, lambda _: None)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    del tensors["model.embed_tokens.weight"]  # in the checkpoint's own file
+    real = sum(tensor.nbytes for tensor in tensors.values())
+    assert plan.memory.weights_bytes == pytest.approx(real, rel=0.02)
+    assert plan.memory.weights_bytes == weights_bytes(
+        facts.architecture, WeightFormat(dtype, "nf4", streamed=True)
+    )
+
+
+def test_the_2b_streamed_has_its_head_in_4_bits():
+    shape = lookup("2b").architecture
+    size = weights_bytes(shape, WeightFormat("bfloat16", "nf4", streamed=True))
+    assert size == (shape.linear_parameters + 256_000 * 2304) * 0.53125 + 2 * shape.norm_parameters
 
 
 def test_awq_is_half_a_byte_and_its_scales():

@@ -43,6 +43,19 @@ def test_every_layer_is_somewhere_and_one_more_would_not_fit(available, host):
     assert memory.fits or kept == 0
 
 
+def test_streamed_layers_wait_in_their_file_as_they_are_and_two_pass_through():
+    weights = WeightFormat("bfloat16", "nf4", streamed=True)
+    load = Load(SHAPE, weights, "eager", "sliding", 2048, "cpu")
+    layer = layer_bytes(SHAPE, weights)
+    whole, placement = resident(load, 3 * GB, 0), place(load, 3 * GB, 0, "disk")
+    memory, kept = placement.memory, placement.resident_layers
+    moved = SHAPE.layers - kept
+    assert (placement.offload, memory.fits, memory.host_bytes) == ("disk", True, 0)
+    assert memory.disk_bytes == whole.weights_bytes - memory.weights_bytes == moved * layer
+    assert memory.workspace_bytes - whole.workspace_bytes == 2 * layer
+    assert memory.total_bytes <= 3 * GB < memory.total_bytes + layer
+
+
 @pytest.mark.parametrize(
     ("rule", "host", "offload", "fits"),
     [

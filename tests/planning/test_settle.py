@@ -119,3 +119,15 @@ def test_awq_computes_in_float16(presets, gpu):
 def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag):
     with pytest.raises(UsageError, match=flag):
         settle(GEMMA_2, presets["memory"], gpu, overrides)
+
+
+def test_on_a_cpu_4_bit_weights_are_streamed_and_the_plan_says_what_that_costs(presets, server_cpu, gpu):
+    for name in ("memory", "memory_extreme"):
+        settled = settle(GEMMA_2, presets[name], server_cpu, Overrides())
+        assert settled.weights == WeightFormat("bfloat16", "nf4", nested=False, streamed=True)
+        assert any("output head" in reason for reason in settled.reasons)
+        assert not settle(GEMMA_2, presets[name], gpu, Overrides()).weights.streamed
+    odd = replace(GEMMA_2, architecture=replace(GEMMA_2.architecture, ffn=9000))
+    assert not settle(odd, presets["memory"], server_cpu, Overrides()).weights.streamed
+    int8 = settle(GEMMA_2, presets["memory"], server_cpu, Overrides(quantization="int8"))
+    assert not int8.weights.streamed

@@ -121,3 +121,16 @@ def record(repo: Repo, commit: str) -> None:
     draft = repo.reference.with_name(f"{repo.reference.name}.{os.getpid()}")
     draft.write_text(commit, encoding="utf-8")
     draft.replace(repo.reference)
+
+
+def downloaded_bytes(model_id: str) -> int:
+    """What a model takes up in the hub's cache, unfinished downloads included; 0 where it is not there."""
+    blobs = Repo(model_id, constants.DEFAULT_REVISION).folder / "blobs"
+    snapshots = blobs.with_name("snapshots")  # where links do not work, the files are here
+    files = (*blobs.glob("*"), *snapshots.glob("*/**/*"))
+    return sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
+
+
+def forget(model_id: str) -> None:
+    """Take every revision of a model out of the hub's cache."""
+    shutil.rmtree(Repo(model_id, constants.DEFAULT_REVISION).folder)

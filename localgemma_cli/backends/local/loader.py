@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from localgemma_cli.backends.local.attention import implementation
+from localgemma_cli.backends.local.packing import can_pack, pack_linears
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
@@ -23,6 +25,11 @@ from localgemma_cli.planning.plan import LoadPlan
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Raises NotFoundError where the folder holds no tokenizer that can be read."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        # transformers would make one up, without a vocabulary
+        raise NotFoundError(
+            f"{folder} holds no tokenizer.", "Download the model again, tokenizer.json included."
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -35,13 +42,14 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
     """NotFoundError for a checkpoint that is damaged or incomplete, DoesNotFitError where memory runs out."""
     try:
+        if plan.streamed:
+            from localgemma_cli.backends.local.quantized import load_quantized
+
+            return load_quantized(plan, folder, progress)
         with _loading_reported(progress):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype=getattr(torch, plan.dtype),
-                attn_implementation=plan.attention,
-                quantization_config=_quantization(plan),
-                device_map=_device_map(plan),
+                **pretrained_arguments(plan),
                 offload_buffers=True,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -58,7 +66,19 @@ def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrain
             f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
             "Download it again; a partial copy cannot answer.",
         )
+    if can_pack(model):
+        pack_linears(model)
     return model.eval()
+
+
+def pretrained_arguments(plan: LoadPlan) -> dict[str, Any]:
+    """The plan in the words of `from_pretrained`, wherever the weights come from."""
+    return {
+        "dtype": getattr(torch, plan.dtype),
+        "attn_implementation": implementation(plan),
+        "quantization_config": _quantization(plan),
+        "device_map": _device_map(plan),
+    }
 
 
 def out_of_memory(plan: LoadPlan) -> DoesNotFitError:

@@ -1,0 +1,1 @@
+"""`localgemma bench`: one job, one process of its own, one outcome."""

@@ -1,0 +1,157 @@
+"""A plan with 4-bit weights to a model: the kept copy mapped, or made first; nothing is ever whole in memory.
+
+Linear layers become NF4, the head too, even where it is tied: the embedding stays a table of its own in the
+checkpoint's file, of which only looked-up rows are read. Norms are copied.
+"""
+
+import math
+import mmap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from localgemma_cli.backends.local.attention import implementation
+from localgemma_cli.backends.local.nf4_modules import (
+    EmbeddingTable,
+    InterleavedNF4,
+    PlainNF4,
+    layout,
+)
+from localgemma_cli.backends.local.nf4_weights import Part, all_entries, file_size, linear_kind, write
+from localgemma_cli.backends.local.paging import Span, page_through, spans_of
+from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
+from localgemma_cli.backends.local.weights_cache import Wanted, open_or_make, source_of
+from localgemma_cli.errors import DiskSpaceError, NotFoundError
+from localgemma_cli.events import ProgressSink
+from localgemma_cli.planning.choices import gigabytes
+from localgemma_cli.planning.plan import LoadPlan
+
+_TORCH = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_FLOATS = ("BF16", "F16", "F32")
+_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
+
+
+def load_quantized(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
+    """NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged."""
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    checkpoint = read_checkpoint(folder)
+    model = _skeleton(plan, folder, dtype)
+    parts = _parts(model, checkpoint, folder)
+    source, files = source_of(plan.model.id, folder)
+    form = {"quantization": "nf4", "head": "nf4", "layout": layout(), "dtype": plan.dtype}
+    entries = all_entries(parts, dtype)
+    wanted = Wanted(plan.model.name, source, form, files, header(entries), file_size(entries))
+    weights = open_or_make(wanted, lambda sink: write(parts, dtype, sink, progress), progress)
+    if weights is None:
+        weights = _in_memory(plan, wanted.size)
+        write(parts, dtype, weights, progress)
+    places = _places(entries)
+    tensors = {entry.name: _mapped(weights, places[entry.name].first, entry) for entry in entries}
+    _attach(model, parts, tensors)
+    _attach_embedding(model, checkpoint[f"{_EMBEDDING}.weight"], dtype)
+    if plan.resident_layers is not None:
+        names = [f"model.layers.{index}." for index in range(len(model.model.layers))]
+        page_through(model.model.layers, spans_of(places, names), weights, plan.resident_layers)
+    return model.eval()
+
+
+def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
+    if plan.resident_layers is not None:
+        raise DiskSpaceError(
+            f"{plan.model.name} does not fit in memory, and its 4-bit weights cannot be kept on disk.",
+            f"Make {gigabytes(size)} of room for the cache folder, or set LOCALGEMMA_HOME to a larger disk.",
+        )
+    return mmap.mmap(-1, size)
+
+
+def _skeleton(plan: LoadPlan, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its buffers, and parameters that have a shape but no memory."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=implementation(plan), trust_remote_code=False
+        )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model
+
+
+def _parts(model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path) -> list[Part]:
+    """What to make of each parameter, in the order of the layers; the embedding is not among them."""
+    tied = f"{_HEAD}.weight" not in checkpoint or model.config.tie_word_embeddings
+    linears = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear)}
+    parameters = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
+    names = {
+        name: f"{_EMBEDDING}.weight" if tied and name == f"{_HEAD}.weight" else name for name in parameters
+    }
+    _require(names, parameters, checkpoint, folder)
+    return [
+        Part(name.removesuffix(".weight"), checkpoint[source], linear_kind(parameters[name], layout()))
+        if name in linears
+        else Part(name, checkpoint[source], "copy")
+        for name, source in names.items()
+        if name != f"{_EMBEDDING}.weight"
+    ]
+
+
+def _require(
+    names: Mapping[str, str],
+    parameters: Mapping[str, torch.Size],
+    checkpoint: Mapping[str, Stored],
+    folder: Path,
+) -> None:
+    """Every parameter is in the checkpoint, in its shape and in a type that can be read."""
+    missing = sorted({source for source in names.values() if source not in checkpoint})
+    if missing:
+        raise NotFoundError(
+            f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
+            "Download it again; a partial copy cannot answer.",
+        )
+    for name, source in names.items():
+        stored = checkpoint[source]
+        if stored.shape != tuple(parameters[name]) or stored.dtype not in _FLOATS:
+            raise ValueError(f"{source} is {stored.dtype} {stored.shape}, not {tuple(parameters[name])}")
+
+
+def _places(entries: Sequence[Entry]) -> dict[str, Span]:
+    """Where in the copy each tensor lies."""
+    places, offset = {}, len(header(entries))
+    for entry in entries:
+        places[entry.name] = Span(offset, offset + entry.size)
+        offset += entry.size
+    return places
+
+
+def _attach(model: PreTrainedModel, parts: Sequence[Part], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put the copy's tensors in place of the skeleton's."""
+    for part in parts:
+        parent, _, leaf = part.name.rpartition(".")
+        owner = model.get_submodule(parent)
+        if part.kind == "copy":
+            setattr(owner, leaf, nn.Parameter(tensors[part.name], requires_grad=False))
+        elif part.kind == "interleaved":
+            packed, scales = tensors[f"{part.name}.packed"], tensors[f"{part.name}.scales"]
+            setattr(owner, leaf, InterleavedNF4(packed, scales))
+        else:
+            packed, maxima = tensors[f"{part.name}.packed"], tensors[f"{part.name}.maxima"]
+            setattr(owner, leaf, PlainNF4(packed, maxima, part.source.shape[0]))
+
+
+def _attach_embedding(model: PreTrainedModel, stored: Stored, dtype: torch.dtype) -> None:
+    """The checkpoint's own file is mapped: rows of it are read as they are looked up."""
+    owner = model.get_submodule(_EMBEDDING.rpartition(".")[0])
+    table = _mapped(map_file(stored.file), stored.offset, stored)
+    scale = getattr(owner.embed_tokens, "embed_scale", None)
+    owner.embed_tokens = EmbeddingTable(table, dtype, scale)
+
+
+def _mapped(buffer: mmap.mmap, offset: int, what: Entry | Stored) -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):  # it cannot be written to, and nobody does
+        flat = torch.frombuffer(buffer, dtype=_TORCH[what.dtype], count=math.prod(what.shape), offset=offset)
+    return flat.view(what.shape)

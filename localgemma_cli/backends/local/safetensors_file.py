@@ -1,0 +1,101 @@
+"""The safetensors container, read and written a few rows at a time, so that no page need stay in memory.
+
+The library maps whole files: every page that was looked at counts as this process's memory until it exits.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ITEM_BYTES: Mapping[str, int] = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
+_INDEX = "model.safetensors.index.json"
+_HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where one tensor lies: `offset` bytes into `file`, `dtype` in safetensors' spelling."""
+
+    file: Path
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """Every tensor of one file; a ValueError where the file is damaged or cut short."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= _HEADER_LIMIT:
+            raise ValueError(f"{path.name} is no safetensors file")
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    end = path.stat().st_size - 8 - length
+    try:
+        return {name: _stored(path, entry, 8 + length, end) for name, entry in entries.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} has a damaged header") from error
+
+
+def _stored(path: Path, entry: Mapping[str, Any], start: int, end: int) -> Stored:
+    first, last = (int(offset) for offset in entry["data_offsets"])
+    shape = tuple(int(size) for size in entry["shape"])
+    tensor = Stored(path, start + first, str(entry["dtype"]), shape)
+    known = tensor.dtype in ITEM_BYTES
+    if not 0 <= first <= last <= end or (known and tensor.size != last - first):
+        raise ValueError(f"{path.name} is cut short or damaged")
+    return tensor
+
+
+def read_checkpoint(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a model's folder, in the loader's own order: a single file before an index."""
+    single, index = folder / "model.safetensors", folder / _INDEX
+    if single.is_file() or not index.is_file():
+        return read_header(single)
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return {name: tensor for shard in sorted(names) for name, tensor in read_header(folder / shard).items()}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor that is to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def header(entries: Iterable[Entry]) -> bytes:
+    """What stands before the tensors; padded, so that they begin on a page of their own."""
+    table, offset = {}, 0
+    for entry in entries:
+        end = offset + entry.size
+        table[entry.name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % mmap.ALLOCATIONGRANULARITY)
+    return len(text).to_bytes(8, "little") + text
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file's pages, read when touched; the map outlives the file's name."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,0 +1,106 @@
+"""Layers that stay in their file: the same answers, and pages that really go."""
+
+import mmap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import DEMO
+
+from localgemma_cli.backends.local.loader import load_model
+from localgemma_cli.backends.local.paging import Span, page_through, spans_of
+from localgemma_cli.backends.local.safetensors_file import map_file
+from localgemma_cli.backends.local.source import resolve
+from localgemma_cli.backends.local.weights_cache import kept_copies, remove
+from localgemma_cli.errors import DiskSpaceError
+from localgemma_cli.planning.hardware import probe
+from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
+from localgemma_cli.planning.presets import load_presets
+
+MB = 1 << 20
+
+
+def silent(_: object) -> None:
+    pass
+
+
+def resident_bytes(path: Path) -> int:
+    """What of a mapped file counts as this process's memory."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.endswith(str(path)):
+            return next(int(each.split()[1]) * 1024 for each in lines if each.startswith("Rss:"))
+    return 0
+
+
+class Reads(torch.nn.Module):
+    """Touches every page of its span."""
+
+    def __init__(self, weights: mmap.mmap, span: Span) -> None:
+        super().__init__()
+        self.bytes = torch.frombuffer(weights, dtype=torch.uint8)[span.first : span.last]
+
+    def forward(self) -> int:
+        return int(self.bytes[::512].sum())
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="tells of memory as Linux does")
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+@pytest.mark.parametrize("resident", [0, 2, 7])
+def test_only_resident_layers_stay_in_memory(tmp_path: Path, resident: int) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"".join(bytes([index]) * (4 * MB) for index in range(8)) + bytes(40))
+    weights = map_file(path)
+    spans = [Span(40 + index * 4 * MB, 40 + (index + 1) * 4 * MB) for index in range(8)]
+    layers = [Reads(weights, span) for span in spans]
+    expected = [layer() for layer in layers]
+    assert resident_bytes(path) > 7.9 * 4 * MB
+    page_through(layers, spans, weights, resident)
+    most = 0
+    for _ in range(2):
+        for layer, value in zip(layers, expected, strict=True):
+            assert layer() == value
+        most = resident_bytes(path)
+    assert resident * 4 * MB <= most <= resident * 4 * MB + 0.3 * MB
+    assert len(set(expected)) == 8
+
+
+def test_a_span_covers_every_tensor_of_its_layer_and_no_other() -> None:
+    places = {"layers.1.a": Span(0, 10), "layers.1.b": Span(10, 30), "layers.10.a": Span(30, 40)}
+    assert spans_of(places, ["layers.1.", "layers.10."]) == [Span(0, 30), Span(30, 40)]
+
+
+def demo_plan(resident: int | None) -> LoadPlan:
+    source = resolve("demo", revision=None, offline=True)
+    plan = make_plan(source.facts, "memory_extreme", probe("cpu"), Overrides(), load_presets())
+    offload = "none" if resident is None else "disk"
+    return replace(plan, resident_layers=resident, offload=offload)
+
+
+@pytest.mark.parametrize("resident", [0, 3])
+def test_answers_do_not_depend_on_where_layers_are(resident: int) -> None:
+    prompt = torch.tensor([[2, 17, 300, 45, 101, 7, 64, 222]])
+    whole, paged = (load_model(demo_plan(each), DEMO, silent) for each in (None, resident))
+    with torch.inference_mode():
+        expected = whole.generate(prompt, max_new_tokens=12, do_sample=False)
+        assert torch.equal(paged.generate(prompt, max_new_tokens=12, do_sample=False), expected)
+        assert torch.equal(paged(prompt).logits, whole(prompt).logits)
+
+
+def test_what_fits_neither_in_memory_nor_on_disk_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path / "home"))
+    (tmp_path / "home").write_text("a file: no cache folder can be made in it")
+    with pytest.raises(DiskSpaceError, match="cannot be kept"):
+        load_model(demo_plan(2), DEMO, silent)
+    assert load_model(demo_plan(None), DEMO, silent)
+
+
+def test_the_two_memory_presets_share_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
+    load_model(demo_plan(None), DEMO, silent)
+    load_model(replace(demo_plan(2), preset="memory"), DEMO, silent)
+    (copy,) = kept_copies()
+    remove(copy)

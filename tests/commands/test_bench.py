@@ -1,0 +1,254 @@
+"""`localgemma bench` as a user runs it: figures are there, and agree; no test asks how good."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.program import Program
+from support.schemas import validate
+
+from localgemma_cli.backends.local.benchmark.job import (
+    Answered,
+    Chatted,
+    Engine,
+    Job,
+    Loaded,
+    Outcome,
+    Peaks,
+    Workload,
+)
+from localgemma_cli.backends.local.source import resolve
+from localgemma_cli.commands.bench_report import AnswerFigures, Entry, Row, first_difference, rows
+from localgemma_cli.commands.bench_table import table
+from localgemma_cli.planning.hardware import GIB, describe
+from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
+from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
+from localgemma_cli.planning.presets import load_presets
+
+BANDWIDTH = 20e9
+WORKLOAD = Workload(64, 6)
+
+
+def plan_on(device: str = "cpu", preset: str = "exact") -> LoadPlan:
+    facts = resolve("2b", revision=None, offline=True).facts
+    return make_plan(facts, preset, describe(device, 24 * GIB, 64 * GIB), Overrides(), load_presets())
+
+
+def entry(engine: Engine = "localgemma", device: str = "cpu", **changes: object) -> Entry:
+    peaks = Peaks(6_000_000_000, 5_500_000_000 if device == "cuda" else None)
+    answered = Answered(WORKLOAD, 0.5, 4.0, (7, 8, 9, 7, 8, 9), peaks, (0.5, 0.25, 0.125, 1.0, 1.0, 1.0))
+    outcome = Outcome(
+        Loaded(2.0, Peaks(5_000_000_000, None), 5_300_000_000),
+        read_bytes=5_200_000_000,
+        answered=(replace(answered, **changes),),
+        stream_seconds_per_token=5e-6,
+    )
+    job = Job(engine, plan_on(device), Path("weights"), Path("tokenizer"), (WORKLOAD,))
+    return Entry(engine, job, outcome, estimates=(6_000_000_000,) if engine == "localgemma" else ())
+
+
+def figures(*entries: Entry) -> list[AnswerFigures]:
+    return [row.answers[0] for row in rows(entries, BANDWIDTH)]
+
+
+# The figures
+
+
+def test_rates_and_shares_follow_from_what_was_measured() -> None:
+    (each,) = figures(entry())
+    architecture = plan_on().model.architecture
+    assert each.prefill_tokens_per_second == 128
+    assert each.kv_bytes_per_token == kv_cache_bytes(architecture, "bfloat16", "sliding", 67)
+    assert each.bytes_per_second == (5_200_000_000 + each.kv_bytes_per_token) * 4
+    assert each.bandwidth_share == each.bytes_per_second / BANDWIDTH
+    assert each.above_weights_bytes == 800_000_000
+    assert each.estimate_share == 1
+    (row,) = rows([entry()], BANDWIDTH)
+    assert row.step_share == pytest.approx(5e-6 * 4)
+
+
+def test_ratios_are_against_the_first_row() -> None:
+    slow, fast = figures(entry(), entry(first_token_seconds=0.25, decode_tokens_per_second=6.0))
+    assert (slow.decode_ratio, slow.first_token_ratio) == (1, 1)
+    assert (fast.decode_ratio, fast.first_token_ratio) == (1.5, 0.5)
+
+
+def test_tokens_are_compared_with_the_reference_and_with_nothing_else() -> None:
+    reference = entry("transformers")
+    same, other = figures(reference, entry(), entry(token_ids=(7, 8, 1, 7, 8, 9)))[1:]
+    assert (same.tokens_equal, same.first_difference) == (True, None)
+    assert (other.tokens_equal, other.first_difference, other.reference_margin) == (False, 2, 0.125)
+    assert figures(reference)[0].tokens_equal is None
+    assert figures(entry(), entry())[1].tokens_equal is None
+    assert figures(reference, entry("llama.cpp"))[1].tokens_equal is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "place"),
+    [((1, 2), (1, 2), None), ((1, 2), (1, 3), 1), ((1,), (1, 2), 1), ((1, 2, 3), (1, 2), 2), ((), (), None)],
+)
+def test_the_first_difference(ours: tuple[int, ...], theirs: tuple[int, ...], place: int | None) -> None:
+    assert first_difference(ours, theirs) == place
+
+
+def test_a_gpus_own_peak_is_held_against_the_estimate_without_the_runtime() -> None:
+    (each,) = figures(entry(device="cuda"))
+    assert each.estimate_bytes == 6_000_000_000 - RUNTIME_BYTES["cuda"]
+    assert each.estimate_share == 5_500_000_000 / each.estimate_bytes
+
+
+def test_the_first_of_two_loads_is_told_apart_and_the_higher_peak_counts() -> None:
+    twice = replace(entry(), first_load=Loaded(40.0, Peaks(7_000_000_000, None), 5_300_000_000))
+    once, both = (row.load for row in rows([entry(), twice], BANDWIDTH))
+    assert (once.first_seconds, once.second_seconds) == (2, None)
+    assert (both.first_seconds, both.second_seconds) == (40, 2)
+    assert both.peak_host_bytes == 7_000_000_000
+    assert both.peak_ratio == 1.4
+
+
+# The table
+
+
+def printed(measured: tuple[Row, ...]) -> str:
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=100).print(table(measured, BANDWIDTH))
+    return out.getvalue()
+
+
+def test_six_rows_fit_in_100_columns_with_nothing_left_out() -> None:
+    chat = Chatted(464, 400, 0.5, 10.0)
+    mine = entry(token_ids=(7, 8, 1, 7, 8, 9))
+    with_chat = replace(mine, outcome=replace(mine.outcome, chatted=chat))
+    labels = ("exact", "speed", "memory", "memory_extreme")
+    middle = [replace(with_chat, label=label) for label in labels]
+    text = printed(rows([entry("transformers"), *middle, entry("llama.cpp")], BANDWIDTH))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "…" not in text
+    for word in ("transformers", *labels, "llama.cpp", "turn 6 of a chat", "up to 2", "0.125"):
+        assert word in text
+    assert "device" not in text  # a CPU has no memory of its own to tell of
+
+
+# The program
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    program = Program(tmp_path_factory.mktemp("bench"))
+    done = program(
+        *("bench", "-m", "demo", "--preset", "exact", "--preset", "memory", "--device", "cpu"),
+        *("--dtype", "float32", "--load-format", "dummy", "--reference", "--repeats", "1", "--json"),
+        *("--prompt-tokens", "16", "--prompt-tokens", "80", "--new-tokens", "5", "--chat-tokens", "300"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_every_preset_has_a_row_after_the_reference(report: dict) -> None:
+    assert [row["label"] for row in report["rows"]] == ["transformers", "exact", "memory"]
+    assert report["rows"][0]["plan"] is None
+    for row in report["rows"][1:]:
+        validate(row["plan"], "plan")
+        assert row["plan"]["preset"] == row["label"]
+
+
+def test_the_report_says_what_it_was_measured_on(report: dict) -> None:
+    machine = report["machine"]
+    assert machine["device"] == "cpu"
+    assert machine["bandwidth_bytes_per_second"] > 0
+    assert {"localgemma-cli", "torch", "transformers"} <= set(machine["versions"])
+    assert "--load-format dummy" in report["command"]
+    assert report["load_format"] == "dummy"
+
+
+def test_all_figures_are_there_and_positive(report: dict) -> None:
+    for row in report["rows"]:
+        assert [each["prompt_tokens"] for each in row["answers"]] == [16, 80]
+        for answer in row["answers"]:
+            for name in (
+                *("first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"),
+                *("read_bytes_per_token", "kv_bytes_per_token", "bandwidth_share", "peak_host_bytes"),
+            ):
+                assert answer[name] > 0, name
+        assert row["load"]["first_seconds"] > 0
+        assert row["load"]["peak_host_bytes"] > row["load"]["weights_bytes"]
+    for row in report["rows"][1:]:
+        assert row["load"]["second_seconds"] > 0
+        assert row["stream_seconds_per_token"] > 0
+        assert row["chat"]["prompt_tokens"] > row["chat"]["cached_prompt_tokens"] > 250
+        assert all(answer["estimate_bytes"] > 0 for answer in row["answers"])
+
+
+def test_exact_is_the_reference_and_four_bits_read_less(report: dict) -> None:
+    reference, exact, memory = (row["answers"] for row in report["rows"])
+    assert all(answer["tokens_equal"] for answer in exact)
+    assert exact[0]["read_bytes_per_token"] == pytest.approx(reference[0]["read_bytes_per_token"], rel=0.01)
+    assert memory[0]["read_bytes_per_token"] < reference[0]["read_bytes_per_token"]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["temporary", "kept"])
+def test_nothing_stays_behind_but_a_folder_that_was_named(
+    program: Program, tmp_path: Path, kept: bool
+) -> None:
+    own, folder = tmp_path / "temporary", tmp_path / "new" / "model"
+    own.mkdir()
+    program = program.with_environment(TMPDIR=str(own))
+    words = ["bench", "-m", "demo", "--preset", "memory", "--load-format", "dummy-file", "--device", "cpu"]
+    words += ["--repeats", "1", "--prompt-tokens", "8", "--new-tokens", "2"]
+    done = program(*words, *(["--dummy-folder", str(folder)] if kept else []))
+    assert done.returncode == 0, done.stderr
+    assert "decode, tok/s" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert not [path for path in own.iterdir() if path.name.startswith("localgemma")]
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    if kept:
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
+        assert list(folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--prompt-tokens", "1020"], 2, "do not fit in a context of 1024"),
+        (["--new-tokens", "1"], 2, "at least 2"),
+        (["--repeats", "0"], 2, "--repeats"),
+        (["--chat-tokens", "4000"], 2, "do not fit"),
+        (["--preset", "exakt"], 2, "no preset 'exakt'"),
+        (["--load-format", "random"], 2, "random"),
+        (["--device-memory", "1MiB", "--preset", "exact"], 5, "needs"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else None,
+)
+def test_what_cannot_be_measured_is_said_before_anything_runs(
+    program: Program, words: list[str], code: int, said: str
+) -> None:
+    done = program("bench", "-m", "demo", "--device", "cpu", *words)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+    assert done.stdout == ""
+
+
+def test_llama_cpp_is_asked_for_by_name(program: Program) -> None:
+    from importlib.util import find_spec
+
+    done = program("bench", "-m", "demo", "--llama-cpp", "missing.gguf")
+    if find_spec("llama_cpp") is None:
+        assert done.returncode == 2
+        assert "pip install" in done.stderr
+    else:
+        assert done.returncode == 4
+        assert "missing.gguf" in done.stderr
+
+
+def test_help_has_an_example_and_a_config_files_preset_is_one_row(program: Program) -> None:
+    done = program("bench", "--help")
+    assert done.returncode == 0
+    assert "localgemma bench" in done.stdout.split("xample", 1)[1]
+    (program.config / "config.toml").write_text('preset = "exakt"\n')
+    assert "no preset 'exakt'" in program("bench", "-m", "demo").stderr
