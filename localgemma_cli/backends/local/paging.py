@@ -49,7 +49,7 @@ def _reader(weights: mmap.mmap, span: Span) -> Any:
     first = span.first // mmap.PAGESIZE * mmap.PAGESIZE
 
     def read_ahead(*_: object) -> None:
-        pass
+        _advise(weights, _WILLNEED, first, span.last)
 
     return read_ahead
 
