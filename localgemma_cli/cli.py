@@ -3,40 +3,38 @@
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from localgemma_cli.commands.bench import bench
 from localgemma_cli.commands.chat import chat
-from localgemma_cli.commands.models import models
-from localgemma_cli.commands.plan import plan
-from localgemma_cli.commands.prompt import prompt
 from localgemma_cli.config import read_config
 from localgemma_cli.environment import Streams, config_folder, standard_streams
 from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.sanitize import one_line
 
+COMMANDS = ("plan", "models", "prompt", "bench")  # each a module of `commands` that holds its name
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
-_EPILOG = """[bold]Examples[/]
+_EPILOG = """\b
+Examples:
+  localgemma --model 9b --preset speed
+  localgemma -m demo "What can you do?"
+  git diff | localgemma "Write a commit message for this:"
+  echo "Name three rivers." | localgemma --json - | jq -r .response
 
-localgemma --model 9b --preset speed
-localgemma -m demo "What can you do?"
-git diff | localgemma "Write a commit message for this:"
-echo "Name three rivers." | localgemma --json - | jq -r .response
-
-[bold]Other commands[/]
-
-localgemma plan     what would run here, and whether it fits
-localgemma models   the models known by name
-localgemma prompt   the exact text and ids a model would be given
-localgemma bench    how fast it is on this machine, measured
+\b
+Other commands:
+  localgemma plan     what would run here, and whether it fits
+  localgemma models   the models known by name, and what is on disk
+  localgemma prompt   the exact text and ids a model would be given
+  localgemma bench    how fast it is on this machine, measured
 
 A prompt that begins with one of these words goes after --. Every option
 has a variable LOCALGEMMA_… and a key in config.toml."""
@@ -54,12 +52,20 @@ class _ChatByDefault(TyperGroup):
         return "" if name == CHAT else name, command, rest  # the name as help shows it
 
 
-app = typer.Typer(cls=_ChatByDefault, pretty_exceptions_enable=False, rich_markup_mode="rich")
-app.command(CHAT, epilog=_EPILOG)(chat)
-app.command("plan")(plan)
-app.add_typer(models, name="models")
-app.command("prompt")(prompt)
-app.command("bench")(bench)
+def build_app(commands: Iterable[str]) -> typer.Typer:
+    """The chat, and those of the other commands that are wanted: each costs its imports."""
+    app = typer.Typer(
+        cls=_ChatByDefault, pretty_exceptions_enable=False, rich_markup_mode=None
+    )  # plain help comes in half the time
+    app.callback()(lambda: None)  # without one, Typer makes a lone command the whole program
+    app.command(CHAT, epilog=_EPILOG)(chat)
+    for name in commands:
+        command = getattr(import_module(f"localgemma_cli.commands.{name}"), name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
 
 
 @dataclass(frozen=True)
@@ -97,8 +103,10 @@ def run(words: Sequence[str], streams: Streams) -> int:
 
 
 def _dispatch(words: Sequence[str]) -> int:
-    command: Any = typer.main.get_command(app)
-    if _COMPLETION in os.environ:
+    completing = _COMPLETION in os.environ
+    wanted = COMMANDS if completing else [name for name in COMMANDS if list(words[:1]) == [name]]
+    command: Any = typer.main.get_command(build_app(wanted))
+    if completing:
         command.main(prog_name="localgemma")
     names = {parameter.name for parameter in command.commands[CHAT].params} - {"prompt", "version"}
     defaults = read_config(config_folder() / "config.toml", names)

@@ -8,19 +8,16 @@ import typer
 from localgemma_cli.sampling import Mode, OnOverflow
 
 
-def _option(*flags: str, group: str, help: str, **more: Any) -> Any:
+def _option(*flags: str, help: str, **more: Any) -> Any:
     variable = "LOCALGEMMA_" + flags[0].split("/")[0].lstrip("-").upper().replace("-", "_")
-    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, rich_help_panel=group, **more)
+    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, **more)
 
-
-_MODEL, _SAMPLE, _RUN, _IO = "Model", "Sampling", "How it runs", "Input and output"
 
 Model = Annotated[
     str | None,
     _option(
         "--model",
         "-m",
-        group=_MODEL,
         metavar="NAME",
         help="2b, 7b, 9b, 27b, demo, a hub id or a local folder. Default: 9b where it fits, else 2b.",
     ),
@@ -29,60 +26,51 @@ Preset = Annotated[
     str | None,
     _option(
         "--preset",
-        group=_MODEL,
         metavar="NAME",
         help="exact, speed, memory, memory_extreme, or your own. Default: the best that fits in free memory.",
     ),
 ]
 Revision = Annotated[
     str | None,
-    _option("--revision", group=_MODEL, metavar="REF", help="Branch, tag or commit on the hub."),
+    _option("--revision", metavar="REF", help="Branch, tag or commit on the hub."),
 ]
-Offline = Annotated[
-    bool, _option("--offline", group=_MODEL, help="Use only what is on disk; never ask the network.")
-]
+Offline = Annotated[bool, _option("--offline", help="Use only what is on disk; never ask the network.")]
 
-System = Annotated[str | None, _option("--system", "-s", group=_SAMPLE, metavar="TEXT", help="System text.")]
+System = Annotated[str | None, _option("--system", "-s", metavar="TEXT", help="System text.")]
 SystemFile = Annotated[
     str | None,
-    _option("--system-file", group=_SAMPLE, metavar="PATH", help="Read the system text from a file."),
+    _option("--system-file", metavar="PATH", help="Read the system text from a file."),
 ]
 ModeOption = Annotated[
     Mode,
     _option(
         "--mode",
-        group=_SAMPLE,
         metavar="MODE",
         help="chat: temperature 0.7. factual: 0.3, short answers. creative: 1.5 with min-p 0.08.",
     ),
 ]
 Temperature = Annotated[
     float | None,
-    _option("--temperature", group=_SAMPLE, metavar="T", help="0 takes the likeliest token every time."),
+    _option("--temperature", metavar="T", help="0 takes the likeliest token every time."),
 ]
 TopP = Annotated[
     float | None,
-    _option("--top-p", group=_SAMPLE, metavar="P", help="Keep the likeliest tokens up to this probability."),
+    _option("--top-p", metavar="P", help="Keep the likeliest tokens up to this probability."),
 ]
-TopK = Annotated[
-    int | None, _option("--top-k", group=_SAMPLE, metavar="K", help="Keep the K likeliest tokens.")
-]
+TopK = Annotated[int | None, _option("--top-k", metavar="K", help="Keep the K likeliest tokens.")]
 MinP = Annotated[
     float | None,
-    _option("--min-p", group=_SAMPLE, metavar="P", help="Drop tokens below P times the likeliest one."),
+    _option("--min-p", metavar="P", help="Drop tokens below P times the likeliest one."),
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    _option("--repetition-penalty", group=_SAMPLE, metavar="X", help="Above 1 makes repeats less likely."),
+    _option("--repetition-penalty", metavar="X", help="Above 1 makes repeats less likely."),
 ]
-Seed = Annotated[
-    int | None, _option("--seed", group=_SAMPLE, metavar="N", help="The same seed gives the same answer.")
-]
+Seed = Annotated[int | None, _option("--seed", metavar="N", help="The same seed gives the same answer.")]
 MaxNewTokens = Annotated[
     int | None,
     _option(
         "--max-new-tokens",
-        group=_SAMPLE,
         metavar="N",
         help="Longest answer, in tokens. Default: what the context has room for.",
     ),
@@ -90,62 +78,54 @@ MaxNewTokens = Annotated[
 
 Context = Annotated[
     int | None,
-    _option("--context", group=_RUN, metavar="N", help="Context length in tokens. Default: the model's."),
+    _option("--context", metavar="N", help="Context length in tokens. Default: the model's."),
 ]
 Device = Annotated[
-    str | None, _option("--device", group=_RUN, metavar="DEV", help="cuda, mps or cpu. Default: the best.")
+    str | None, _option("--device", metavar="DEV", help="cuda, mps or cpu. Default: the best.")
 ]
-Dtype = Annotated[
-    str | None, _option("--dtype", group=_RUN, metavar="TYPE", help="bfloat16, float16 or float32.")
-]
-Quantization = Annotated[
-    str | None, _option("--quantization", group=_RUN, metavar="KIND", help="none, nf4 or int8.")
-]
+Dtype = Annotated[str | None, _option("--dtype", metavar="TYPE", help="bfloat16, float16 or float32.")]
+Quantization = Annotated[str | None, _option("--quantization", metavar="KIND", help="none, nf4 or int8.")]
 Attention = Annotated[
     str | None,
-    _option("--attention", group=_RUN, metavar="KIND", help="eager, sdpa or flash_attention_2."),
+    _option("--attention", metavar="KIND", help="eager, sdpa or flash_attention_2."),
 ]
 Compile = Annotated[
-    bool | None, _option("--compile/--no-compile", group=_RUN, help="Compile the decode step, or do not.")
+    bool | None, _option("--compile/--no-compile", help="Compile the decode step, or do not.")
 ]
 Assistant = Annotated[
     str | None,
     _option(
         "--assistant",
-        group=_RUN,
         metavar="KIND",
         help="lookup guesses from what was said before, for answers that copy; none does not.",
     ),
 ]
 DeviceMemory = Annotated[
     str | None,
-    _option("--device-memory", group=_RUN, metavar="SIZE", help="Use at most this much, e.g. 24GiB."),
+    _option("--device-memory", metavar="SIZE", help="Use at most this much, e.g. 24GiB."),
 ]
 HostMemory = Annotated[
     str | None,
-    _option("--host-memory", group=_RUN, metavar="SIZE", help="Use at most this much host memory."),
+    _option("--host-memory", metavar="SIZE", help="Use at most this much host memory."),
 ]
 
 Overflow = Annotated[
     OnOverflow | None,
     _option(
         "--on-overflow",
-        group=_RUN,
         metavar="HOW",
         help="When the context is full: trim drops the oldest turns, error stops. Default: trim in a chat.",
     ),
 ]
 
-Json = Annotated[bool, _option("--json", group=_IO, help="Print one JSON object.")]
-JsonLines = Annotated[bool, _option("--jsonl", group=_IO, help="Print JSON Lines as the answer comes.")]
+Json = Annotated[bool, _option("--json", help="Print one JSON object.")]
+JsonLines = Annotated[bool, _option("--jsonl", help="Print JSON Lines as the answer comes.")]
 Interactive = Annotated[
     bool,
-    _option("--interactive", "-i", group=_IO, help="Go on chatting after what came through the pipe."),
+    _option("--interactive", "-i", help="Go on chatting after what came through the pipe."),
 ]
-Quiet = Annotated[bool, _option("--quiet", "-q", group=_IO, help="No progress and no notices on stderr.")]
-Verbose = Annotated[
-    bool, _option("--verbose", "-v", group=_IO, help="Say what is done and why; tracebacks for errors.")
-]
+Quiet = Annotated[bool, _option("--quiet", "-q", help="No progress and no notices on stderr.")]
+Verbose = Annotated[bool, _option("--verbose", "-v", help="Say what is done and why; tracebacks for errors.")]
 
 _BENCH = "What is measured"
 
@@ -162,7 +142,6 @@ LoadFormatOption = Annotated[
     LoadFormat,
     _option(
         "--load-format",
-        group=_BENCH,
         metavar="KIND",
         help="auto: the model's own weights. dummy: random ones of its shape, no download; made on the"
         " device, on a CPU in a temporary file. dummy-file: always in a file, so that loading is real.",
@@ -170,36 +149,33 @@ LoadFormatOption = Annotated[
 ]
 DummyFolder = Annotated[
     str | None,
-    _option(
-        "--dummy-folder", group=_BENCH, metavar="PATH", help="Keep the random weights here, to use again."
-    ),
+    _option("--dummy-folder", metavar="PATH", help="Keep the random weights here, to use again."),
 ]
 Presets = Annotated[
     list[str] | None,
-    _option("--preset", group=_MODEL, metavar="NAME", help="A preset; again for a row each."),
+    _option("--preset", metavar="NAME", help="A preset; again for a row each."),
 ]
 PromptTokens = Annotated[
     list[int] | None,
-    _option("--prompt-tokens", group=_BENCH, metavar="N", help="Length of the prompt; again for more."),
+    _option("--prompt-tokens", metavar="N", help="Length of the prompt; again for more."),
 ]
 NewTokens = Annotated[
     list[int] | None,
-    _option("--new-tokens", group=_BENCH, metavar="N", help="Length of the answer; again for more."),
+    _option("--new-tokens", metavar="N", help="Length of the answer; again for more."),
 ]
 ChatTokens = Annotated[
     int | None,
     _option(
         "--chat-tokens",
-        group=_BENCH,
         metavar="N",
         help="Also the first token of turn 6 in a chat of this length, beside a full prefill.",
     ),
 ]
-Repeats = Annotated[int, _option("--repeats", group=_BENCH, metavar="N", help="Runs to take the median of.")]
+Repeats = Annotated[int, _option("--repeats", metavar="N", help="Runs to take the median of.")]
 Reference = Annotated[
-    bool, _option("--reference", group=_BENCH, help="Plain transformers as the first row; compares tokens.")
+    bool, _option("--reference", help="Plain transformers as the first row; compares tokens.")
 ]
 LlamaCpp = Annotated[
     str | None,
-    _option("--llama-cpp", group=_BENCH, metavar="FILE", help="Also llama.cpp on this GGUF file."),
+    _option("--llama-cpp", metavar="FILE", help="Also llama.cpp on this GGUF file."),
 ]

@@ -2,27 +2,23 @@
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from localgemma_cli import __version__, options
-from localgemma_cli.backends.base import Backend
-from localgemma_cli.backends.local.source import Source, fetch
-from localgemma_cli.chat.incoming import Incoming, read_incoming
-from localgemma_cli.chat.turn import Settings
-from localgemma_cli.commands.planned import Choice, planned
-from localgemma_cli.commands.systemtext import read_system
 from localgemma_cli.environment import Streams, standard_streams
 from localgemma_cli.errors import LocalGemmaError, UsageError
-from localgemma_cli.events import ProgressSink
-from localgemma_cli.planning.plan import LoadPlan, require_fits
-from localgemma_cli.render.base import Renderer
-from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer, Run
-from localgemma_cli.render.plain import PlainRenderer
-from localgemma_cli.render.progress import on_stderr
-from localgemma_cli.render.sanitize import visible
 from localgemma_cli.sampling import Mode, OnOverflow, Sampling, sampling_for, system_for
+
+if TYPE_CHECKING:  # what follows the parsing is imported where it is used: `--help` does without
+    from localgemma_cli.backends.base import Backend
+    from localgemma_cli.backends.local.source import Source
+    from localgemma_cli.chat.incoming import Incoming
+    from localgemma_cli.chat.turn import Settings
+    from localgemma_cli.events import ProgressSink
+    from localgemma_cli.planning.plan import LoadPlan
+    from localgemma_cli.render.base import Renderer
 
 
 def _version(wanted: bool) -> None:
@@ -69,6 +65,11 @@ def chat(
     ] = False,
 ) -> int:
     """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
+    from localgemma_cli.chat.incoming import read_incoming
+    from localgemma_cli.commands.planned import Choice, planned
+    from localgemma_cli.commands.systemtext import read_system
+    from localgemma_cli.planning.plan import require_fits
+
     streams = standard_streams()
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
     chosen = sampling_for(
@@ -114,8 +115,8 @@ class _Session:
     """Everything decided; what is left is to load and to answer."""
 
     streams: Streams
-    source: Source
-    plan: LoadPlan
+    source: "Source"
+    plan: "LoadPlan"
     mode: Mode
     system: str | None
     sampling: Sampling
@@ -133,8 +134,9 @@ class _Session:
             for reason in self.plan.reasons:
                 self._say(f"plan: {reason}")
 
-    def answer(self, incoming: Incoming) -> int:
+    def answer(self, incoming: "Incoming") -> int:
         from localgemma_cli.chat.oneshot import answer_once
+        from localgemma_cli.render.progress import on_stderr
 
         assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
         started = time.perf_counter()
@@ -145,7 +147,7 @@ class _Session:
         system = system_for(self.mode, self.system)
         return answer_once(backend, system, incoming.prompt, settings, lambda: self._renderer(seconds))
 
-    def converse(self, incoming: Incoming) -> int:
+    def converse(self, incoming: "Incoming") -> int:
         from localgemma_cli.chat.background import BackgroundLoad
         from localgemma_cli.chat.repl import Chat, Repl
 
@@ -163,24 +165,32 @@ class _Session:
         Repl(chat, BackgroundLoad(self._load), self.streams, keyboard).run(incoming.prompt)
         return 0
 
-    def _load(self, progress: ProgressSink) -> Backend:
+    def _load(self, progress: "ProgressSink") -> "Backend":
+        from localgemma_cli.backends.local.source import fetch
+
         folder = fetch(self.source, progress)
         from localgemma_cli.backends.local.backend import load
 
         return load(self.plan, folder, progress)
 
-    def _settings(self, default: OnOverflow) -> Settings:
+    def _settings(self, default: OnOverflow) -> "Settings":
+        from localgemma_cli.chat.turn import Settings
+
         return Settings(self.sampling, self.on_overflow or default, self._tell_trimmed)
 
-    def _renderer(self, load_seconds: float) -> Renderer:
+    def _renderer(self, load_seconds: float) -> "Renderer":
         stdout = self.streams.stdout
         if self.json or self.jsonl:
+            from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer, Run
+
             run = Run(self.plan.model.id, self.plan.preset, "local", load_seconds, self.plan.to_dict())
             return JsonRenderer(stdout, run) if self.json else JsonLinesRenderer(stdout, run)
         if stdout.isatty():
             from localgemma_cli.render.markdown import MarkdownRenderer
 
             return MarkdownRenderer(stdout)
+        from localgemma_cli.render.plain import PlainRenderer
+
         return PlainRenderer(stdout)
 
     def _tell_trimmed(self, turns: int) -> None:
@@ -193,6 +203,8 @@ class _Session:
         self.streams.stderr.flush()
 
     def _report(self, error: LocalGemmaError) -> None:
+        from localgemma_cli.render.sanitize import visible
+
         self._say(f"{visible(error.message)}\n  {visible(error.hint)}")
 
 

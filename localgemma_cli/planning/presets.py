@@ -96,7 +96,11 @@ def preset_named(name: str, presets: Mapping[str, Preset]) -> Preset:
 
 
 def _built_in(name: str) -> Traversable:
-    return files("localgemma_cli.presets") / f"{name}.toml"
+    try:
+        folder = files("localgemma_cli.presets")
+    except ModuleNotFoundError:  # the source tree itself, run from its root without an editable install
+        folder = Path(__file__).parents[2] / "presets"
+    return folder / f"{name}.toml"
 
 
 def _read(path: Traversable, name: str) -> _Source:

@@ -1,6 +1,10 @@
 """Layers that stay in their file: the same answers, and pages that really go."""
 
+import ctypes
 import mmap
+import os
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +68,39 @@ def test_only_resident_layers_stay_in_memory(tmp_path: Path, resident: int) -> N
         most = resident_bytes(path)
     assert resident * 4 * MB <= most <= resident * 4 * MB + 0.3 * MB
     assert len(set(expected)) == 8
+
+
+def cached_pages(weights: mmap.mmap, span: Span) -> int:
+    """How many pages of a span the system holds, in whatever process."""
+    first = span.first // mmap.PAGESIZE * mmap.PAGESIZE
+    count = -(-(span.last - first) // mmap.PAGESIZE)
+    address = torch.frombuffer(weights, dtype=torch.uint8).data_ptr() + first
+    found = (ctypes.c_ubyte * count)()
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(span.last - first), found) == 0
+    return sum(each & 1 for each in found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks for the system's cache as Linux has it")
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")
+def test_the_next_layer_is_read_before_its_turn(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.write(os.urandom(12 * MB))
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    weights = map_file(path)
+    weights.madvise(mmap.MADV_RANDOM)  # or the system itself reads ahead of who reads in order
+    spans = [Span(index * 4 * MB, (index + 1) * 4 * MB) for index in range(3)]
+    if cached_pages(weights, spans[1]):
+        pytest.skip("this file system holds its files in memory")
+    layers = [Reads(weights, span) for span in spans]
+    page_through(layers, spans, weights, 0)
+    layers[0]()
+    deadline = time.monotonic() + 20
+    while cached_pages(weights, spans[1]) < 4 * MB // mmap.PAGESIZE and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert cached_pages(weights, spans[1]) == 4 * MB // mmap.PAGESIZE
+    assert cached_pages(weights, spans[2]) < 2 * MB // mmap.PAGESIZE
 
 
 def test_a_span_covers_every_tensor_of_its_layer_and_no_other() -> None:
