@@ -15,6 +15,7 @@ from torch import nn
 
 _WILLNEED = getattr(mmap, "MADV_WILLNEED", None)  # None where the system has no such advice
 _DONTNEED = getattr(mmap, "MADV_DONTNEED", None)
+_READ_AHEAD = 1 << 17  # bytes; of more at once Linux reads only its read-ahead window, 128 KB by default
 _COLD = 20  # Linux 5.4, <bits/mman-linux.h>; Python does not name it
 
 
@@ -49,7 +50,8 @@ def _reader(weights: mmap.mmap, span: Span) -> Any:
     first = span.first // mmap.PAGESIZE * mmap.PAGESIZE
 
     def read_ahead(*_: object) -> None:
-        _advise(weights, _WILLNEED, first, span.last)
+        for start in range(first, span.last, _READ_AHEAD):
+            _advise(weights, _WILLNEED, start, min(start + _READ_AHEAD, span.last))
 
     return read_ahead
 
