@@ -19,13 +19,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 
 from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.attention import TRAINING_ATTENTION, register_training_attention
-from localgemma_cli.demo.dialogues import (
-    PIRATE,
-    UPPER,
-    Dialogues,
-    Turn,
-    in_manner,
-)
+from localgemma_cli.demo.dialogues import PIRATE, UPPER, Dialogues, Turn, in_manner
 from localgemma_cli.demo.reading import Corpus, read_corpus, select
 from localgemma_cli.demo.tokenizer import (
     BOS,
@@ -65,8 +59,8 @@ class Phase:
 
 # Everything, then a stretch in which chats remember more.
 PHASES = (
-    Phase(2400, 3e-3, 80, (38, 36, 18, 8), 0.25, (15, 50, 130), seed=1),
-    Phase(750, 1.5e-3, 30, (26, 40, 24, 10), 0.0, (40, 130, 220), seed=7),
+    Phase(2600, 3e-3, 80, (38, 36, 18, 8), 0.25, (15, 50, 130), seed=1),
+    Phase(900, 1.5e-3, 30, (26, 40, 24, 10), 0.0, (40, 130, 220), seed=7),
 )
 
 
@@ -131,17 +125,8 @@ def encoded(tokenizer: Tokenizer, turn: Turn) -> Row:
     frame = {role: tokenizer.encode(role, add_special_tokens=False).ids for role in ("user", "model")}
     user = tokenizer.encode(turn.user.strip(), add_special_tokens=False).ids
     model = tokenizer.encode(turn.model.strip(), add_special_tokens=False).ids
-    asked = [
-        START_OF_TURN,
-        *frame["user"],
-        NEWLINE,
-        *user,
-        END_OF_TURN,
-        NEWLINE,
-        START_OF_TURN,
-        *frame["model"],
-        NEWLINE,
-    ]
+    asked = [START_OF_TURN, *frame["user"], NEWLINE, *user, END_OF_TURN, NEWLINE]
+    asked += [START_OF_TURN, *frame["model"], NEWLINE]
     ids = [*asked, *model, END_OF_TURN, NEWLINE]
     taught = [False] * len(asked) + [turn.taught] * (len(model) + 1) + [False]
     return Row(tuple(ids), tuple(taught))
