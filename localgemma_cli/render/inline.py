@@ -1,0 +1,83 @@
+"""The words of a Markdown line: cut into stretches that nothing later can change, and styled."""
+
+import re
+from collections import Counter
+
+from markdown_it import MarkdownIt
+from rich.style import Style
+from rich.text import Text
+
+from localgemma_cli.render.sanitize import visible
+from localgemma_cli.render.theme import style
+
+_LONGEST = 300  # characters; a mark that has not closed by then is taken for the character that it is
+_PIECES = re.compile(r"\\.|`+|\*+|_+|~~+|\]\(|[\[\])]|\s+|[^\\`*_~\[\])\s]+|.", re.DOTALL)
+_MARKS = re.compile(r"[\\`*_~\[\]<&!]")
+_STYLES = {"strong_open": "md.strong", "em_open": "md.em", "s_open": "md.s", "link_open": "md.link"}
+_CLOSE = {"strong_close", "em_close", "s_close", "link_close"}
+
+# Raw HTML and link definitions would vanish from what is shown; they stay the text they are.
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").disable(["image", "html_inline"])
+
+
+def cut(text: str) -> int:
+    """Where the first stretch of `text` ends: behind a space at which every mark is closed; 0 if none is."""
+    code, brackets, destination = "", 0, False
+    opened: Counter[str] = Counter()
+    for match in _PIECES.finditer(text):
+        piece, start = match[0], match.start()
+        if piece.isspace():
+            settled = not (code or brackets or destination or opened.total())
+            if start and (settled or start > _LONGEST):
+                return match.end()
+        elif piece[0] == "`":
+            code = "" if piece == code else code or piece
+        elif code:
+            continue
+        elif piece[0] in "*_~":
+            _count(opened, text, match.start(), match.end())
+        elif piece == "[":
+            brackets += 1
+        elif piece in ("]", "]("):
+            brackets, destination = max(0, brackets - 1), piece == "]("
+        elif piece == ")":
+            destination = False
+    return 0
+
+
+def _count(opened: Counter[str], text: str, start: int, end: int) -> None:
+    """CommonMark's flanking rules in short: a run opens before a word and closes after one."""
+    before, after = text[start - 1 : start], text[end : end + 1]
+    mark, length = text[start], end - start
+    opens = bool(after) and not after.isspace()
+    closes = bool(before) and not before.isspace()
+    if mark == "_" and before.isalnum() and after.isalnum():
+        return
+    if closes and opened[mark]:
+        opened[mark] = max(0, opened[mark] - length)
+    elif opens and not (closes and before.isalnum() and not after.isalnum()):
+        opened[mark] += length
+
+
+def styled(text: str) -> Text:
+    """One stretch with its marks turned into styles; a link shows where it leads."""
+    if not _MARKS.search(text):
+        return Text(text)
+    body = text.rstrip()
+    result, styles = Text(), [Style.null()]
+    href = shown = ""
+    for token in _PARSER.parseInline(body)[0].children or []:
+        if token.type in _STYLES:
+            styles.append(styles[-1] + style(_STYLES[token.type]))
+            if token.type == "link_open":
+                href, shown = visible(str(token.attrs.get("href", ""))), ""
+        elif token.type in _CLOSE:
+            styles.pop()
+            if token.type == "link_close" and href not in (shown, f"mailto:{shown}"):
+                result.append(f" ({href})", style=style("md.url"))
+        else:
+            content = visible(token.content)
+            shown += content
+            own = style("md.code") if token.type == "code_inline" else Style.null()
+            result.append(content, style=styles[-1] + own)
+    return result.append(text[len(body) :])
