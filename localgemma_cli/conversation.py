@@ -18,9 +18,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Turn:
+    """`saved` is its place in the file of saved conversations, where there is one."""
+
     question: Message
     answer: Message
     finish_reason: FinishReason
+    saved: int | None = None
 
 
 @dataclass(frozen=True)

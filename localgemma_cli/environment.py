@@ -41,3 +41,9 @@ def cache_folder() -> Path:
     folder = Path(home).expanduser() / "cache" if home else platformdirs.user_cache_path("localgemma")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+def data_folder() -> Path:
+    """What cannot be made again: conversations; `LOCALGEMMA_HOME/data` where that variable is set."""
+    home = os.environ.get("LOCALGEMMA_HOME")
+    return Path(home).expanduser() / "data" if home else platformdirs.user_data_path("localgemma")

@@ -56,6 +56,12 @@ class DiskSpaceError(LocalGemmaError):
     kind = "disk"
 
 
+class SavingError(LocalGemmaError):
+    """Conversations cannot be saved or read back."""
+
+    kind = "saving"
+
+
 class DoesNotFitError(LocalGemmaError):
     exit_code = ExitCode.MEMORY
     kind = "memory"

@@ -16,6 +16,7 @@ FLOORS = {
     "backends": 3,
     "planning": 2,
     "render": 2,
+    "sessions": 2,
     "conversation": 1,
     "events": 1,
     "options": 1,

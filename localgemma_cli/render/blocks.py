@@ -12,7 +12,9 @@ from rich.text import Text
 from localgemma_cli.render.inline import styled
 from localgemma_cli.render.theme import style
 
-_LEAD = re.compile(r"(?P<quote>(?: {0,3}> ?)*)(?P<indent>[ \t]*)(?:(?P<item>[-*+]|\d{1,9}[.)])(?P<gap>[ \t]+))?")
+_LEAD = re.compile(
+    r"(?P<quote>(?: {0,3}> ?)*)(?P<indent>[ \t]*)(?:(?P<item>[-*+]|\d{1,9}[.)])(?P<gap>[ \t]+))?"
+)
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+")
 _CLOSING = re.compile(r"[ \t]+#+[ \t]*$")
 _RULE = re.compile(r" {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$")
@@ -88,7 +90,9 @@ def table(lines: Sequence[str]) -> Table | None:
         grid.add_column(styled(name), justify="center" if centred else "right" if right else "left")
     for row in rows:
         row += [""] * (len(head) - len(row))
-        grid.add_row(*(styled(cell) for cell in row[: len(head) - 1]), styled(" | ".join(row[len(head) - 1 :])))
+        grid.add_row(
+            *(styled(cell) for cell in row[: len(head) - 1]), styled(" | ".join(row[len(head) - 1 :]))
+        )
     return grid
 
 

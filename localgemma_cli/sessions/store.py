@@ -1,0 +1,235 @@
+"""Conversations on disk, turn by turn as they happen; what a process was killed in the middle of included."""
+
+import sqlite3
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import cast
+
+from localgemma_cli.conversation import Conversation, FinishReason, Message, Turn
+from localgemma_cli.environment import data_folder
+from localgemma_cli.errors import NotFoundError, SavingError
+from localgemma_cli.sessions.schema import connect, transaction
+
+_TITLE_LENGTH = 60  # characters of the first question, where nobody gave a title
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One line of a list; `name` is the user's own, `updated` in seconds since 1970."""
+
+    id: int
+    name: str | None
+    title: str
+    turns: int
+    updated: float
+    model: str
+
+
+def default_path() -> Path:
+    return data_folder() / "conversations.sqlite"
+
+
+class Store:
+    """May be used from two threads; every method is one transaction, and raises SavingError."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection, self.notice = connect(path)
+        self._path, self._lock = path, RLock()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def create(self, system: str | None, name: str | None = None, title: str | None = None) -> int:
+        """A new session's id."""
+        with self._writing():
+            return self._inserted(
+                "INSERT INTO sessions (name, title, system, created) VALUES (?, ?, ?, ?)",
+                (name, title, system, time.time()),
+            )
+
+    def begin(self, session: int, question: str, model: str) -> int:
+        """A turn's id, its answer still to come."""
+        with self._writing():
+            return self._inserted(
+                "INSERT INTO turns (session, question, model, created) VALUES (?, ?, ?, ?)",
+                (session, question, model, time.time()),
+            )
+
+    def stream(self, turn: int, answer: str) -> None:
+        """The answer as far as it has come."""
+        with self._writing():
+            self._run("UPDATE turns SET answer = ? WHERE id = ? AND finish IS NULL", (answer, turn))
+
+    def finish(self, turn: int, answer: Message, reason: FinishReason) -> None:
+        with self._writing():
+            self._run(
+                "UPDATE turns SET answer = ?, tokens = ?, finish = ? WHERE id = ?",
+                (answer.content, _packed(answer.token_ids), reason, turn),
+            )
+
+    def remove_turns(self, turns: Sequence[int]) -> None:
+        with self._writing():
+            for turn in turns:
+                self._run("DELETE FROM turns WHERE id = ?", (turn,))
+
+    def remove(self, session: int) -> None:
+        with self._writing():
+            self._run("DELETE FROM turns WHERE session = ?", (session,))
+            self._run("DELETE FROM sessions WHERE id = ?", (session,))
+
+    def rename(self, session: int, *, name: str | None = None, title: str | None = None) -> None:
+        """NAME and title as far as they are given; SavingError where the name is another session's."""
+        with self._writing():
+            for column, value in (("name", name), ("title", title)):
+                if value is not None:
+                    self._run(f"UPDATE sessions SET {column} = ? WHERE id = ?", (value, session))
+
+    def set_system(self, session: int, system: str | None) -> None:
+        with self._writing():
+            self._run("UPDATE sessions SET system = ? WHERE id = ?", (system, session))
+
+    def copy(self, session: int, turns: Sequence[Turn], model: str) -> int:
+        """A new session with the same system text and just `turns`."""
+        with self._writing():
+            row = self._rows("SELECT system, title FROM sessions WHERE id = ?", (session,))[0]
+            copied = self.create(row["system"], title=row["title"])
+            for turn in turns:
+                self.add(copied, turn, model)
+            return copied
+
+    def add(self, session: int, turn: Turn, model: str) -> int:
+        """A whole turn at once."""
+        with self._writing():
+            id = self.begin(session, turn.question.content, model)
+            self.finish(id, turn.answer, turn.finish_reason)
+            return id
+
+    def conversation(self, session: int, model: str) -> Conversation:
+        """What was said; token ids only where `model` wrote them, and a turn cut off is interrupted."""
+        with self._reading():
+            head = self._rows("SELECT system FROM sessions WHERE id = ?", (session,))
+            if not head:
+                raise NotFoundError(f"There is no conversation {session}.", "See `localgemma history list`.")
+            rows = self._rows("SELECT * FROM turns WHERE session = ? ORDER BY id", (session,))
+        return Conversation(head[0]["system"], tuple(_turn(row, model) for row in rows))
+
+    def find(self, wanted: str) -> int:
+        """The session of that name or number; NotFoundError where there is none."""
+        with self._reading():
+            rows = self._rows("SELECT id FROM sessions WHERE name = ?", (wanted,))
+            if not rows and wanted.isascii() and wanted.isdecimal():
+                rows = self._rows("SELECT id FROM sessions WHERE id = ?", (min(int(wanted), 2**62),))
+        if not rows:
+            raise NotFoundError(
+                f"There is no saved conversation {wanted!r}.", "See `localgemma history list`."
+            )
+        return cast(int, rows[0]["id"])
+
+    def latest(self) -> int | None:
+        """The session that was spoken in last."""
+        found = self.summaries(limit=1)
+        return found[0].id if found else None
+
+    def summaries(self, query: str = "", limit: int = -1) -> list[Summary]:
+        """Latest first; with a `query`, those in which every word of it occurs in one turn."""
+        matching = ""
+        values: tuple[str, ...] = ()
+        if words := _phrases(query):
+            matching = f"HAVING sum(t.id IN ({_MATCHING})) OR instr(lower(ifnull(s.title, '')), lower(?))"
+            values = (words, query, query.strip())
+        with self._reading():
+            rows = self._rows(
+                f"{_SUMMARIES} {matching} ORDER BY updated DESC, s.id DESC LIMIT ?", (*values, limit)
+            )
+        return [_summary(row) for row in rows]
+
+    def search(self, query: str) -> list[tuple[int, str, str]]:
+        """(session, question, answer) of every turn that has all the words of `query`, latest first."""
+        words = _phrases(query)
+        if not words:
+            return []
+        with self._reading():
+            rows = self._rows(
+                f"SELECT session, question, answer FROM turns WHERE id IN ({_MATCHING}) ORDER BY id DESC",
+                (words, query),
+            )
+        return [(row["session"], row["question"], row["answer"]) for row in rows]
+
+    def _inserted(self, statement: str, values: Sequence[object]) -> int:
+        return cast(int, self._connection.execute(statement, values).lastrowid)
+
+    def _run(self, statement: str, values: Sequence[object]) -> None:
+        self._connection.execute(statement, values)
+
+    def _rows(self, statement: str, values: Sequence[object]) -> list[sqlite3.Row]:
+        cursor = self._connection.cursor()
+        cursor.row_factory = sqlite3.Row
+        return cursor.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise self._failed(error) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._reading():
+            if self._connection.in_transaction:  # a method that calls another
+                yield
+            else:
+                with transaction(self._connection):
+                    yield
+
+    def _failed(self, error: sqlite3.Error) -> SavingError:
+        if isinstance(error, sqlite3.IntegrityError) and "sessions.name" in str(error):
+            return SavingError("Another conversation has that name.", "Choose another, or /load that one.")
+        return SavingError(
+            f"The conversations in {self._path} cannot be used: {error}.",
+            "Check the disk and the file; `--no-save` chats without it.",
+        )
+
+
+_MATCHING = (
+    "SELECT rowid FROM words WHERE words MATCH ? UNION "
+    "SELECT id FROM turns WHERE finish IS NULL AND instr(lower(question || ' ' || answer), lower(?))"
+)
+_SUMMARIES = (
+    "SELECT s.id, s.name, s.title, count(t.id) AS turns, ifnull(max(t.created), s.created) AS updated,"
+    " (SELECT question FROM turns WHERE session = s.id ORDER BY id LIMIT 1) AS first,"
+    " (SELECT model FROM turns WHERE session = s.id ORDER BY id DESC LIMIT 1) AS model"
+    " FROM sessions s LEFT JOIN turns t ON t.session = s.id GROUP BY s.id"
+)
+
+
+def _phrases(query: str) -> str:
+    """The words of `query` as FTS5 reads them literally, the last one perhaps unfinished."""
+    words = ['"' + word.replace('"', '""') + '"' for word in query.split()]
+    return " ".join(words) + "*" if words else ""
+
+
+def _summary(row: sqlite3.Row) -> Summary:
+    title = row["title"] or " ".join((row["first"] or "").split())[:_TITLE_LENGTH]
+    return Summary(row["id"], row["name"], title, row["turns"], row["updated"], row["model"] or "")
+
+
+def _turn(row: sqlite3.Row, model: str) -> Turn:
+    ids = _unpacked(row["tokens"]) if row["model"] == model else None
+    reason = cast(FinishReason, row["finish"] or "interrupted")
+    return Turn(Message("user", row["question"]), Message("assistant", row["answer"], ids), reason, row["id"])
+
+
+def _packed(ids: tuple[int, ...] | None) -> bytes | None:
+    """Little-endian, 32 bits each."""
+    return None if ids is None else struct.pack(f"<{len(ids)}I", *ids)
+
+
+def _unpacked(data: bytes | None) -> tuple[int, ...] | None:
+    return None if data is None else struct.unpack(f"<{len(data) // 4}I", data)
