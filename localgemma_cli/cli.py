@@ -19,7 +19,7 @@ from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, 
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.sanitize import one_line
 
-COMMANDS = ("plan", "models", "prompt", "bench")  # each a module of `commands` that holds its name
+COMMANDS = ("plan", "models", "prompt", "history", "bench")  # each a module of `commands` that holds its name
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
 _EPILOG = """\b
@@ -34,6 +34,7 @@ Other commands:
   localgemma plan     what would run here, and whether it fits
   localgemma models   the models known by name, and what is on disk
   localgemma prompt   the exact text and ids a model would be given
+  localgemma history  the saved conversations
   localgemma bench    how fast it is on this machine, measured
 
 A prompt that begins with one of these words goes after --. Every option

@@ -1,0 +1,178 @@
+"""`localgemma history`: the saved conversations, read, found, moved and removed."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from localgemma_cli import options
+from localgemma_cli.conversation import Conversation
+from localgemma_cli.environment import standard_streams
+from localgemma_cli.errors import NotFoundError, SavingError, UsageError
+from localgemma_cli.render.json import write_line
+from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.sessions.exchange import FORMS, form_of, read, written
+from localgemma_cli.sessions.store import Store, Summary, default_path
+
+history = typer.Typer(no_args_is_help=True)
+Which = Annotated[str, typer.Argument(metavar="NAME", help="Its name, or its number in `history list`.")]
+_AROUND = 60  # characters shown on each side of what a search found
+
+
+@history.callback()
+def _history() -> None:
+    """The saved conversations.
+
+    Example: localgemma history list
+    """
+
+
+@history.command("list")
+def list_conversations(
+    query: Annotated[list[str] | None, typer.Argument(help="Only those in which these words occur.")] = None,
+    json: options.Json = False,
+) -> None:
+    """List the conversations, the latest first.
+
+    Example: localgemma history list rivers
+    """
+    stdout = standard_streams().stdout
+    found = _store().summaries(" ".join(query or []))
+    if json:
+        write_line(stdout, {"conversations": [_row(each) for each in found]})
+        return
+    for each in found:
+        name = f"{one_line(each.name)}: " if each.name else ""
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated))
+        turns = "1 turn" if each.turns == 1 else f"{each.turns} turns"
+        stdout.write(f"{each.id:>4}  {when}  {turns:>9}  {name}{one_line(each.title)}\n")
+
+
+@history.command("show")
+def show(which: Which, json: options.Json = False) -> None:
+    """Show a whole conversation.
+
+    Example: localgemma history show 12
+    """
+    store, stdout = _store(), standard_streams().stdout
+    conversation = store.conversation(store.find(which), "")
+    text = written(conversation, "json" if json else "markdown")
+    if not json:  # its marks are for reading it back
+        text = "\n".join(line for line in text.split("\n") if not line.startswith("<!-- "))
+    stdout.write(visible(text) if stdout.isatty() else text)
+
+
+@history.command("search")
+def search(
+    words: Annotated[list[str], typer.Argument(help="All of them have to occur in one turn.")],
+    json: options.Json = False,
+) -> None:
+    """Find turns by their words, the latest first.
+
+    Example: localgemma history search tax return
+    """
+    query, stdout = " ".join(words), standard_streams().stdout
+    found = _store().search(query)
+    if json:
+        rows = [{"conversation": id, "question": q, "answer": a} for id, q, a in found]
+        write_line(stdout, {"turns": rows})
+        return
+    for id, question, answer in found:
+        stdout.write(
+            f"{id:>4}  {one_line(_around(words, question))}\n      {one_line(_around(words, answer))}\n"
+        )
+
+
+@history.command("export")
+def export(
+    which: Which,
+    file: Annotated[str, typer.Argument(help=f"Ends in {', '.join(FORMS)}; - prints JSON Lines.")] = "-",
+) -> None:
+    """Write a conversation to a file: Markdown, the OpenAI form (.json), or a message per line (.jsonl).
+
+    Example: localgemma history export 12 rivers.md
+    """
+    store = _store()
+    conversation = store.conversation(store.find(which), "")
+    if file == "-":
+        standard_streams().stdout.write(written(conversation, "jsonl"))
+    else:
+        write_new(Path(file), written(conversation, form_of(file)))
+
+
+@history.command("import")
+def import_conversation(
+    file: Annotated[Path, typer.Argument(help=f"A conversation that was exported: {', '.join(FORMS)}.")],
+    name: Annotated[str | None, typer.Option("--name", help="A name to find it by.")] = None,
+) -> None:
+    """Read a conversation from a file and save it as a new one.
+
+    Example: localgemma history import rivers.md
+    """
+    form = form_of(file.name)
+    try:
+        conversation = read(file.read_text(encoding="utf-8"), form)
+    except OSError as error:
+        raise NotFoundError(f"{file} cannot be read: {error.strerror}.", "Check the path.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is not UTF-8 text.", "Give a file that was exported.") from None
+    id = _saved(conversation, name)
+    standard_streams().stderr.write(f"saved as conversation {id}\n")
+
+
+@history.command("rm")
+def remove(which: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or numbers.")]) -> None:
+    """Remove conversations for good.
+
+    Example: localgemma history rm 12 13
+    """
+    store = _store()
+    for id in [store.find(each) for each in which]:
+        store.remove(id)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Private to the user, and never over another file."""
+    try:
+        with path.open("x", encoding="utf-8", newline="") as file:
+            path.chmod(0o600)
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"{path} is there already.", "Give another name, or remove it first.") from None
+    except OSError as error:
+        raise SavingError(f"{path} cannot be written: {error.strerror}.", "Give another place.") from None
+
+
+def _store() -> Store:
+    store = Store(default_path())
+    if store.notice:
+        standard_streams().stderr.write(f"warning: {visible(store.notice)}\n")
+    return store
+
+
+def _saved(conversation: Conversation, name: str | None) -> int:
+    store = _store()
+    id = store.create(conversation.system, name=name)
+    for turn in conversation.turns:
+        store.add(id, turn, "")
+    return id
+
+
+def _row(each: Summary) -> dict[str, object]:
+    return {
+        "id": each.id,
+        "name": each.name,
+        "title": each.title,
+        "turns": each.turns,
+        "updated": each.updated,
+        "model": each.model,
+    }
+
+
+def _around(words: list[str], text: str) -> str:
+    """The stretch of `text` in which the first of the words stands."""
+    places = [text.lower().find(word.lower()) for word in words]
+    at = min((place for place in places if place >= 0), default=0)
+    start, end = max(0, at - _AROUND), at + _AROUND
+    return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")

@@ -1,0 +1,104 @@
+"""`localgemma history` as a process of its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.program import Program
+
+from localgemma_cli.conversation import Message, Turn
+from localgemma_cli.sessions.store import Store
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path)
+
+
+@pytest.fixture
+def store(program: Program) -> Store:
+    store = Store(program.folder / "home" / "data" / "conversations.sqlite")
+    store.add(
+        store.create("Be kind.", name="rivers"),
+        Turn(Message("user", "Name a \x1b[2J river"), Message("assistant", "The **Danube**."), "stop"),
+        "google/gemma-2-2b-it",
+    )
+    store.add(
+        store.create(None),
+        Turn(Message("user", "And a lake?"), Message("assistant", "Lake Con"), "interrupted"),
+        "demo",
+    )
+    return store
+
+
+def test_list_is_latest_first_and_cannot_drive_the_terminal(program: Program, store: Store) -> None:
+    done = program("history", "list")
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert "And a lake?" in first
+    assert "rivers: Name a ␛[2J river" in second
+    assert [
+        each["id"] for each in json.loads(program("history", "list", "--json").stdout)["conversations"]
+    ] == [2, 1]
+    assert "lake" not in program("history", "list", "danube").stdout
+
+
+def test_show_by_name_or_number(program: Program, store: Store) -> None:
+    assert program("history", "show", "rivers").stdout == program("history", "show", "1").stdout
+    assert "## Gemma\n\nThe **Danube**." in program("history", "show", "1").stdout
+    roles = [m["role"] for m in json.loads(program("history", "show", "1", "--json").stdout)["messages"]]
+    assert roles == ["system", "user", "assistant"]
+
+
+def test_search(program: Program, store: Store) -> None:
+    assert "Danube" in program("history", "search", "dan").stdout
+    assert json.loads(program("history", "search", "--json", "lake").stdout)["turns"] == [
+        {"conversation": 2, "question": "And a lake?", "answer": "Lake Con"}
+    ]
+
+
+@pytest.mark.parametrize("name", ["c.md", "c.json", "c.jsonl"])
+def test_export_and_import_bring_it_back(program: Program, store: Store, name: str) -> None:
+    assert program("history", "export", "2", name).returncode == 0
+    assert (program.folder / name).stat().st_mode & 0o777 == 0o600
+    done = program("history", "import", name, "--name", "back")
+    assert done.stderr == "saved as conversation 3\n"
+    before, after = store.conversation(2, ""), store.conversation(store.find("back"), "")
+    assert [(t.question, t.answer, t.finish_reason) for t in after.turns] == [
+        (t.question, t.answer, t.finish_reason) for t in before.turns
+    ]
+
+
+def test_export_never_overwrites(program: Program, store: Store) -> None:
+    (program.folder / "mine.md").write_text("mine")
+    done = program("history", "export", "1", "mine.md")
+    assert (done.returncode, (program.folder / "mine.md").read_text()) == (2, "mine")
+
+
+def test_remove(program: Program, store: Store) -> None:
+    assert program("history", "rm", "rivers", "2").returncode == 0
+    assert program("history", "list").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("show", "nothing"), 4),
+        (("rm", "99"), 4),
+        (("export", "1", "notes.txt"), 2),
+        (("export", "1", "no/such/folder/a.md"), 1),
+        (("import", "missing.md"), 4),
+    ],
+)
+def test_errors_say_what_to_do(program: Program, store: Store, words: tuple[str, ...], code: int) -> None:
+    done = program("history", *words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert len(done.stderr.splitlines()) == 2
+
+
+def test_a_folder_without_permission_is_an_error_with_a_hint(program: Program) -> None:
+    (program.folder / "home").mkdir(parents=True)
+    (program.folder / "home" / "data").write_text("a file where the folder should be")
+    done = program("history", "list")
+    assert done.returncode == 1
+    assert "cannot be saved" in done.stderr
