@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "interrupted"]
+FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 
 @dataclass(frozen=True)

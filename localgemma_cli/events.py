@@ -5,21 +5,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from localgemma_cli.conversation import FinishReason
+from localgemma_cli.errors import LocalGemmaError
 
 
 @dataclass(frozen=True)
 class Usage:
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    completion_tokens: int
+    """None where a server does not say."""
+
+    prompt_tokens: int | None
+    cached_prompt_tokens: int | None
+    completion_tokens: int | None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of wall clock; the decode rate counts the tokens after the first."""
+    """Seconds of wall clock; the decode rate counts the tokens after the first, None where nobody counted."""
 
     time_to_first_token_seconds: float
-    decode_tokens_per_second: float
+    decode_tokens_per_second: float | None
     total_seconds: float
 
 
@@ -32,12 +35,16 @@ class Delta:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of every answer, interrupted ones included; `token_ids` excludes the stop token."""
+    """The last event of every answer, interrupted ones included; `token_ids` excludes the stop token.
+
+    `error` is what cut the answer off, where the finish reason is "error".
+    """
 
     finish_reason: FinishReason
     usage: Usage
     timing: Timing
     token_ids: tuple[int, ...] | None = None
+    error: LocalGemmaError | None = None
 
 
 Event = Delta | Finished

@@ -109,6 +109,28 @@ HostMemory = Annotated[
     _option("--host-memory", metavar="SIZE", help="Use at most this much host memory."),
 ]
 
+EndpointUrl = Annotated[
+    str | None,
+    _option(
+        "--endpoint",
+        metavar="URL",
+        help="Chat with a server instead of loading; -m is its name for the model. The key, where it wants"
+        " one, is read from LOCALGEMMA_API_KEY.",
+    ),
+]
+EndpointDialect = Annotated[
+    str,
+    _option(
+        "--endpoint-dialect",
+        metavar="KIND",
+        help="auto asks the server; openai; for RK3588 boards rkllama, rkllama-api, rkllm, rkllm-1.2.",
+    ),
+]
+EndpointTimeout = Annotated[
+    float,
+    _option("--endpoint-timeout", metavar="SECONDS", help="How long a server may stay silent."),
+]
+
 Overflow = Annotated[
     OnOverflow | None,
     _option(

@@ -13,10 +13,14 @@ class Backend(Protocol):
     """Something that answers; `name` is what `--json` calls it."""
 
     name: str
-    context_length: int
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens; None where a server does not say."""
+        ...
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
-        """Deltas, then exactly one `Finished`, also after `cancel` is set.
+        """Deltas, then exactly one `Finished`, also after `cancel` is set or a server broke off.
 
         Raises ContextOverflowError before any delta where the messages leave no room for an answer.
         """

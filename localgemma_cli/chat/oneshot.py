@@ -18,7 +18,10 @@ def answer_once(
     settings: Settings,
     make_renderer: Callable[[], Renderer],
 ) -> ExitCode:
+    """Raises what cut the answer off, after the part that came was written."""
     cancel = Cancel()
     with cancelling(cancel, second_raises=True):  # before the first byte is written
         _, answer = run_turn(backend, Conversation(system), prompt, settings, make_renderer(), cancel)
+    if answer.finished.error is not None:
+        raise answer.finished.error
     return ExitCode.INTERRUPTED if answer.finished.finish_reason == "interrupted" else ExitCode.OK

@@ -1,7 +1,7 @@
 """The interactive chat: a prompt that is up before the model is, and a conversation that survives Ctrl-C."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from threading import Event as Cancel
 from typing import TextIO
@@ -130,7 +130,10 @@ class Repl:
             except LocalGemmaError as error:
                 self._chat.report(error)
                 return question
-        if self._last.finished.finish_reason == "interrupted":
+        if self._last.finished.error is not None:
+            self._chat.report(self._last.finished.error)
+            self._chat.say("[broken off; the answer so far stays in the conversation]")
+        elif self._last.finished.finish_reason == "interrupted":
             self._chat.say("[interrupted; the answer so far stays in the conversation]")
         elif self._last.finished.finish_reason == "length":
             self._chat.say("[cut off: the answer reached its longest length]")
@@ -175,10 +178,17 @@ class Repl:
             return f" {self._chat.label} · {describe(self._load.progress)} (you can type already)"
         if self._last is None:
             return f" {self._chat.label} · /help"
-        usage, timing = self._last.finished.usage, self._last.finished.timing
+        return " · ".join((f" {self._chat.label}", *_figures(self._last, self._load.result().context_length)))
+
+
+def _figures(answer: Answer, context: int | None) -> Iterator[str]:
+    """What is known of them: a server need not count."""
+    usage, rate = answer.finished.usage, answer.finished.timing.decode_tokens_per_second
+    if usage.prompt_tokens is not None and usage.completion_tokens is not None:
         used = usage.prompt_tokens + usage.completion_tokens
-        context = self._load.result().context_length
-        return f" {self._chat.label} · {used}/{context} tokens · {timing.decode_tokens_per_second:.1f} tok/s"
+        yield f"{used}/{context} tokens" if context else f"{used} tokens"
+    if rate is not None:
+        yield f"{rate:.1f} tok/s"
 
 
 def _key_presses(typed: str) -> list[KeyPress]:

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -12,13 +12,11 @@ from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.sampling import Mode, OnOverflow, Sampling, sampling_for, system_for
 
 if TYPE_CHECKING:  # what follows the parsing is imported where it is used: `--help` does without
-    from localgemma_cli.backends.base import Backend
-    from localgemma_cli.backends.local.source import Source
     from localgemma_cli.chat.incoming import Incoming
     from localgemma_cli.chat.turn import Settings
-    from localgemma_cli.events import ProgressSink
-    from localgemma_cli.planning.plan import LoadPlan
+    from localgemma_cli.commands.target import Target
     from localgemma_cli.render.base import Renderer
+    from localgemma_cli.render.json import Run
 
 
 def _version(wanted: bool) -> None:
@@ -28,6 +26,7 @@ def _version(wanted: bool) -> None:
 
 
 def chat(
+    ctx: typer.Context,
     prompt: Annotated[
         list[str] | None, typer.Argument(help="The prompt, or - for standard input. Without one: a chat.")
     ] = None,
@@ -55,6 +54,9 @@ def chat(
     assistant: options.Assistant = None,
     device_memory: options.DeviceMemory = None,
     host_memory: options.HostMemory = None,
+    endpoint: options.EndpointUrl = None,
+    endpoint_dialect: options.EndpointDialect = "auto",
+    endpoint_timeout: options.EndpointTimeout = 120.0,
     json: options.Json = False,
     jsonl: options.JsonLines = False,
     interactive: options.Interactive = False,
@@ -66,9 +68,8 @@ def chat(
 ) -> int:
     """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
     from localgemma_cli.chat.incoming import read_incoming
-    from localgemma_cli.commands.planned import Choice, planned
     from localgemma_cli.commands.systemtext import read_system
-    from localgemma_cli.planning.plan import require_fits
+    from localgemma_cli.commands.target import remote_model, wants_endpoint
 
     streams = standard_streams()
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
@@ -86,28 +87,66 @@ def chat(
     incoming = read_incoming(prompt or [], streams.stdin, interactive=interactive)
     if incoming.prompt is None and (json or jsonl):
         raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
-    choice = Choice(
-        model=model,
-        preset=preset,
-        revision=revision,
-        offline=offline,
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        attention=attention,
-        compile=compile,
-        assistant=assistant,
-        context=context,
-        device_memory=device_memory,
-        host_memory=host_memory,
-    )
-    source, plan = planned(choice)
-    require_fits(plan)
-    session = _Session(
-        streams, source, plan, mode, system_text, chosen, on_overflow, json, jsonl, quiet, verbose
-    )
+    sources = {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
+    if wants_endpoint(endpoint, sources):
+        target = _remote(
+            str(endpoint),
+            dialect=endpoint_dialect,
+            model=remote_model(model, sources),
+            timeout=endpoint_timeout,
+            quiet=quiet,
+            verbose=verbose,
+        )
+    else:
+        target = _local(
+            model=model,
+            preset=preset,
+            revision=revision,
+            offline=offline,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            attention=attention,
+            compile=compile,
+            assistant=assistant,
+            context=context,
+            device_memory=device_memory,
+            host_memory=host_memory,
+        )
+    session = _Session(streams, target, mode, system_text, chosen, on_overflow, json, jsonl, quiet, verbose)
     session.explain()
     return session.converse(incoming) if incoming.interactive else session.answer(incoming)
+
+
+def _local(**choice: Any) -> "Target":
+    """The model that the options name, planned; see `Choice`."""
+    from localgemma_cli.commands.planned import Choice, planned
+    from localgemma_cli.commands.target import LocalTarget
+    from localgemma_cli.planning.plan import require_fits
+
+    source, plan = planned(Choice(**choice))
+    require_fits(plan)
+    return LocalTarget(source, plan)
+
+
+def _remote(
+    url: str, *, dialect: str, model: str | None, timeout: float, quiet: bool, verbose: bool
+) -> "Target":
+    from localgemma_cli.backends.remote.endpoint import parse_endpoint
+    from localgemma_cli.commands.target import RemoteTarget
+
+    server = parse_endpoint(url, dialect=dialect, model=model, timeout=timeout)
+    return RemoteTarget(server, _unheard if quiet else _notice, _notice if verbose else _unheard)
+
+
+def _notice(text: str) -> None:
+    stderr = standard_streams().stderr
+    stderr.write(text + "\n")
+    stderr.flush()
+
+
+def _unheard(_: str) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -115,8 +154,7 @@ class _Session:
     """Everything decided; what is left is to load and to answer."""
 
     streams: Streams
-    source: "Source"
-    plan: "LoadPlan"
+    target: "Target"
     mode: Mode
     system: str | None
     sampling: Sampling
@@ -128,11 +166,11 @@ class _Session:
 
     def explain(self) -> None:
         if not self.quiet:
-            for warning in self.plan.warnings:
+            for warning in self.target.warnings:
                 self._say(f"warning: {warning}")
         if self.verbose:
-            for reason in self.plan.reasons:
-                self._say(f"plan: {reason}")
+            for reason in self.target.reasons:
+                self._say(reason)
 
     def answer(self, incoming: "Incoming") -> int:
         from localgemma_cli.chat.oneshot import answer_once
@@ -141,11 +179,11 @@ class _Session:
         assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
         started = time.perf_counter()
         with on_stderr(self.streams.stderr, quiet=self.quiet) as progress:
-            backend = self._load(progress)
-        seconds = time.perf_counter() - started
+            backend = self.target.load(progress)
+        run = self.target.run(time.perf_counter() - started)
         settings = self._settings(OnOverflow.ERROR)
         system = system_for(self.mode, self.system)
-        return answer_once(backend, system, incoming.prompt, settings, lambda: self._renderer(seconds))
+        return answer_once(backend, system, incoming.prompt, settings, lambda: self._renderer(run))
 
     def converse(self, incoming: "Incoming") -> int:
         from localgemma_cli.chat.background import BackgroundLoad
@@ -153,37 +191,29 @@ class _Session:
 
         keyboard = self.streams.stdin if self.streams.stdin.isatty() else _controlling_terminal()
         chat = Chat(
-            label=f"{self.plan.model.name} · {self.plan.preset}",
+            label=self.target.label,
             system=self.system,
             mode=self.mode,
             settings=self._settings(OnOverflow.TRIM),
-            make_renderer=lambda: self._renderer(0.0),
+            make_renderer=self._renderer,
             say=self._say,
             report=self._report,
             quiet=self.quiet,
         )
-        Repl(chat, BackgroundLoad(self._load), self.streams, keyboard).run(incoming.prompt)
+        Repl(chat, BackgroundLoad(self.target.load), self.streams, keyboard).run(incoming.prompt)
         return 0
-
-    def _load(self, progress: "ProgressSink") -> "Backend":
-        from localgemma_cli.backends.local.source import fetch
-
-        folder = fetch(self.source, progress)
-        from localgemma_cli.backends.local.backend import load
-
-        return load(self.plan, folder, progress)
 
     def _settings(self, default: OnOverflow) -> "Settings":
         from localgemma_cli.chat.turn import Settings
 
         return Settings(self.sampling, self.on_overflow or default, self._tell_trimmed)
 
-    def _renderer(self, load_seconds: float) -> "Renderer":
+    def _renderer(self, run: "Run | None" = None) -> "Renderer":
+        """For scripts `run` is what they are told of the model; a chat has none."""
         stdout = self.streams.stdout
-        if self.json or self.jsonl:
-            from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer, Run
+        if run is not None and (self.json or self.jsonl):
+            from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer
 
-            run = Run(self.plan.model.id, self.plan.preset, "local", load_seconds, self.plan.to_dict())
             return JsonRenderer(stdout, run) if self.json else JsonLinesRenderer(stdout, run)
         if stdout.isatty():
             from localgemma_cli.render.markdown import MarkdownRenderer

@@ -13,13 +13,13 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Run:
-    """What is the same for every answer of a process."""
+    """What is the same for every answer of a process; a server has neither preset nor plan."""
 
     model: str
-    preset: str
+    preset: str | None
     backend: str
     load_seconds: float
-    plan: Mapping[str, object]
+    plan: Mapping[str, object] | None
 
 
 def answer_object(run: Run, answer: Answer) -> dict[str, object]:

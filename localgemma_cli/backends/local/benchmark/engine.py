@@ -130,10 +130,11 @@ class _Bench:
             for repeat in range(self._job.repeats)
         ]
         usage = lasts[0][0].usage
-        _, full, _ = self._time(self._message(usage.prompt_tokens, "full"), 2)
+        prompt_tokens = usage.prompt_tokens or 0  # a local model always counts
+        _, full, _ = self._time(self._message(prompt_tokens, "full"), 2)
         return Chatted(
-            usage.prompt_tokens,
-            usage.cached_prompt_tokens,
+            prompt_tokens,
+            usage.cached_prompt_tokens or 0,
             median(first for _, first, _ in lasts),
             full,
         )

@@ -1,0 +1,1 @@
+"""A server that answers over HTTP, behind the seam of `backends.base`."""

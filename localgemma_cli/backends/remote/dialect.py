@@ -1,0 +1,94 @@
+"""What a dialect is, and the values that all of them share."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from localgemma_cli.conversation import Message
+from localgemma_cli.errors import EndpointError
+from localgemma_cli.events import Usage
+from localgemma_cli.sampling import Sampling
+
+GEMMA_STOPS = ("<end_of_turn>", "<eos>")
+
+
+class ServerError(EndpointError):
+    """An error that the server wrote into its answer; `words` are its own."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(f"The server failed: {words}", "Look at the server's log; ask again.")
+        self.words = words
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one message of a stream says; `finish` is the server's own word for why the answer ended."""
+
+    text: str = ""
+    finish: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question for a server, as far as all dialects say it."""
+
+    messages: Sequence[Message]
+    sampling: Sampling
+    model: str | None
+    penalty_name: str = "repetition_penalty"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """`shape` fits the conversation to what the server reads of it; `stops` are applied on our side."""
+
+    name: str
+    summary: str
+    path: str
+    models_path: str | None
+    shape: Callable[[Sequence[Message]], Sequence[Message]]
+    body: Callable[[Ask], dict[str, object]]
+    pieces: Callable[[Iterable[bytes]], Iterator[Piece]]
+    stops: tuple[str, ...] = ()
+
+
+def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def as_is(messages: Sequence[Message]) -> Sequence[Message]:
+    return messages
+
+
+def folded(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system text and a blank line open the first user turn, as for a template that refuses it."""
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
+    system, first, *rest = messages
+    return [Message("user", f"{system.content.strip()}\n\n{first.content.strip()}"), *rest]
+
+
+def flattened(messages: Sequence[Message]) -> Sequence[Message]:
+    """One user message that tells the whole conversation, for a server that reads only the last."""
+    *past, question = folded(messages)
+    if not past:
+        return [question]
+    said = (f"{'Me' if message.role == 'user' else 'You'}: {message.content.strip()}" for message in past)
+    told = "\n\n".join(("Our conversation so far:", *said, "Answer what I say next:", question.content))
+    return [Message("user", told)]
+
+
+def server_words(value: Mapping[str, Any]) -> str | None:
+    """The error that an object reports, in any of the forms that servers have; None where it reports none."""
+    error = value.get("error")
+    if not error and (value.get("object") == "error" or value.get("status") == "error"):
+        error = value.get("message") or "an error without words"
+    if isinstance(error, Mapping):
+        parts = (error.get("message"), error.get("type"), error.get("code"), error.get("param"))
+        error = " · ".join(str(part) for part in parts if part) or "an error without words"
+    return str(error) if error else None
+
+
+def count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

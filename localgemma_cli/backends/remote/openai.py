@@ -1,0 +1,139 @@
+"""`/v1/chat/completions`: vLLM, SGLang, TGI, llama.cpp, Ollama, `transformers serve`, and boards."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from localgemma_cli.backends.remote.dialect import (
+    GEMMA_STOPS,
+    Ask,
+    Dialect,
+    Piece,
+    ServerError,
+    as_is,
+    count,
+    flattened,
+    folded,
+    plain,
+    server_words,
+)
+from localgemma_cli.backends.remote.framing import events, lines, parse_object
+from localgemma_cli.events import Usage
+
+# What a server may refuse without the answer losing its sense.
+DROPPABLE = (
+    "stream_options",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "repeat_penalty",
+    "seed",
+    "top_p",
+    "max_tokens",
+    "temperature",
+)
+
+
+def body(ask: Ask) -> dict[str, object]:
+    sampling = ask.sampling
+    penalty = None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty
+    options = {
+        "model": ask.model,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        ask.penalty_name: penalty,
+        "seed": sampling.seed,
+        "max_tokens": sampling.max_new_tokens,
+    }
+    said = {name: value for name, value in options.items() if value is not None}
+    return {
+        "messages": plain(ask.messages),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **said,
+    }
+
+
+def pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
+    """Ends at `[DONE]`, or where the server ends; raises ServerError for an error in the stream."""
+    for data in _messages(chunks):
+        if data.strip() == "[DONE]":
+            yield Piece(finish="stop")  # some say no reason; where one was said, it came first
+            return
+        yield piece(_object(data))
+
+
+def piece(value: Mapping[str, Any]) -> Piece:
+    if words := server_words(value):
+        raise ServerError(words)
+    choices = value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else {}
+    choice = first if isinstance(first, Mapping) and not first.get("index") else {}
+    said = choice.get("delta") or choice.get("message") or {}
+    content = said.get("content") if isinstance(said, Mapping) else None
+    finish = choice.get("finish_reason")
+    return Piece(
+        content if isinstance(content, str) else "",
+        finish if isinstance(finish, str) else None,
+        usage(value.get("usage")),
+    )
+
+
+def usage(value: object) -> Usage | None:
+    if not isinstance(value, Mapping):
+        return None
+    details = value.get("prompt_tokens_details")
+    cached = count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    return Usage(count(value.get("prompt_tokens")), cached, count(value.get("completion_tokens")))
+
+
+def _messages(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The data of events; a server that does not stream sends one JSON object, whole."""
+    source = iter(chunks)
+    start = b""
+    for chunk in source:
+        start += chunk
+        if start.strip():
+            break
+    if not start.lstrip().startswith(b"{"):
+        return events(_chained(start, source))
+    return iter(("\n".join(lines(_chained(start, source))),))
+
+
+def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _object(data: str) -> dict[str, Any]:
+    """An error may hold quotation marks that its server did not escape."""
+    try:
+        return parse_object(data)
+    except Exception:
+        if data.lstrip().startswith('{"error"'):
+            return {"error": data}
+        raise
+
+
+OPENAI = Dialect("openai", "OpenAI's API", "/chat/completions", "/models", as_is, body, pieces)
+RKLLAMA = Dialect(
+    "rkllama",
+    "rkllama, which drops a system message: it is folded into the first turn",
+    "/chat/completions",
+    "/models",
+    folded,
+    body,
+    pieces,
+    GEMMA_STOPS,
+)
+RKLLM = Dialect(
+    "rkllm",
+    "Rockchip's server 1.3, which reads one message: the conversation is told in it",
+    "/chat/completions",
+    "/models",
+    flattened,
+    body,
+    pieces,
+    GEMMA_STOPS,
+)
