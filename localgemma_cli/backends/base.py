@@ -10,10 +10,11 @@ from localgemma_cli.sampling import Sampling
 
 
 class Backend(Protocol):
-    """Something that answers; `name` is what `--json` calls it."""
+    """Something that answers; `name` is what `--json` calls it, `note` what to tell a person of it first."""
 
     name: str
     context_length: int
+    note: str | None
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Deltas, then exactly one `Finished`, also after `cancel` is set.

@@ -34,6 +34,8 @@ def chat(
     model: options.Model = None,
     preset: options.Preset = None,
     revision: options.Revision = None,
+    template: options.Template = None,
+    force: options.Force = False,
     offline: options.Offline = False,
     system: options.System = None,
     system_file: options.SystemFile = None,
@@ -66,14 +68,17 @@ def chat(
 ) -> int:
     """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
     from localgemma_cli.chat.incoming import read_incoming
-    from localgemma_cli.commands.planned import Choice, planned
+    from localgemma_cli.commands.planned import Choice, planned, template_for
     from localgemma_cli.commands.systemtext import read_system
+    from localgemma_cli.planning.own_models import own_model
     from localgemma_cli.planning.plan import require_fits
 
     streams = standard_streams()
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
+    own = own_model(model)
     chosen = sampling_for(
         mode,
+        own.sampling if own else None,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -82,7 +87,7 @@ def chat(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    system_text = read_system(system, system_file)
+    system_text = read_system(system, system_file, own)
     incoming = read_incoming(prompt or [], streams.stdin, interactive=interactive)
     if incoming.prompt is None and (json or jsonl):
         raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
@@ -91,6 +96,7 @@ def chat(
         preset=preset,
         revision=revision,
         offline=offline,
+        force=force,
         device=device,
         dtype=dtype,
         quantization=quantization,
@@ -104,7 +110,18 @@ def chat(
     source, plan = planned(choice)
     require_fits(plan)
     session = _Session(
-        streams, source, plan, mode, system_text, chosen, on_overflow, json, jsonl, quiet, verbose
+        streams,
+        source,
+        plan,
+        template_for(template, own),
+        mode,
+        system_text,
+        chosen,
+        on_overflow,
+        json,
+        jsonl,
+        quiet,
+        verbose,
     )
     session.explain()
     return session.converse(incoming) if incoming.interactive else session.answer(incoming)
@@ -117,6 +134,7 @@ class _Session:
     streams: Streams
     source: "Source"
     plan: "LoadPlan"
+    template: str
     mode: Mode
     system: str | None
     sampling: Sampling
@@ -142,6 +160,8 @@ class _Session:
         started = time.perf_counter()
         with on_stderr(self.streams.stderr, quiet=self.quiet) as progress:
             backend = self._load(progress)
+        if backend.note and self.template == "auto" and not self.quiet:
+            self._say(f"note: {backend.note}")
         seconds = time.perf_counter() - started
         settings = self._settings(OnOverflow.ERROR)
         system = system_for(self.mode, self.system)
@@ -171,7 +191,7 @@ class _Session:
         folder = fetch(self.source, progress)
         from localgemma_cli.backends.local.backend import load
 
-        return load(self.plan, folder, progress)
+        return load(self.plan, folder, progress, self.template)
 
     def _settings(self, default: OnOverflow) -> "Settings":
         from localgemma_cli.chat.turn import Settings
