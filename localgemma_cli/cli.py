@@ -32,7 +32,7 @@ Examples:
 \b
 Other commands:
   localgemma plan     what would run here, and whether it fits
-  localgemma models   the models known by name, and what is on disk
+  localgemma models   the models known by name, what is on disk; pull, rm
   localgemma prompt   the exact text and ids a model would be given
   localgemma history  the saved conversations
   localgemma bench    how fast it is on this machine, measured

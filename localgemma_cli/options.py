@@ -19,7 +19,8 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="2b, 7b, 9b, 27b, demo, a hub id or a local folder. Default: 9b where it fits, else 2b.",
+        help="2b, 7b, 9b, 27b, demo or another name of `models list`, a hub id or a local folder."
+        " Default: 9b where it fits, else 2b.",
     ),
 ]
 Preset = Annotated[
@@ -34,6 +35,16 @@ Revision = Annotated[
     str | None,
     _option("--revision", metavar="REF", help="Branch, tag or commit on the hub."),
 ]
+Template = Annotated[
+    str | None,
+    _option(
+        "--template",
+        metavar="FORM",
+        help="How prompts are written: auto, gemma, alpaca, alpaca-chat, raw (a base model continues your"
+        " text), or FILE.jinja. Default: what the model's repository says.",
+    ),
+]
+Force = Annotated[bool, _option("--force", help="Try a model that is not a Gemma; nothing is promised.")]
 Offline = Annotated[bool, _option("--offline", help="Use only what is on disk; never ask the network.")]
 
 System = Annotated[str | None, _option("--system", "-s", metavar="TEXT", help="System text.")]

@@ -1,7 +1,9 @@
 """How an answer is sampled: the values behind `--mode` and the sampling options."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from localgemma_cli.errors import UsageError
 
@@ -45,6 +47,7 @@ MODE_INSTRUCTION = {
 
 def sampling_for(
     mode: Mode,
+    defaults: Mapping[str, Any] | None = None,
     *,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -54,17 +57,23 @@ def sampling_for(
     seed: int | None = None,
     max_new_tokens: int | None = None,
 ) -> Sampling:
-    """The mode's values with the user's own on top; UsageError for a value out of range."""
+    """The mode's values with the model's `defaults` and the user's own on top; UsageError out of range.
+
+    `defaults` are for the ordinary mode: one that was asked for says itself how to sample.
+    """
     base = MODE_SAMPLING[mode]
-    sampling = Sampling(
-        temperature=base.temperature if temperature is None else temperature,
-        top_p=base.top_p if top_p is None else top_p,
-        top_k=base.top_k if top_k is None else top_k,
-        min_p=base.min_p if min_p is None else min_p,
-        repetition_penalty=base.repetition_penalty if repetition_penalty is None else repetition_penalty,
-        seed=seed,
-        max_new_tokens=max_new_tokens,
-    )
+    if mode is Mode.CHAT:
+        base = replace(base, **(defaults or {}))
+    asked: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "seed": seed,
+        "max_new_tokens": max_new_tokens,
+    }
+    sampling = replace(base, **{name: value for name, value in asked.items() if value is not None})
     _check("--temperature", sampling.temperature >= 0, "0 (greedy) or more")
     _check("--top-p", sampling.top_p is None or 0 < sampling.top_p <= 1, "above 0 and at most 1")
     _check("--top-k", sampling.top_k is None or sampling.top_k >= 1, "1 or more")

@@ -10,9 +10,10 @@ from localgemma_cli.sampling import Sampling
 
 
 class Backend(Protocol):
-    """Something that answers; `name` is what `--json` calls it."""
+    """Something that answers; `name` is what `--json` calls it, `note` what to tell a person of it first."""
 
     name: str
+    note: str | None
 
     @property
     def context_length(self) -> int | None:

@@ -53,6 +53,7 @@ class Repl:
         self._conversation = Conversation(system_for(chat.mode, chat.system))
         self._last: Answer | None = None
         self._left = False
+        self._noted = False
         self._session: PromptSession[str] = PromptSession(
             "> ",
             multiline=True,
@@ -118,6 +119,7 @@ class Repl:
             backend = self._loaded(cancel)
             if backend is None:
                 return question
+            self._tell_once(backend.note)
             try:
                 self._conversation, self._last = run_turn(
                     backend,
@@ -139,6 +141,11 @@ class Repl:
             self._chat.say("[cut off: the answer reached its longest length]")
         self._chat.say("")
         return ""
+
+    def _tell_once(self, note: str | None) -> None:
+        if note and not self._noted:
+            self._chat.say(f"[{note}]")
+        self._noted = True
 
     def _cancelled_already(self) -> bool:
         """Whether a Ctrl-C followed so fast on Enter that the prompt still took it for a key."""

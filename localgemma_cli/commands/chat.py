@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what follows the parsing is imported where it is used: `--h
     from localgemma_cli.chat.incoming import Incoming
     from localgemma_cli.chat.turn import Settings
     from localgemma_cli.commands.target import Target
+    from localgemma_cli.planning.own_models import OwnModel
     from localgemma_cli.render.base import Renderer
     from localgemma_cli.render.json import Run
 
@@ -33,6 +34,8 @@ def chat(
     model: options.Model = None,
     preset: options.Preset = None,
     revision: options.Revision = None,
+    template: options.Template = None,
+    force: options.Force = False,
     offline: options.Offline = False,
     system: options.System = None,
     system_file: options.SystemFile = None,
@@ -70,11 +73,14 @@ def chat(
     from localgemma_cli.chat.incoming import read_incoming
     from localgemma_cli.commands.systemtext import read_system
     from localgemma_cli.commands.target import remote_model, wants_endpoint
+    from localgemma_cli.planning.own_models import own_model
 
     streams = standard_streams()
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
+    own = own_model(model)
     chosen = sampling_for(
         mode,
+        own.sampling if own else None,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -83,11 +89,13 @@ def chat(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    system_text = read_system(system, system_file)
+    system_text = read_system(system, system_file, own)
     incoming = read_incoming(prompt or [], streams.stdin, interactive=interactive)
     if incoming.prompt is None and (json or jsonl):
         raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
     sources = {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
+    if own and own.endpoint and not endpoint:
+        endpoint, model, sources["model"] = own.endpoint, own.repository, "COMMANDLINE"
     if wants_endpoint(endpoint, sources):
         target = _remote(
             str(endpoint),
@@ -99,10 +107,13 @@ def chat(
         )
     else:
         target = _local(
+            template,
+            own,
             model=model,
             preset=preset,
             revision=revision,
             offline=offline,
+            force=force,
             device=device,
             dtype=dtype,
             quantization=quantization,
@@ -118,15 +129,16 @@ def chat(
     return session.converse(incoming) if incoming.interactive else session.answer(incoming)
 
 
-def _local(**choice: Any) -> "Target":
+def _local(template: str | None, own: "OwnModel | None", **choice: Any) -> "Target":
     """The model that the options name, planned; see `Choice`."""
-    from localgemma_cli.commands.planned import Choice, planned
+    from localgemma_cli.commands.planned import Choice, planned, template_for
     from localgemma_cli.commands.target import LocalTarget
     from localgemma_cli.planning.plan import require_fits
 
+    form = template_for(template, own)
     source, plan = planned(Choice(**choice))
     require_fits(plan)
-    return LocalTarget(source, plan)
+    return LocalTarget(source, plan, form)
 
 
 def _remote(
@@ -180,6 +192,8 @@ class _Session:
         started = time.perf_counter()
         with on_stderr(self.streams.stderr, quiet=self.quiet) as progress:
             backend = self.target.load(progress)
+        if backend.note and not self.quiet:
+            self._say(f"note: {backend.note}")
         run = self.target.run(time.perf_counter() - started)
         settings = self._settings(OnOverflow.ERROR)
         system = system_for(self.mode, self.system)

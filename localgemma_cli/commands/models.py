@@ -1,20 +1,25 @@
-"""`localgemma models`: what is known by name, what of it is on disk, and removing it from there."""
+"""`localgemma models`: what is known by name, what of it is on disk, fetching it and removing it."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from localgemma_cli import options
 from localgemma_cli.environment import Streams, standard_streams
-from localgemma_cli.errors import NotFoundError
+from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
+from localgemma_cli.planning.own_models import OwnModel, own_models
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.render.progress import on_stderr
+from localgemma_cli.render.sanitize import one_line, visible
 
 if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
     from localgemma_cli.backends.local.weights_cache import Kept
+    from localgemma_cli.planning.hardware import Hardware
 
 models = typer.Typer(no_args_is_help=True)
 
@@ -34,22 +39,27 @@ def list_models(
         bool, typer.Option("--verify", help="Read the kept 4-bit copies whole, and check them.")
     ] = False,
 ) -> None:
-    """List the models, their size in bfloat16, whether they are on disk, and their kept 4-bit copies.
+    """List the models, their size as they are stored, what of them is on disk, and their kept 4-bit copies.
 
     Example: localgemma models list --json
     """
     from localgemma_cli.backends.local.weights_cache import kept_copies
 
     rows = [_row(facts) for facts in catalogue()]
+    own = [_own_row(each) for each in own_models().values()]
     copies = kept_copies(verify=verify)
     stdout = standard_streams().stdout
     if json:
-        write_line(stdout, {"models": rows, "kept": [_kept_row(copy) for copy in copies]})
+        write_line(stdout, {"models": rows, "own": own, "kept": [_kept_row(copy) for copy in copies]})
         return
     for row in rows:
         size = gigabytes(int(str(row["weights_bytes"])))
-        where = "on disk" if row["on_disk"] else "not on disk"
-        stdout.write(f"{row['name']:<5} {size:>8}  {where:<11}  {row['id']}\n      {row['summary']}\n")
+        stdout.write(f"{row['name']:<20} {size:>8}  {_where(row):<21}  {row['id']}\n    {row['summary']}\n")
+    if own:
+        stdout.write("\nYour own, from models.toml:\n")
+    for row in own:
+        what = row["id"] or row["endpoint"] or row["adapter"]
+        stdout.write(visible(f"{row['name']:<20} {'':>8}  {_where(row):<21}  {what}") + "\n")
     if copies:
         stdout.write(
             "\nKept 4-bit copies, which make loading quick; `localgemma models rm NAME` removes them:\n"
@@ -75,8 +85,7 @@ def remove_model(
     from localgemma_cli.backends.local.weights_cache import kept_copies, remove
 
     streams = standard_streams()
-    facts = lookup(name)
-    model_id = facts.id if facts else name
+    model_id = _id_of(name)
     copies = [copy for copy in kept_copies() if _is_of(copy, name, model_id)]
     for copy in copies:
         remove(copy)
@@ -87,6 +96,57 @@ def remove_model(
     if downloaded and _agreed(streams, model_id, downloaded, yes):
         hub_cache.forget(model_id)
         streams.stdout.write(f"removed {gigabytes(downloaded)}: the downloaded {model_id}\n")
+
+
+@models.command("pull")
+def pull_model(
+    name: Annotated[str, typer.Argument(help="A name of `models list`, or a hub id.")],
+    revision: options.Revision = None,
+    force: options.Force = False,
+    offline: options.Offline = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Download a model, or what is still missing of it; says first whether it will fit on this machine.
+
+    Example: localgemma models pull 2b
+    """
+    from localgemma_cli.backends.local import hub
+    from localgemma_cli.backends.local.source import fetch
+    from localgemma_cli.commands.planned import Choice, source_of
+    from localgemma_cli.planning.hardware import probe
+
+    streams, hardware = standard_streams(), probe()
+    if hub.is_offline(offline):
+        raise UsageError("Downloading asks the network, which --offline forbids.", "Leave --offline out.")
+    source = source_of(Choice(model=name, revision=revision, force=force), hardware)
+    if source.folder is not None:
+        streams.stdout.write(f"{one_line(name)} is on disk already: {visible(str(source.folder))}\n")
+        return
+    if not quiet:
+        streams.stderr.write(visible(_verdict(source.facts, hardware)) + "\n")
+        streams.stderr.flush()
+    with on_stderr(streams.stderr, quiet=quiet) as progress:
+        folder = fetch(source, progress)
+    size = gigabytes(_downloaded(source.facts.id))
+    streams.stdout.write(f"{source.facts.id}: {size} in {folder}\n")
+
+
+def _verdict(facts: ModelFacts, hardware: "Hardware") -> str:
+    """Whether the model will fit here."""
+    from localgemma_cli.planning.plan import Overrides, make_plan
+    from localgemma_cli.planning.presets import load_presets
+
+    try:
+        plan = make_plan(facts, None, hardware, Overrides(), load_presets())
+    except LocalGemmaError as error:
+        return f"{facts.name} will not run here: {error.message}"
+    figures = (
+        f"{gigabytes(plan.memory.total_bytes)} with preset {plan.preset},"
+        f" and {gigabytes(plan.memory.available_bytes)} are free on {hardware.name}"
+    )
+    if plan.memory.fits:
+        return f"{facts.name} fits here: it needs {figures}."
+    return f"{facts.name} does not fit here: it needs {figures}. {plan.hint or ''}".rstrip()
 
 
 def _is_of(copy: "Kept", name: str, model_id: str) -> bool:
@@ -110,12 +170,57 @@ def _row(facts: ModelFacts) -> dict[str, object]:
         "name": facts.name,
         "id": facts.id,
         "parameters": facts.architecture.parameters,
-        "weights_bytes": weights_bytes(facts.architecture, WeightFormat("bfloat16", "none", False)),
+        "weights_bytes": weights_bytes(facts.architecture, _stored_as(facts)),
         "licence": facts.licence,
         "gated": facts.gated,
+        "form": facts.form,
         "on_disk": facts.bundled or _cached(facts.id),
+        "disk_bytes": 0 if facts.bundled else _downloaded(facts.id),
         "summary": facts.summary,
     }
+
+
+def _stored_as(facts: ModelFacts) -> WeightFormat:
+    stored = facts.stored
+    return WeightFormat("float16", stored.kind, stored.nested) if stored else WeightFormat("bfloat16")
+
+
+def _own_row(own: OwnModel) -> dict[str, object]:
+    model_id = _id_of(own.repository) if own.repository else None
+    return {
+        "name": own.name,
+        "id": model_id,
+        "revision": own.revision,
+        "template": own.template,
+        "adapter": own.adapter,
+        "endpoint": own.endpoint,
+        "system": own.system,
+        "sampling": dict(own.sampling),
+        "on_disk": model_id is not None and (Path(model_id).expanduser().is_dir() or _cached(model_id)),
+        "disk_bytes": _downloaded(model_id) if model_id else 0,
+    }
+
+
+def _where(row: Mapping[str, object]) -> str:
+    """On disk with its size, a part of it (a broken-off download, a tokenizer), or not at all."""
+    size = int(str(row["disk_bytes"]))
+    if row["on_disk"]:
+        return f"on disk, {gigabytes(size)}" if size else "on disk"
+    return f"{gigabytes(size)} of it on disk" if size else "not on disk"
+
+
+def _id_of(name: str) -> str:
+    """The hub id or folder that a name stands for."""
+    own = own_models().get(name)
+    repository = own.repository if own and own.repository else name
+    facts = lookup(repository)
+    return facts.id if facts else repository
+
+
+def _downloaded(model_id: str) -> int:
+    from localgemma_cli.backends.local.hub_cache import downloaded_bytes
+
+    return downloaded_bytes(model_id)
 
 
 def _kept_row(copy: "Kept") -> dict[str, object]:

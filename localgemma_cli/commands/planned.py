@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from localgemma_cli.backends.local.source import Source, resolve
 from localgemma_cli.planning.hardware import Hardware, parse_size, probe
+from localgemma_cli.planning.own_models import AUTO, OwnModel, check_template
 from localgemma_cli.planning.plan import LoadPlan, Overrides, default_model, make_plan
 from localgemma_cli.planning.presets import load_presets
 
@@ -16,6 +17,7 @@ class Choice:
     preset: str | None = None
     revision: str | None = None
     offline: bool = False
+    force: bool = False
     device: str | None = None
     dtype: str | None = None
     quantization: str | None = None
@@ -40,10 +42,15 @@ class Choice:
         )
 
 
+def template_for(template: str | None, own: OwnModel | None) -> str:
+    """`--template`, else what `models.toml` says; a UsageError for what is neither a form nor a file."""
+    return check_template(template or (own and own.template) or AUTO)
+
+
 def source_of(choice: Choice, hardware: Hardware) -> Source:
     """The model that was asked for, else the larger default that fits."""
     if choice.model is not None:
-        return resolve(choice.model, revision=choice.revision, offline=choice.offline)
+        return resolve(choice.model, revision=choice.revision, offline=choice.offline, force=choice.force)
     facts = default_model(hardware, choice.overrides(), load_presets())
     return Source(facts, None, choice.revision, choice.offline)
 

@@ -5,16 +5,17 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import options, sampling
-from localgemma_cli.backends.local.source import fetch
+from localgemma_cli.backends.local.source import fetch_tokenizer
 from localgemma_cli.chat.incoming import read_incoming
-from localgemma_cli.commands.planned import Choice, source_of
+from localgemma_cli.commands.planned import Choice, source_of, template_for
 from localgemma_cli.commands.systemtext import read_system
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.hardware import probe
+from localgemma_cli.planning.own_models import own_model
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import on_stderr
 from localgemma_cli.render.sanitize import visible
 
 
@@ -22,13 +23,15 @@ def prompt(
     prompt: Annotated[list[str] | None, typer.Argument(help="The prompt, or - for standard input.")] = None,
     model: options.Model = None,
     revision: options.Revision = None,
+    template: options.Template = None,
+    force: options.Force = False,
     offline: options.Offline = False,
     system: options.System = None,
     system_file: options.SystemFile = None,
     mode: options.ModeOption = sampling.Mode.CHAT,
     json: options.Json = False,
 ) -> None:
-    """Print the exact text and token ids that a model would be given.
+    """Print the exact text and token ids that a model would be given; needs its tokenizer only.
 
     Example: localgemma prompt -m demo -s "Answer in one word." "What is the smallest model?"
     """
@@ -36,17 +39,24 @@ def prompt(
     incoming = read_incoming(prompt or [], streams.stdin, interactive=False)
     if incoming.prompt is None:
         raise UsageError("There is no prompt to show.", 'Give one: localgemma prompt "Hello"')
-    source = source_of(Choice(model=model, revision=revision, offline=offline), probe())
-    folder = fetch(source, silent)
-    from localgemma_cli.backends.local.loader import load_tokenizer
-    from localgemma_cli.backends.local.prompting import Prompter
+    own = own_model(model)
+    form = template_for(template, own)
+    text = sampling.system_for(mode, read_system(system, system_file, own))
+    choice = Choice(model=model, revision=revision, offline=offline, force=force)
+    source = source_of(choice, probe())
+    with on_stderr(streams.stderr, quiet=False) as progress:
+        folder = fetch_tokenizer(source, progress)
 
-    prompter = Prompter(load_tokenizer(folder))
-    text = sampling.system_for(mode, read_system(system, system_file))
+    from localgemma_cli.backends.local.prompting import Prompter
+    from localgemma_cli.backends.local.tokenizer import load_tokenizer
+
+    prompter = Prompter(load_tokenizer(folder), form, source.facts.form)
     messages = Conversation(text).messages(incoming.prompt)
     rendered, ids = prompter.text(messages), prompter.encode(messages)
     if json:
         write_line(streams.stdout, {"text": rendered, "ids": ids})
-    else:
-        shown = visible(rendered) if streams.stdout.isatty() else rendered
-        streams.stdout.write(f"{shown}\n{' '.join(map(str, ids))}\n")
+        return
+    if prompter.form.note and form == "auto":
+        streams.stderr.write(f"note: {prompter.form.note}\n")
+    shown = visible(rendered) if streams.stdout.isatty() else rendered
+    streams.stdout.write(f"{shown}\n{' '.join(map(str, ids))}\n")

@@ -18,6 +18,8 @@ _SAID = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the weakest 
 _LOCAL_ONLY = (
     "preset",
     "revision",
+    "template",
+    "force",
     "offline",
     "context",
     "device",
@@ -54,6 +56,7 @@ class Target(Protocol):
 class LocalTarget:
     source: "Source"
     plan: "LoadPlan"
+    template: str
 
     @property
     def label(self) -> str:
@@ -73,7 +76,7 @@ class LocalTarget:
         folder = fetch(self.source, progress)
         from localgemma_cli.backends.local.backend import load
 
-        return load(self.plan, folder, progress)
+        return load(self.plan, folder, progress, self.template)
 
     def run(self, load_seconds: float) -> "Run":
         from localgemma_cli.render.json import Run

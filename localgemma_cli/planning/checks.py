@@ -72,6 +72,7 @@ def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hard
             preset.name == "exact" and (settled.attention != "eager" or dtype != native),
             "with these overrides exact no longer gives the reference's own tokens",
         ),
+        (family == "other", "this is no Gemma: the figures are estimates, and nothing of it was tested"),
         (
             dtype == "float16" and family != "gemma",
             "float16 can overflow in this model and spoil answers; bfloat16 does not",

@@ -18,6 +18,7 @@ CompileMode = Literal["none", "default", "reduce-overhead"]
 Assistant = Literal["none", "lookup"]
 Offload = Literal["none", "host", "disk"]
 OffloadRule = Literal["none", "host", "disk", "auto"]
+PromptForm = Literal["gemma", "alpaca", "alpaca-chat", "raw"]
 
 DEVICES: Mapping[str, DeviceKind] = {"cuda": "cuda", "mps": "mps", "cpu": "cpu"}
 DTYPES: Mapping[str, Dtype] = {
@@ -35,6 +36,12 @@ ATTENTIONS: Mapping[str, Attention] = {
     "flash_attention_2": "flash_attention_2",
 }
 ASSISTANTS: Mapping[str, Assistant] = {"none": "none", "lookup": "lookup"}
+PROMPT_FORMS: Mapping[str, PromptForm] = {
+    "gemma": "gemma",
+    "alpaca": "alpaca",
+    "alpaca-chat": "alpaca-chat",
+    "raw": "raw",
+}
 DTYPE_BYTES: Mapping[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 Choice = TypeVar("Choice")

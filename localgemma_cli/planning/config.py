@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 
 from localgemma_cli.errors import NotFoundError
-from localgemma_cli.planning.architecture import Architecture, Family, StoredFormat
+from localgemma_cli.planning.architecture import Architecture, Family, Gemma4Parts, StoredFormat
 
 Config = Mapping[str, object]
 
-# What a config.json may leave out, as transformers 5.23 fills it in (Gemma-, Gemma2- and Gemma3TextConfig);
+# What a config.json may leave out, as transformers 5.23 fills it in (Gemma-, Gemma2-, Gemma3Text- …Config);
 # google/gemma-3-4b-it does leave out heads, head_dim and vocabulary.
 _DEFAULTS: Mapping[Family, Mapping[str, object]] = {
     "gemma": {
@@ -45,26 +45,47 @@ _DEFAULTS: Mapping[Family, Mapping[str, object]] = {
         "sliding_window": 4096,
         "sliding_window_pattern": 6,
     },
+    "gemma4_text": {
+        "vocab_size": 262_144,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "hidden_size_per_layer_input": 256,
+    },
+    "other": {},
 }
 _FAMILIES: Mapping[str, Family] = {
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",  # text and images; the text half is what runs here
     "gemma3_text": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_text": "gemma4_text",
 }
 _CHAT_CLASSES = (
     "GemmaForCausalLM",
     "Gemma2ForCausalLM",
     "Gemma3ForCausalLM",
     "Gemma3ForConditionalGeneration",
+    "Gemma4ForCausalLM",
+    "Gemma4ForConditionalGeneration",
 )
 
 
-def architecture_of(config: Config, name: str) -> Architecture:
-    """The decoder that `config` describes; a NotFoundError where it is no Gemma that chats."""
-    family = _family(config, name)
+def architecture_of(config: Config, name: str, *, force: bool = False) -> Architecture:
+    """The decoder that `config` describes; a NotFoundError where it is no Gemma, unless that is forced."""
+    family = _family(config, name, force)
     text = config.get("text_config")
     own = {**_DEFAULTS[family], **(text if isinstance(text, Mapping) else config)}
+    if family == "other":
+        own = {**_usual(own), **{key: value for key, value in own.items() if value is not None}}
     window = _positive(own, "sliding_window", name) if own.get("sliding_window") else None
     layers = _positive(own, "num_hidden_layers", name)
     return Architecture(
@@ -80,7 +101,8 @@ def architecture_of(config: Config, name: str) -> Architecture:
         sliding_window=window,
         sliding_layers=_sliding_layers(own, family, layers, name) if window else 0,
         softcap=own.get("attn_logit_softcapping") is not None,
-        tied_head=bool(own.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
+        tied_head=bool(own.get("tie_word_embeddings", config.get("tie_word_embeddings", family != "other"))),
+        gemma4=_gemma4(own, layers, name) if family == "gemma4_text" else None,
     )
 
 
@@ -102,17 +124,19 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     )
 
 
-def _family(config: Config, name: str) -> Family:
+def _family(config: Config, name: str, force: bool) -> Family:
     kind = config.get("model_type")
     family = _FAMILIES.get(kind) if isinstance(kind, str) else None
     classes = config.get("architectures")
     chats = not isinstance(classes, list) or any(each in _CHAT_CLASSES for each in classes)
     if family and chats:
         return family
+    if force:
+        return "other"
     what = classes[0] if isinstance(classes, list) and classes else kind
     raise NotFoundError(
-        f"{name} is not a Gemma 1, 2 or 3 chat model: its config.json says {what or 'nothing of its kind'}.",
-        "See `localgemma models list` for models that run here.",
+        f"{name} is not a Gemma 1 to 4 that chats: its config.json says {what or 'nothing of its kind'}.",
+        "See `localgemma models list` for models that run here; --force tries this one all the same.",
     )
 
 
@@ -120,11 +144,42 @@ def _sliding_layers(own: Config, family: Family, layers: int, name: str) -> int:
     types = own.get("layer_types")
     if isinstance(types, list):
         return sum(each == "sliding_attention" for each in types)
-    if family == "gemma":
+    if family in ("gemma", "other"):
         return 0
     # Gemma 2 alternates whatever its config says; only Gemma 3 reads the pattern (transformers 5.23).
     pattern = 2 if family == "gemma2" else _positive(own, "sliding_window_pattern", name)
     return layers - layers // pattern
+
+
+def _gemma4(own: Config, layers: int, name: str) -> Gemma4Parts:
+    if own.get("enable_moe_block"):
+        raise NotFoundError(
+            f"{name} is a mixture of experts, and localgemma knows dense models only.",
+            "Take one of Gemma 4's dense sizes, such as 4-e4b or 4-31b.",
+        )
+    sharing, value_is_key = own.get("num_kv_shared_layers") or 0, bool(own.get("attention_k_eq_v"))
+    count = sharing if isinstance(sharing, int) else 0
+    types, pattern = own.get("layer_types"), _positive(own, "sliding_window_pattern", name)
+    if not isinstance(types, list):
+        types = ["sliding" if (index + 1) % pattern else "full_attention" for index in range(layers)]
+    heads = "num_global_key_value_heads" if value_is_key and own.get("num_global_key_value_heads") else ""
+    ffn, ple = _positive(own, "intermediate_size", name), own.get("hidden_size_per_layer_input") or 0
+    return Gemma4Parts(
+        full_head_dim=_positive(own, "global_head_dim", name),
+        full_kv_heads=_positive(own, heads or "num_key_value_heads", name),
+        value_is_key=value_is_key,
+        sharing_layers=count,
+        sharing_full=sum(each == "full_attention" for each in types[layers - count :]),
+        sharing_ffn=ffn * (2 if own.get("use_double_wide_mlp") else 1),
+        layer_embedding=ple if isinstance(ple, int) else 0,
+    )
+
+
+def _usual(own: Config) -> dict[str, object]:
+    """What most decoders that are no Gemma leave out of their config.json."""
+    hidden, heads = own.get("hidden_size"), own.get("num_attention_heads")
+    head_dim = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+    return {"num_key_value_heads": heads, "head_dim": head_dim, "max_position_embeddings": 2048}
 
 
 def _positive(own: Config, key: str, name: str) -> int:

@@ -84,7 +84,8 @@ class Load:
 def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     """The whole model; a tied head counts once, embeddings and norms stay unquantized unless streamed."""
     size = DTYPE_BYTES[weights.dtype]
-    layers = architecture.layers * layer_bytes(architecture, weights) + architecture.hidden * size
+    last = architecture.hidden + architecture.layer_embedding
+    layers = architecture.layers * layer_bytes(architecture, weights) + last * size
     if weights.streamed:
         return layers + _nf4_bytes(architecture.vocabulary * architecture.hidden, weights)
     return layers + architecture.embedding_parameters * size
@@ -126,9 +127,12 @@ def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, c
     window = context
     if cache == "sliding" and architecture.sliding_window is not None:
         window = min(context, architecture.sliding_window)
-    sliding = architecture.sliding_layers
-    tokens = (architecture.layers - sliding) * context + sliding * window
-    return 2 * architecture.kv_heads * architecture.head_dim * tokens * DTYPE_BYTES[dtype]
+    kept = (
+        group.count * group.kv_heads * group.head_dim * (context if group.full else window)
+        for group in architecture.groups
+        if group.projected
+    )
+    return 2 * sum(kept) * DTYPE_BYTES[dtype]
 
 
 def workspace_bytes(load: Load) -> int:
@@ -141,7 +145,7 @@ def workspace_bytes(load: Load) -> int:
     # Logits of one position in fp32, their probabilities, and both sorted with int64 indices to sample from.
     logits = architecture.vocabulary * (4 + 4 + 4 + 8)
     # The residual stream twice, and in fp32 inside a norm; queries, keys, values before and after rotation.
-    rows = architecture.head_dim * (architecture.heads + 2 * architecture.kv_heads)
+    rows = architecture.widest_head_dim * (architecture.heads + 2 * architecture.kv_heads)
     stream = chunk * (architecture.hidden * (2 * size + 4) + rows * 2 * size)
     largest = max(_attention_bytes(load, chunk), _mlp_bytes(load, chunk))
     return RUNTIME_BYTES[load.device] + logits + stream + largest
@@ -151,7 +155,7 @@ def _attention_bytes(load: Load, chunk: int) -> int:
     """Keys and values repeated for every query head, two masks, and with eager attention the scores."""
     architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
     grouped = architecture.heads > architecture.kv_heads
-    repeated = 2 * architecture.heads * architecture.head_dim * load.context * size if grouped else 0
+    repeated = 2 * architecture.heads * architecture.widest_head_dim * load.context * size if grouped else 0
     masks = 2 * chunk * load.context * size
     if load.attention != "eager":
         return repeated + masks
@@ -163,8 +167,9 @@ def _attention_bytes(load: Load, chunk: int) -> int:
 def _mlp_bytes(load: Load, chunk: int) -> int:
     """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection."""
     architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
-    unpacked = 0 if load.weights.kind == "none" else architecture.hidden * architecture.ffn * size
-    return 4 * chunk * architecture.ffn * size + unpacked
+    ffn = architecture.widest_ffn
+    unpacked = 0 if load.weights.kind == "none" else architecture.hidden * ffn * size
+    return 4 * chunk * ffn * size + unpacked
 
 
 def resident(load: Load, available: int, host_available: int) -> MemoryEstimate:

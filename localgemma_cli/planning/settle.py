@@ -114,16 +114,21 @@ def _weights(
             f"--quantization {kind} contradicts --preset {preset.name}, which never quantizes.",
             "Leave one of them out, or take --preset memory.",
         )
-    streamed = kind == "nf4" and device == "cpu" and _in_whole_blocks(facts)
+    streamed = kind == "nf4" and device == "cpu" and _streams(facts)
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     why = (f"weights in {kind}, as asked" if asked else "", _STREAMED if streamed else "")
     return WeightFormat(dtype, kind, nested, streamed), "; ".join(filter(None, why))
 
 
-def _in_whole_blocks(facts: ModelFacts) -> bool:
-    """Whether each row of every matrix is whole blocks of 64; so are all of Gemma's."""
+def _streams(facts: ModelFacts) -> bool:
+    """Whether each row of every matrix is whole blocks of 64, as in all Gemmas, and nothing else is stored.
+
+    Gemma 4 keeps a factor per layer and a second embedding besides.
+    """
     shape = facts.architecture
-    return all(width % 64 == 0 for width in (shape.hidden, shape.heads * shape.head_dim, shape.ffn))
+    return shape.family not in ("gemma4_text", "other") and all(
+        width % 64 == 0 for width in (shape.hidden, shape.heads * shape.head_dim, shape.ffn)
+    )
 
 
 def _attention(facts: ModelFacts, settings: Settings, overrides: Overrides) -> tuple[Attention, str]:

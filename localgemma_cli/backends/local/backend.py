@@ -11,12 +11,15 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
 from localgemma_cli.backends.local.detokenize import Detokenizer
 from localgemma_cli.backends.local.kvcache import KVCache
-from localgemma_cli.backends.local.loader import load_model, load_tokenizer, out_of_memory
+from localgemma_cli.backends.local.loader import load_model, out_of_memory
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.speculation import Lookup
+from localgemma_cli.backends.local.stops import StopText
+from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import FinishReason, Message
 from localgemma_cli.errors import ContextOverflowError
 from localgemma_cli.events import Delta, Event, Finished, ProgressSink, Timing, Usage
+from localgemma_cli.planning.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.sampling import Sampling
 
@@ -31,6 +34,7 @@ class LocalBackend:
     def __init__(self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter) -> None:
         self.plan = plan
         self.context_length = plan.context_length
+        self.note = prompter.form.note
         self._model, self._prompter = model, prompter
         self._kv = KVCache(model.config, plan.cache, plan.context_length)
         self._step = make_step(model, plan.compile)
@@ -46,20 +50,24 @@ class LocalBackend:
         ids: list[int] = []
         finish: FinishReason = "length"
         detokenizer = Detokenizer(self._prompter.tokenizer.backend_tokenizer)
+        stop_text = StopText(self._prompter.form.stops)
         for token in self._tokens(prompt, sampling, limit, cancel):
             clock.tick()
             if token in self._stop_ids:
                 finish = "stop"
                 break
             ids.append(token)
-            if text := detokenizer.step(token):
+            if text := stop_text.add(detokenizer.step(token)):
                 yield Delta(text)
+            if stop_text.found:
+                finish = "stop"
+                break
         if finish != "stop" and cancel.is_set():
             finish = "interrupted"
-        if rest := detokenizer.flush():
+        if rest := "" if stop_text.found else stop_text.rest(detokenizer.flush()):
             yield Delta(rest)
         usage = Usage(len(prompt), cached, clock.tokens)
-        yield Finished(finish, usage, clock.timing(), tuple(ids))
+        yield Finished(finish, usage, clock.timing(), tuple(ids[: stop_text.tokens]))
 
     def _tokens(self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel) -> Iterator[int]:
         sampler = make_sampler(sampling, self._model.device)
@@ -108,8 +116,7 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
 
 
-def load(plan: LoadPlan, folder: Path, progress: ProgressSink) -> LocalBackend:
-    prompter = Prompter(
-        load_tokenizer(folder)
-    )  # first: a folder that cannot chat is refused before the weights
+def load(plan: LoadPlan, folder: Path, progress: ProgressSink, template: str = AUTO) -> LocalBackend:
+    # first: a folder or template that cannot be used is refused before the weights
+    prompter = Prompter(load_tokenizer(folder), template, plan.model.form)
     return LocalBackend(plan, load_model(plan, folder, progress), prompter)

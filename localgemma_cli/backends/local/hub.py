@@ -33,6 +33,7 @@ from localgemma_cli.events import LoadProgress, ProgressSink
 _PATIENCE_SECONDS = 10.0
 _PATIENCE_WITH_A_COPY_SECONDS = 4.0
 _PROGRESS_SECONDS = 0.1
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 
 
 def cached(model_id: str, revision: str | None = None) -> Path | None:
@@ -45,12 +46,38 @@ def read_config(model_id: str, *, revision: str | None, offline: bool) -> dict[s
     """`config.json` of a hub model, from disk where the model is there; raises like `fetch`."""
     folder = local_snapshot(_asked(model_id, revision))
     if folder is None or missing_in(folder):
-        if not _is_offline(offline):
+        if not is_offline(offline):
             with _hub(_asked(model_id, revision)) as repo:
                 return _parse(_download_config(repo), model_id)
         if folder is None or not (folder / "config.json").is_file():
             raise hub_errors.not_on_disk(model_id)
     return _parse(folder / "config.json", model_id)
+
+
+def fetch_tokenizer(
+    model_id: str,
+    *,
+    revision: str | None,
+    offline: bool,
+    gated: bool | None = None,
+    progress: ProgressSink,
+) -> Path:
+    """A folder with at least `config.json` and the tokenizer, from disk where they are there."""
+    folder = local_snapshot(_asked(model_id, revision))
+    if folder is not None and all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return folder
+    if is_offline(offline):
+        raise hub_errors.not_on_disk(model_id)
+    with _hub(_asked(model_id, revision, gated)) as repo:
+        listing = list_files(repo, _PATIENCE_SECONDS)
+        _check_tokenizer(repo, listing)
+        files = tuple(file for file in listing.files if not file.name.endswith(_WEIGHTS))
+        small = Listing(listing.commit, listing.gated, files)
+        folder = repo.snapshot(listing.commit)
+        _check_access(repo, listing)
+        _download_all(repo, small, [f for f in files if not is_whole(folder / f.name, f)], progress)
+        record(repo, listing.commit)
+        return folder
 
 
 def fetch(
@@ -66,9 +93,9 @@ def fetch(
     Raises DiskSpaceError, AccessError, NotFoundError or NetworkError, none while a whole copy is on disk.
     """
     local = cached(model_id, revision)
-    if local is not None and (_is_offline(offline) or COMMIT.fullmatch(revision or "")):
+    if local is not None and (is_offline(offline) or COMMIT.fullmatch(revision or "")):
         return local
-    if _is_offline(offline):
+    if is_offline(offline):
         raise hub_errors.not_on_disk(model_id)
     try:
         with _hub(_asked(model_id, revision, gated)) as repo:
@@ -97,7 +124,8 @@ def _hub(asked: Repo) -> Iterator[Repo]:
             yield repo
 
 
-def _is_offline(offline: bool) -> bool:
+def is_offline(offline: bool) -> bool:
+    """Whether the network may not be asked, by our own option or the hub client's."""
     return offline or constants.HF_HUB_OFFLINE
 
 
@@ -127,10 +155,18 @@ def _check_loadable(repo: Repo, listing: Listing) -> None:
             f"{repo.model_id} has no safetensors weights, the only ones loaded: pickle files can run code.",
             "Pick a model or a --revision with .safetensors files.",
         )
-    needed = () if "adapter_config.json" in names else ("config.json", "tokenizer.json")
-    if lost := [name for name in needed if name not in names]:
+    if "adapter_config.json" not in names:
+        _check_tokenizer(repo, listing)
+
+
+def _check_tokenizer(repo: Repo, listing: Listing) -> None:
+    names = {file.name for file in listing.files}
+    if lost := [name for name in ("config.json", "tokenizer.json") if name not in names]:
+        only = (
+            " but only tokenizer.model" if lost == ["tokenizer.json"] and "tokenizer.model" in names else ""
+        )
         raise NotFoundError(
-            f"{repo.model_id} has no {lost[0]}.",
+            f"{repo.model_id} has no {lost[0]}{only if lost == ['tokenizer.json'] else ''}.",
             "Pick a model in the transformers format, or another --revision.",
         )
 

@@ -9,34 +9,18 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
 from localgemma_cli.backends.local.attention import implementation
 from localgemma_cli.backends.local.packing import can_pack, pack_linears
+from localgemma_cli.backends.local.textpart import text_part
+from localgemma_cli.backends.local.tokenizer import unloadable
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises NotFoundError where the folder holds no tokenizer that can be read."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        # transformers would make one up, without a vocabulary
-        raise NotFoundError(
-            f"{folder} holds no tokenizer.", "Download the model again, tokenizer.json included."
-        )
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable("tokenizer", folder, error) from error
-    return tokenizer
 
 
 def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
@@ -50,6 +34,7 @@ def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrain
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 **pretrained_arguments(plan),
+                **text_part(folder),
                 offload_buffers=True,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -59,7 +44,7 @@ def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrain
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise out_of_memory(plan) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unloadable("model", folder, error) from error
+        raise unloadable("model", folder, error) from error
     if info["missing_keys"]:  # transformers would go on with random weights in their place
         missing = sorted(info["missing_keys"])
         raise NotFoundError(
@@ -149,11 +134,3 @@ class _Bar(transformers_logging.EmptyTqdm):
         for done, item in enumerate(self._iterator):
             self._progress(LoadProgress("loading", done, self._total, unit="tensors"))
             yield item
-
-
-def _unloadable(what: str, folder: Path, error: Exception) -> NotFoundError:
-    first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return NotFoundError(
-        f"The {what} in {folder} cannot be loaded: {first_line}",
-        "Check the folder, or download the model again; -v shows the whole error.",
-    )

@@ -1,4 +1,4 @@
-"""Conversation to token ids: the tokenizer's own template; no text of a user becomes a control token."""
+"""Conversation to token ids, in the form a model is talked to; no text of a user becomes a control token."""
 
 import re
 from collections.abc import Sequence
@@ -7,24 +7,34 @@ from functools import cached_property
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from localgemma_cli.backends.local.forms import Form, form_of, template_error
 from localgemma_cli.conversation import Message
-from localgemma_cli.errors import NotFoundError
+from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.choices import PromptForm
+from localgemma_cli.planning.own_models import AUTO
+
+_TURNS = re.compile(r"<start_of_turn>|<end_of_turn>|<\|turn>|<turn\|>|<bos>|<eos>")
 
 
 class Prompter:
-    """Renders and encodes conversations for one tokenizer."""
+    """Renders and encodes conversations for one tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.chat_template:
-            raise NotFoundError(
-                "This model's tokenizer has no chat template, so it cannot chat.",
-                "Take an instruction-tuned model (their names usually end in -it).",
-            )
+    `template` is what `--template` says, `stated` the form where the tokenizer brings no template.
+    UsageError or NotFoundError for a template that cannot be used.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str = AUTO, stated: PromptForm = "raw"
+    ) -> None:
         self.tokenizer = tokenizer
+        self.form: Form = form_of(template, stated, tokenizer)
+        self._check_template()
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt as the template writes it, up to where the model goes on."""
-        return self._render([(message.role, message.content) for message in self._fold(messages)])
+        """The prompt as it is encoded, up to where the model goes on."""
+        rendered = self._render([(message.role, message.content) for message in self._fold(messages)])
+        bos = self.tokenizer.bos_token
+        return rendered if bos is None or rendered.startswith(bos) else bos + rendered
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's ids: control tokens only where the template put them, and exactly one `<bos>`.
@@ -61,10 +71,13 @@ class Prompter:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """`<eos>` and the token that the template ends a model's turn with."""
+        """`<eos>` and the token that the template ends a model's turn with; some are for one turn only."""
         probe = "localgemma-answer-probe"
-        after = self._render([("user", "Hi"), ("assistant", probe), ("user", "Hi")]).split(probe)[1]
-        turn_end = self._control.search(after)
+        try:
+            rendered = self._render([("user", "Hi"), ("assistant", probe), ("user", "Hi")])
+        except TemplateError:
+            rendered = ""
+        turn_end = self._control.search(rendered.partition(probe)[2])
         ids = {self.tokenizer.eos_token_id}
         if turn_end:
             ids.add(self.tokenizer.convert_tokens_to_ids(turn_end[0]))
@@ -72,15 +85,37 @@ class Prompter:
 
     def _fold(self, messages: Sequence[Message]) -> list[Message]:
         """Where the template takes no system message, its text and a blank line open the first user turn."""
-        if not messages or messages[0].role != "system" or self.takes_system:
+        if not messages or messages[0].role != "system":
+            return list(messages)
+        if self.form.is_raw:
+            raise UsageError(
+                "A base model continues text and takes no system text.",
+                "Write it at the beginning of your text; --mode factual and creative add one, too.",
+            )
+        if self.takes_system:
             return list(messages)
         system, first, *rest = messages
         return [Message("user", f"{system.content.strip()}\n\n{first.content.strip()}"), *rest]
 
     def _render(self, messages: Sequence[tuple[str, str]]) -> str:
         chat = [{"role": role, "content": content} for role, content in messages]
-        rendered: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        rendered: str = self.tokenizer.apply_chat_template(
+            chat, chat_template=self.form.template, tokenize=False, add_generation_prompt=True
+        )
         return rendered
+
+    def _check_template(self) -> None:
+        """A UsageError for a template with errors, without the user's text, or for another's tokens."""
+        probe = "localgemma-user-probe"
+        try:
+            rendered = self._render([("user", probe)])
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise template_error(self.form, error) from error
+        if probe not in rendered:
+            raise template_error(self.form, ValueError("it leaves out what the user says"))
+        unknown = next((turn for turn in _TURNS.findall(rendered) if not self._control.fullmatch(turn)), None)
+        if unknown is not None:
+            raise template_error(self.form, ValueError(f"this model's tokenizer has no {unknown}"))
 
     def _encode_plain(self, text: str) -> list[int]:
         """Ids of `text` with the names of special tokens read as ordinary text."""
@@ -91,8 +126,9 @@ class Prompter:
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
-        """Matches any control token, capturing it: the special ones, longest first."""
-        names = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        """Matches any control token, capturing it, longest first: the special ones, and marks of turns."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        names = {token.content for token in added if token.special or _TURNS.fullmatch(token.content)}
         return re.compile("(" + "|".join(map(re.escape, sorted(names, key=len, reverse=True))) + ")")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from localgemma_cli.backends.local.attention import implementation
@@ -26,6 +26,7 @@ from localgemma_cli.backends.local.nf4_modules import (
 from localgemma_cli.backends.local.nf4_weights import Part, all_entries, file_size, linear_kind, write
 from localgemma_cli.backends.local.paging import Span, page_through, spans_of
 from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
+from localgemma_cli.backends.local.textpart import renamed, text_config
 from localgemma_cli.backends.local.weights_cache import Wanted, open_or_make, source_of
 from localgemma_cli.errors import DiskSpaceError, NotFoundError
 from localgemma_cli.events import ProgressSink
@@ -40,7 +41,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 def load_quantized(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
     """NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged."""
     dtype: torch.dtype = getattr(torch, plan.dtype)
-    checkpoint = read_checkpoint(folder)
+    checkpoint = renamed(read_checkpoint(folder))
     model = _skeleton(plan, folder, dtype)
     parts = _parts(model, checkpoint, folder)
     source, files = source_of(plan.model.id, folder)
@@ -72,7 +73,7 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
 
 def _skeleton(plan: LoadPlan, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its buffers, and parameters that have a shape but no memory."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config, _ = text_config(folder)
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=implementation(plan), trust_remote_code=False

@@ -4,13 +4,14 @@ import difflib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from localgemma_cli.errors import NotFoundError
+from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
+from localgemma_cli.planning.own_models import OwnModel, own_models
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -25,27 +26,45 @@ class Source:
     offline: bool
 
 
-def resolve(model: str, *, revision: str | None, offline: bool) -> Source:
+def resolve(model: str, *, revision: str | None, offline: bool, force: bool = False) -> Source:
     """Raises NotFoundError, with the nearest name, where `model` is nothing that could be loaded."""
+    own = own_models()
+    if model in own:
+        return _resolve_own(own[model], revision, offline, force)
+    return _resolve_known(model, revision, offline, force, others=tuple(own))
+
+
+def _resolve_known(
+    model: str, revision: str | None, offline: bool, force: bool, others: tuple[str, ...] = ()
+) -> Source:
     facts = lookup(model)
     if facts is not None:
         folder = Path(str(files("localgemma_cli.demo") / "model")) if facts.bundled else None
         return Source(facts, folder, revision, offline)
     path = Path(model).expanduser()
     if path.is_dir():
-        return Source(facts_from_config(_local_config(path), name=model, id=model), path, revision, offline)
+        facts = facts_from_config(_local_config(path), name=model, id=model, force=force)
+        return Source(facts, path, revision, offline)
     if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
         from localgemma_cli.backends.local.hub import read_config  # only a hub id needs the hub's client
 
         config = read_config(model, revision=revision, offline=offline)
-        return Source(facts_from_config(config, name=model, id=model), None, revision, offline)
-    close = difflib.get_close_matches(model, MODEL_NAMES, n=1, cutoff=0.3)
+        return Source(facts_from_config(config, name=model, id=model, force=force), None, revision, offline)
+    names = (*MODEL_NAMES, *others)
+    close = difflib.get_close_matches(model, names, n=1, cutoff=0.3)
     raise NotFoundError(
         f"There is no model {model!r}: not a known name, not a folder, not a hub id.",
-        f"Did you mean {close[0]}?"
-        if close
-        else f"Known names: {', '.join(MODEL_NAMES)}; or ORGANISATION/NAME.",
+        f"Did you mean {close[0]}?" if close else f"Known names: {', '.join(names)}; or ORGANISATION/NAME.",
     )
+
+
+def _resolve_own(own: OwnModel, revision: str | None, offline: bool, force: bool) -> Source:
+    if own.repository is None:
+        raise UsageError(
+            f"{own.name} of models.toml names no repository to load.", 'Add repository = "…" to its table.'
+        )
+    found = _resolve_known(own.repository, revision or own.revision, offline, force)
+    return replace(found, facts=replace(found.facts, name=own.name))
 
 
 def fetch(source: Source, progress: ProgressSink) -> Path:
@@ -55,6 +74,21 @@ def fetch(source: Source, progress: ProgressSink) -> Path:
     from localgemma_cli.backends.local import hub
 
     return hub.fetch(
+        source.facts.id,
+        revision=source.revision,
+        offline=source.offline,
+        gated=source.facts.gated or None,
+        progress=progress,
+    )
+
+
+def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
+    """A folder with at least the tokenizer; downloads no weights."""
+    if source.folder is not None:
+        return source.folder
+    from localgemma_cli.backends.local import hub
+
+    return hub.fetch_tokenizer(
         source.facts.id,
         revision=source.revision,
         offline=source.offline,

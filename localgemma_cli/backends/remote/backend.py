@@ -34,6 +34,7 @@ class RemoteBackend:
     """One model on one server; `model` is the server's own name for it."""
 
     name = "remote"
+    note: str | None = None
 
     def __init__(self, endpoint: Endpoint, found: Found, voice: Voice) -> None:
         self._endpoint, self._found, self._voice = endpoint, found, voice

@@ -34,8 +34,9 @@ from localgemma_cli.backends.local.benchmark.job import (
 from localgemma_cli.backends.local.benchmark.prompts import prompt_ids, random_ids
 from localgemma_cli.backends.local.detokenize import Detokenizer
 from localgemma_cli.backends.local.dummy import load_dummy
-from localgemma_cli.backends.local.loader import load_model, load_tokenizer
+from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.prompting import Prompter
+from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import Message
 from localgemma_cli.events import Finished
 from localgemma_cli.render.plain import PlainRenderer
