@@ -40,5 +40,10 @@ class Conversation:
     def with_turn(self, turn: Turn) -> "Conversation":
         return replace(self, turns=(*self.turns, turn))
 
+    def with_saved(self, place: int | None) -> "Conversation":
+        """The last turn's place in the file."""
+        *past, last = self.turns
+        return replace(self, turns=(*past, replace(last, saved=place)))
+
     def without_oldest(self, count: int = 1) -> "Conversation":
         return replace(self, turns=self.turns[count:])

@@ -147,9 +147,29 @@ Overflow = Annotated[
     _option(
         "--on-overflow",
         metavar="HOW",
-        help="When the context is full: trim drops the oldest turns, error stops. Default: trim in a chat.",
+        help="When the context is full: trim drops the oldest turns, summarize puts a summary in"
+        " their place, error stops. Default: trim in a chat.",
     ),
 ]
+
+File = Annotated[
+    list[str] | None,
+    _option("--file", "-f", metavar="PATH", help="Attach a text file; may be given several times."),
+]
+Session = Annotated[
+    str | None,
+    _option("--session", metavar="NAME", help="Go on with the saved conversation of that name, or begin it."),
+]
+Continue = Annotated[bool, _option("--continue", "-c", help="Go on with the latest saved conversation.")]
+NoSave = Annotated[bool, _option("--no-save", help="Keep nothing of this chat on disk.")]
+Plain = Annotated[bool, _option("--plain", help="Show answers as the model writes them, not as Markdown.")]
+Sanitize = Annotated[
+    bool, _option("--sanitize", help="Make control characters visible in a pipe too, as on a terminal.")
+]
+Accessible = Annotated[
+    bool, _option("--accessible", help="For screen readers: nothing is drawn again, no spinner, no bar.")
+]
+Vi = Annotated[bool, _option("--vi/--no-vi", help="Edit the prompt with vi's keys.")]
 
 Json = Annotated[bool, _option("--json", help="Print one JSON object.")]
 JsonLines = Annotated[bool, _option("--jsonl", help="Print JSON Lines as the answer comes.")]

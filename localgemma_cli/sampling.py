@@ -16,6 +16,7 @@ class Mode(StrEnum):
 
 class OnOverflow(StrEnum):
     TRIM = "trim"
+    SUMMARIZE = "summarize"
     ERROR = "error"
 
 
@@ -73,7 +74,11 @@ def sampling_for(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
     }
-    sampling = replace(base, **{name: value for name, value in asked.items() if value is not None})
+    return checked(replace(base, **{name: value for name, value in asked.items() if value is not None}))
+
+
+def checked(sampling: Sampling) -> Sampling:
+    """The same; UsageError for a value out of range."""
     _check("--temperature", sampling.temperature >= 0, "0 (greedy) or more")
     _check("--top-p", sampling.top_p is None or 0 < sampling.top_p <= 1, "above 0 and at most 1")
     _check("--top-k", sampling.top_k is None or sampling.top_k >= 1, "1 or more")

@@ -14,6 +14,7 @@ class Backend(Protocol):
 
     name: str
     note: str | None
+    continues: bool  # whether messages that end with an answer are gone on from, token for token
 
     @property
     def context_length(self) -> int | None:
@@ -25,4 +26,12 @@ class Backend(Protocol):
 
         Raises ContextOverflowError before any delta where the messages leave no room for an answer.
         """
+        ...
+
+    def count(self, messages: Sequence[Message]) -> int | None:
+        """Tokens of the prompt that `messages` make; None where only a server could say."""
+        ...
+
+    def prompt(self, messages: Sequence[Message]) -> str | None:
+        """The prompt as it is sent, control tokens and all; None where a server makes it."""
         ...

@@ -6,7 +6,9 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.incoming import STDIN_LIMIT
+from localgemma_cli.conversation import Message
 from localgemma_cli.errors import NotFoundError, UsageError
 
 _MENTION = re.compile(r"(?<!\S)@(\"[^\"\n]+\"|\S+)")
@@ -24,6 +26,11 @@ class Attachment:
         longest = max(map(len, re.findall(r"`{3,}", self.text)), default=2)
         fence = "`" * (longest + 1)
         return f"File {self.name}:\n{fence}\n{self.text.removesuffix(chr(10))}\n{fence}"
+
+    def size(self, backend: Backend | None) -> str:
+        """In tokens; a server's are guessed."""
+        tokens = backend.count((Message("user", self.block),)) if backend else None
+        return f"about {len(self.text) // 4} tokens" if tokens is None else f"{tokens} tokens"
 
 
 def read_attachment(path: str) -> Attachment:

@@ -1,6 +1,6 @@
 """Saving a conversation while it happens: at most a second of an answer is ever only in memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event, Thread
 from typing import TypeVar
@@ -22,6 +22,7 @@ class Recorder:
         self, store: Store | None, model: str, tell: Callable[[SavingError], None], session: int | None = None
     ) -> None:
         self.store, self.model, self.session = store, model, session
+        self.name: str | None = None  # of a session that is still to be made
         self._tell = tell
 
     @contextmanager
@@ -33,23 +34,29 @@ class Recorder:
         finally:
             recording.close()
 
-    def turn_removed(self, *turns: Turn) -> None:
+    def turns_removed(self, turns: Sequence[Turn]) -> None:
         ids = [turn.saved for turn in turns if turn.saved is not None]
         self.attempt(lambda store: store.remove_turns(ids))
 
-    def new(self) -> None:
-        """What is said from now on is another conversation, which is made with its first question."""
-        self.session = None
-
     def fork(self, conversation: Conversation) -> Conversation:
         """The same conversation as one of its own; the one so far stays as it is."""
-        session = self.attempt(
-            lambda store: store.copy(self.session, conversation.turns, self.model) if self.session else None
-        )
+        if (old := self.session) is None:
+            return conversation
+        session = self.attempt(lambda store: store.copy(old, conversation.turns, self.model))
         if session is None:
             return conversation
         self.session = session
         return self.attempt(lambda store: store.conversation(session, self.model)) or conversation
+
+    def keep(self, conversation: Conversation, system: str | None) -> int:
+        """The session that holds all of `conversation`; raises SavingError."""
+        assert self.store is not None  # the caller has opened one
+        if self.session is None:
+            self.session = self.store.create(system)
+        for turn in conversation.turns:
+            if turn.saved is None:
+                self.store.add(self.session, turn, self.model)
+        return self.session
 
     def set_system(self, system: str | None) -> None:
         if (session := self.session) is not None:
@@ -57,7 +64,8 @@ class Recorder:
 
     def _begin(self, store: Store, question: str, system: str | None) -> int:
         if self.session is None:
-            self.session = store.create(system)
+            self.session = store.create(system, self.name)
+            self.name = None
         return store.begin(self.session, question, self.model)
 
     def attempt(self, action: Callable[[Store], Value]) -> Value | None:

@@ -1,19 +1,52 @@
 """The commands of the interactive chat: what a line means, without doing it."""
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-COMMANDS = {
-    "/help": "show this list",
-    "/new": "forget the conversation and start another; the system text stays",
-    "/system": "show the system text; /system TEXT sets it, /system - removes it",
-    "/exit": "leave (so do Ctrl-D and quit)",
+
+@dataclass(frozen=True)
+class Usage:
+    """`takes` as it is typed after the command, `choices` where that is one of a few words."""
+
+    takes: str
+    what: str
+    choices: tuple[str, ...] = ()
+
+
+COMMANDS: Mapping[str, Usage] = {
+    "/help": Usage("", "show this list"),
+    "/new": Usage("", "begin another conversation; the system text stays"),
+    "/system": Usage("[TEXT]", "show the system text, or set it; - removes it"),
+    "/retry": Usage("[KEY=VALUE ...]", "answer the last question again, once with other parameters"),
+    "/undo": Usage("[N]", "take back the last N turns"),
+    "/edit": Usage("[N]", "edit the last question, or the one N turns back, and ask it anew"),
+    "/continue": Usage("", "go on with an answer that was interrupted or cut off"),
+    "/fork": Usage("", "go on in a copy of this conversation; the one so far stays as it is"),
+    "/file": Usage("PATH ...", "attach files to your next message (@PATH in a message does it too)"),
+    "/show": Usage(
+        "WHAT", "plan, prompt, context, model or params", ("plan", "prompt", "context", "model", "params")
+    ),
+    "/set": Usage("[KEY VALUE]", "show or change how answers are sampled, or render plain|markdown"),
+    "/stats": Usage("", "tokens and speed of the last answer, and of this chat"),
+    "/copy": Usage("[N]", "copy the last answer, or the one N turns back, to the clipboard"),
+    "/summarize": Usage("", "replace the older turns by a summary that the model writes"),
+    "/save": Usage("[NAME]", "name this conversation; with --no-save, begin to save it"),
+    "/title": Usage("TEXT", "give this conversation a title"),
+    "/sessions": Usage("[QUERY]", "list the saved conversations, or those with these words"),
+    "/load": Usage("NAME", "go on with a saved conversation, by name or number"),
+    "/export": Usage("FILE", "write this conversation to a .md, .json or .jsonl file"),
+    "/multiline": Usage("", "let Enter begin a new line and Alt-Enter send, or back"),
+    "/exit": Usage("", "leave (so do Ctrl-D and quit)"),
 }
 
 _OLD_SPELLINGS = {
     "!help": "/help",
     "!new session": "/new",
     "!exit": "/exit",
+    "/quit": "/exit",
+    "/bye": "/exit",
+    "/?": "/help",
     "quit": "/exit",
     "exit": "/exit",
 }
@@ -39,28 +72,36 @@ class Unknown:
 
 
 def parse(line: str) -> Say | Command | Unknown | None:
-    """None for an empty line; `//text` says a text that begins with a slash."""
+    """None for an empty line; `//text` says a text that begins with a slash, three quotes hold a block."""
     text = line.strip()
     if not text:
         return None
+    if text.startswith('"""') and text.endswith('"""') and len(text) >= 6:
+        inner = text[3:-3].strip("\n")
+        return Say(inner) if inner.strip() else None
     text = _OLD_SPELLINGS.get(text.lower(), text)
     if text.startswith("//"):
         return Say(text[1:])
     if not text.startswith("/"):
         return Say(text)
-    name, _, argument = text.partition(" ")
+    name, *rest = text.split(maxsplit=1)
     if name in COMMANDS:
-        return Command(name, argument.strip())
+        return Command(name, rest[0].strip() if rest else "")
     close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
     return Unknown(name, close[0] if close else None)
 
 
+def usage(name: str) -> str:
+    return f"{name} {COMMANDS[name].takes}".rstrip()
+
+
 def help_text() -> str:
-    width = max(map(len, COMMANDS))
-    commands = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    width = max(len(usage(name)) for name in COMMANDS)
+    commands = [f"  {usage(name):<{width}}  {each.what}" for name, each in COMMANDS.items()]
     keys = [
-        "  Enter sends, Alt-Enter starts a new line.",
-        "  Ctrl-C stops an answer or clears the line, Ctrl-D leaves.",
-        "  //text sends a text that begins with a slash.",
+        '  Enter sends, Alt-Enter or Ctrl-J starts a new line; so does Enter after an opening """.',
+        "  Ctrl-C stops an answer or clears the line, Ctrl-D leaves, Ctrl-R searches what you typed before.",
+        "  Ctrl-X Ctrl-E opens your editor, Tab completes commands and paths.",
+        "  //text sends a text that begins with a slash, @PATH attaches a file.",
     ]
     return "\n".join(["Commands:", *commands, "Keys:", *keys])

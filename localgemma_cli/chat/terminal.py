@@ -1,10 +1,16 @@
-"""The terminal's input mode around the chat."""
+"""The terminal's state around the chat: kept out of the answers' way, and given back as it was."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, TextIO
+
+from prompt_toolkit.output import Output
+
+_ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the terminal as it is now
 
 
 @contextmanager
@@ -25,10 +31,31 @@ def unechoed(stdin: TextIO) -> Iterator[str]:
     quiet[0] &= ~termios.ICRNL
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+
+    def resume(_signal: int, _frame: FrameType | None) -> None:
+        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # a shell had it meanwhile
+
+    handlers: dict[int, Any] = {getattr(signal, name): _leave for name in _ENDS} | {signal.SIGCONT: resume}
+    replaced = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield pending(stdin).replace("\n", "\r")
     finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        for number, handler in replaced.items():
+            signal.signal(number, handler)
+        with suppress(termios.error):  # it has hung up
+            termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def pasting_in_brackets(output: Output) -> Iterator[None]:
+    """A page pasted while no prompt is up is one message as well: the prompt's own mode ends with it."""
+    output.enable_bracketed_paste()
+    output.flush()
+    yield
 
 
 def pending(stdin: TextIO) -> str:

@@ -1,10 +1,12 @@
 """One turn: a conversation in, deltas to a renderer, and out comes the conversation with the turn in it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
+from localgemma_cli.chat.summary import summarized
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ContextOverflowError
 from localgemma_cli.events import Delta, Finished
@@ -14,11 +16,11 @@ from localgemma_cli.sampling import OnOverflow, Sampling
 
 @dataclass(frozen=True)
 class Settings:
-    """What stays the same from turn to turn; `on_trim` hears how many of the oldest turns have to go."""
+    """What stays the same from turn to turn; `on_trim` hears which of the oldest turns have to go."""
 
     sampling: Sampling
     on_overflow: OnOverflow
-    on_trim: Callable[[int], None]
+    on_trim: Callable[[Sequence[Turn]], None]
 
 
 def run_turn(
@@ -30,31 +32,62 @@ def run_turn(
     cancel: Cancel,
 ) -> tuple[Conversation, Answer]:
     """The conversation with the finished or interrupted turn in it; an error leaves it as it was."""
-    fitting, dropped = conversation, 0
+    fitting = conversation
+    dropped: tuple[Turn, ...] = ()
     while True:
         try:
-            answer = _answer(backend, fitting, question, settings, renderer, cancel, dropped)
+            answer = _answer(backend, fitting.messages(question), settings, renderer, cancel, dropped)
         except ContextOverflowError:
             if settings.on_overflow is OnOverflow.ERROR or not fitting.turns:
                 raise
-            fitting, dropped = fitting.without_oldest(), dropped + 1
+            fitting, gone = _shortened(backend, fitting, settings, cancel)
+            dropped += gone
         else:
-            return fitting.with_turn(_turn(question, answer)), answer
+            reply = Message("assistant", answer.text, answer.finished.token_ids)
+            turn = Turn(Message("user", question), reply, answer.finished.finish_reason)
+            return fitting.with_turn(turn), answer
+
+
+def continue_turn(
+    backend: Backend, conversation: Conversation, settings: Settings, renderer: Renderer, cancel: Cancel
+) -> tuple[Conversation, Answer]:
+    """The last answer goes on from its last token, and stays one answer."""
+    *past, last = conversation.turns
+    before = replace(conversation, turns=tuple(past))
+    messages = (*before.messages(last.question.content), last.answer)
+    answer = _answer(backend, messages, settings, renderer, cancel, ())
+    ids, more = last.answer.token_ids, answer.finished.token_ids
+    joined = None if ids is None or more is None else ids + more
+    whole = Message("assistant", last.answer.content + answer.text, joined)
+    turn = replace(last, answer=whole, finish_reason=answer.finished.finish_reason)
+    return before.with_turn(turn), answer
+
+
+def _shortened(
+    backend: Backend, conversation: Conversation, settings: Settings, cancel: Cancel
+) -> tuple[Conversation, tuple[Turn, ...]]:
+    """Without the oldest turn; or its older half, at least two turns, as a summary."""
+    half = (len(conversation.turns) + 1) // 2
+    if settings.on_overflow is OnOverflow.SUMMARIZE and half > 1:
+        with suppress(ContextOverflowError):  # not even the older half leaves room to sum it up
+            shorter = summarized(backend, conversation, half, settings.sampling, cancel)
+            if shorter is not conversation:
+                return shorter, conversation.turns[:half]
+    return conversation.without_oldest(), conversation.turns[:1]
 
 
 def _answer(
     backend: Backend,
-    conversation: Conversation,
-    question: str,
+    messages: Sequence[Message],
     settings: Settings,
     renderer: Renderer,
     cancel: Cancel,
-    dropped: int,
+    dropped: Sequence[Turn],
 ) -> Answer:
     text: list[str] = []
     announced = not dropped
     try:
-        for event in backend.stream(conversation.messages(question), settings.sampling, cancel):
+        for event in backend.stream(messages, settings.sampling, cancel):
             if not announced:  # only now is it known that what is left fits
                 settings.on_trim(dropped)
                 announced = True
@@ -63,14 +96,9 @@ def _answer(
                     text.append(piece)
                     renderer.delta(piece)
                 case Finished():
-                    answer = Answer("".join(text), event, dropped)
+                    answer = Answer("".join(text), event, len(dropped))
     except BaseException:
         renderer.abort()
         raise
     renderer.finish(answer)
     return answer
-
-
-def _turn(question: str, answer: Answer) -> Turn:
-    reply = Message("assistant", answer.text, answer.finished.token_ids)
-    return Turn(Message("user", question), reply, answer.finished.finish_reason)

@@ -1,23 +1,17 @@
 """`localgemma [PROMPT]`: one answer, or the interactive chat."""
 
-import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localgemma_cli import __version__, options
-from localgemma_cli.environment import Streams, standard_streams
-from localgemma_cli.errors import LocalGemmaError, UsageError
-from localgemma_cli.sampling import Mode, OnOverflow, Sampling, sampling_for, system_for
+from localgemma_cli.environment import standard_streams
+from localgemma_cli.errors import UsageError
+from localgemma_cli.sampling import Mode, sampling_for
 
 if TYPE_CHECKING:  # what follows the parsing is imported where it is used: `--help` does without
-    from localgemma_cli.chat.incoming import Incoming
-    from localgemma_cli.chat.turn import Settings
     from localgemma_cli.commands.target import Target
     from localgemma_cli.planning.own_models import OwnModel
-    from localgemma_cli.render.base import Renderer
-    from localgemma_cli.render.json import Run
 
 
 def _version(wanted: bool) -> None:
@@ -60,8 +54,16 @@ def chat(
     endpoint: options.EndpointUrl = None,
     endpoint_dialect: options.EndpointDialect = "auto",
     endpoint_timeout: options.EndpointTimeout = 120.0,
+    file: options.File = None,
+    session: options.Session = None,
+    continue_: options.Continue = False,
+    no_save: options.NoSave = False,
     json: options.Json = False,
     jsonl: options.JsonLines = False,
+    plain: options.Plain = False,
+    sanitize: options.Sanitize = False,
+    accessible: options.Accessible = False,
+    vi: options.Vi = False,
     interactive: options.Interactive = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -72,11 +74,14 @@ def chat(
     """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
     from localgemma_cli.chat.incoming import read_incoming
     from localgemma_cli.commands.systemtext import read_system
+    from localgemma_cli.commands.talk import Manner, Saving, Talk
     from localgemma_cli.commands.target import remote_model, wants_endpoint
     from localgemma_cli.planning.own_models import own_model
 
     streams = standard_streams()
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
+    if session is not None and continue_:
+        raise UsageError("--session and --continue cannot both be had.", "Take one of them.")
     own = own_model(model)
     chosen = sampling_for(
         mode,
@@ -124,9 +129,19 @@ def chat(
             device_memory=device_memory,
             host_memory=host_memory,
         )
-    session = _Session(streams, target, mode, system_text, chosen, on_overflow, json, jsonl, quiet, verbose)
-    session.explain()
-    return session.converse(incoming) if incoming.interactive else session.answer(incoming)
+    talk = Talk(
+        streams,
+        target,
+        mode,
+        system_text,
+        chosen,
+        on_overflow,
+        file or [],
+        Manner(json, jsonl, quiet, verbose, plain, sanitize, accessible, vi),
+        Saving(session, continue_, not no_save),
+    )
+    talk.explain()
+    return talk.converse(incoming) if incoming.interactive else talk.answer(incoming)
 
 
 def _local(template: str | None, own: "OwnModel | None", **choice: Any) -> "Target":
@@ -161,107 +176,8 @@ def _unheard(_: str) -> None:
     pass
 
 
-@dataclass(frozen=True)
-class _Session:
-    """Everything decided; what is left is to load and to answer."""
-
-    streams: Streams
-    target: "Target"
-    mode: Mode
-    system: str | None
-    sampling: Sampling
-    on_overflow: OnOverflow | None
-    json: bool
-    jsonl: bool
-    quiet: bool
-    verbose: bool
-
-    def explain(self) -> None:
-        if not self.quiet:
-            for warning in self.target.warnings:
-                self._say(f"warning: {warning}")
-        if self.verbose:
-            for reason in self.target.reasons:
-                self._say(reason)
-
-    def answer(self, incoming: "Incoming") -> int:
-        from localgemma_cli.chat.oneshot import answer_once
-        from localgemma_cli.render.progress import on_stderr
-
-        assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
-        started = time.perf_counter()
-        with on_stderr(self.streams.stderr, quiet=self.quiet) as progress:
-            backend = self.target.load(progress)
-        if backend.note and not self.quiet:
-            self._say(f"note: {backend.note}")
-        run = self.target.run(time.perf_counter() - started)
-        settings = self._settings(OnOverflow.ERROR)
-        system = system_for(self.mode, self.system)
-        return answer_once(backend, system, incoming.prompt, settings, lambda: self._renderer(run))
-
-    def converse(self, incoming: "Incoming") -> int:
-        from localgemma_cli.chat.background import BackgroundLoad
-        from localgemma_cli.chat.repl import Chat, Repl
-
-        keyboard = self.streams.stdin if self.streams.stdin.isatty() else _controlling_terminal()
-        chat = Chat(
-            label=self.target.label,
-            system=self.system,
-            mode=self.mode,
-            settings=self._settings(OnOverflow.TRIM),
-            make_renderer=self._renderer,
-            say=self._say,
-            report=self._report,
-            quiet=self.quiet,
-        )
-        Repl(chat, BackgroundLoad(self.target.load), self.streams, keyboard).run(incoming.prompt)
-        return 0
-
-    def _settings(self, default: OnOverflow) -> "Settings":
-        from localgemma_cli.chat.turn import Settings
-
-        return Settings(self.sampling, self.on_overflow or default, self._tell_trimmed)
-
-    def _renderer(self, run: "Run | None" = None) -> "Renderer":
-        """For scripts `run` is what they are told of the model; a chat has none."""
-        stdout = self.streams.stdout
-        if run is not None and (self.json or self.jsonl):
-            from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer
-
-            return JsonRenderer(stdout, run) if self.json else JsonLinesRenderer(stdout, run)
-        if stdout.isatty():
-            from localgemma_cli.render.markdown import MarkdownRenderer
-
-            return MarkdownRenderer(stdout)
-        from localgemma_cli.render.plain import PlainRenderer
-
-        return PlainRenderer(stdout)
-
-    def _tell_trimmed(self, turns: int) -> None:
-        if not self.quiet:
-            what = "the oldest turn was" if turns == 1 else f"the {turns} oldest turns were"
-            self._say(f"[the context is full: {what} dropped]")
-
-    def _say(self, text: str) -> None:
-        self.streams.stderr.write(text + "\n")
-        self.streams.stderr.flush()
-
-    def _report(self, error: LocalGemmaError) -> None:
-        from localgemma_cli.render.sanitize import visible
-
-        self._say(f"{visible(error.message)}\n  {visible(error.hint)}")
-
-
 def _refuse_conflicts(*, json: bool, jsonl: bool, interactive: bool) -> None:
     if json and jsonl:
         raise UsageError("--json and --jsonl cannot both be had.", "Take one of them.")
     if interactive and (json or jsonl):
         raise UsageError("--interactive is for people, --json and --jsonl for scripts.", "Leave one out.")
-
-
-def _controlling_terminal() -> TextIO:
-    """Where the chat goes on after standard input was a pipe."""
-    try:
-        return open("/dev/tty", encoding="utf-8")  # open as long as the process
-    except OSError:
-        raise UsageError("There is no terminal to chat on.", "Leave --interactive out.") from None

@@ -9,10 +9,11 @@ import typer
 from localgemma_cli import options
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.environment import standard_streams
-from localgemma_cli.errors import NotFoundError, SavingError, UsageError
+from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.sanitize import one_line, visible
 from localgemma_cli.sessions.exchange import FORMS, form_of, read, written
+from localgemma_cli.sessions.files import write_new
 from localgemma_cli.sessions.store import Store, Summary, default_path
 
 history = typer.Typer(no_args_is_help=True)
@@ -130,18 +131,6 @@ def remove(which: Annotated[list[str], typer.Argument(metavar="NAME...", help="N
     store = _store()
     for id in [store.find(each) for each in which]:
         store.remove(id)
-
-
-def write_new(path: Path, text: str) -> None:
-    """Private to the user, and never over another file."""
-    try:
-        with path.open("x", encoding="utf-8", newline="") as file:
-            path.chmod(0o600)
-            file.write(text)
-    except FileExistsError:
-        raise UsageError(f"{path} is there already.", "Give another name, or remove it first.") from None
-    except OSError as error:
-        raise SavingError(f"{path} cannot be written: {error.strerror}.", "Give another place.") from None
 
 
 def _store() -> Store:

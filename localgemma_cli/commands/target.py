@@ -34,10 +34,15 @@ _LOCAL_ONLY = (
 
 
 class Target(Protocol):
-    """`label` is for the chat's bottom bar, `warnings` and `reasons` for stderr."""
+    """`label` is for the chat's bottom bar; `warnings` and `reasons` for stderr."""
 
     @property
     def label(self) -> str: ...
+
+    @property
+    def model(self) -> str:
+        """Its id, or a server's own name for it."""
+        ...
 
     @property
     def warnings(self) -> tuple[str, ...]: ...
@@ -57,6 +62,10 @@ class LocalTarget:
     source: "Source"
     plan: "LoadPlan"
     template: str
+
+    @property
+    def model(self) -> str:
+        return self.plan.model.id
 
     @property
     def label(self) -> str:
@@ -94,6 +103,10 @@ class RemoteTarget:
         self._model = endpoint.model or ""
         self.warnings: tuple[str, ...] = ()
         self.reasons: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        return self._model
 
     @property
     def label(self) -> str:

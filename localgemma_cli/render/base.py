@@ -23,3 +23,22 @@ class Renderer(Protocol):
     def abort(self) -> None:
         """An error ends the answer: leave the stream in order."""
         ...
+
+
+class Both:
+    """One answer to two places, the second of which must not keep the first from being in order."""
+
+    def __init__(self, first: Renderer, second: Renderer) -> None:
+        self._first, self._second = first, second
+
+    def delta(self, text: str) -> None:
+        self._first.delta(text)
+        self._second.delta(text)
+
+    def finish(self, answer: Answer) -> None:
+        self._first.finish(answer)
+        self._second.finish(answer)
+
+    def abort(self) -> None:
+        self._first.abort()
+        self._second.abort()

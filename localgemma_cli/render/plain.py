@@ -3,15 +3,19 @@
 from typing import TextIO
 
 from localgemma_cli.render.base import Answer
+from localgemma_cli.render.sanitize import visible
 
 
 class PlainRenderer:
-    def __init__(self, stdout: TextIO) -> None:
-        self._stdout = stdout
+    """`sanitize` makes what would drive a terminal visible."""
+
+    def __init__(self, stdout: TextIO, *, sanitize: bool = False) -> None:
+        self._stdout, self._sanitize = stdout, sanitize
         self._newlines = ""  # held back: they are only written once more text follows
         self._written = False
 
     def delta(self, text: str) -> None:
+        text = visible(text) if self._sanitize else text
         body = text.rstrip("\n")
         if body:
             self._stdout.write(self._newlines + body)

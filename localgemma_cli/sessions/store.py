@@ -120,15 +120,20 @@ class Store:
 
     def find(self, wanted: str) -> int:
         """The session of that name or number; NotFoundError where there is none."""
+        id = self.named(wanted)
+        if id is None:
+            raise NotFoundError(
+                f"There is no saved conversation {wanted!r}.", "See `localgemma history list`."
+            )
+        return id
+
+    def named(self, wanted: str) -> int | None:
+        """The session of that name, else of that number, else None."""
         with self._reading():
             rows = self._rows("SELECT id FROM sessions WHERE name = ?", (wanted,))
             if not rows and wanted.isascii() and wanted.isdecimal():
                 rows = self._rows("SELECT id FROM sessions WHERE id = ?", (min(int(wanted), 2**62),))
-        if not rows:
-            raise NotFoundError(
-                f"There is no saved conversation {wanted!r}.", "See `localgemma history list`."
-            )
-        return cast(int, rows[0]["id"])
+        return cast(int, rows[0]["id"]) if rows else None
 
     def latest(self) -> int | None:
         """The session that was spoken in last."""

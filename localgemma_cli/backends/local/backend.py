@@ -30,6 +30,7 @@ class LocalBackend:
     """One loaded model, and the KV cache of the conversation it is having."""
 
     name = "local"
+    continues = True
 
     def __init__(self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter) -> None:
         self.plan = plan
@@ -68,6 +69,12 @@ class LocalBackend:
             yield Delta(rest)
         usage = Usage(len(prompt), cached, clock.tokens)
         yield Finished(finish, usage, clock.timing(), tuple(ids[: stop_text.tokens]))
+
+    def count(self, messages: Sequence[Message]) -> int:
+        return len(self._prompter.encode(messages))
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        return self._prompter.text(messages)
 
     def _tokens(self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel) -> Iterator[int]:
         sampler = make_sampler(sampling, self._model.device)

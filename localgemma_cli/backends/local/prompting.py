@@ -39,8 +39,12 @@ class Prompter:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """The prompt's ids: control tokens only where the template put them, and exactly one `<bos>`.
 
-        An assistant message that carries the ids it was generated with keeps them.
+        An assistant message that carries the ids it was generated with keeps them. One at the end goes on.
         """
+        if messages and messages[-1].role == "assistant":
+            *before, last = messages
+            begun = self._encode_plain(last.content) if last.token_ids is None else last.token_ids
+            return [*self.encode(before), *begun]
         folded = self._fold(messages)
         edge, joint = _unused_characters("".join(message.content for message in folded), 2)
         marked = [

@@ -35,6 +35,7 @@ class RemoteBackend:
 
     name = "remote"
     note: str | None = None
+    continues = False
 
     def __init__(self, endpoint: Endpoint, found: Found, voice: Voice) -> None:
         self._endpoint, self._found, self._voice = endpoint, found, voice
@@ -63,6 +64,12 @@ class RemoteBackend:
                     raise error from failure
                 error = EndpointError(f"{error.message} The answer is broken off.", error.hint)
         yield meter.finished(interrupted, error)
+
+    def count(self, messages: Sequence[Message]) -> int | None:
+        return None
+
+    def prompt(self, messages: Sequence[Message]) -> str | None:
+        return None
 
     def _judged(self, failure: EndpointError) -> EndpointError:
         """The failure in words that may be printed: a server's own can hold anything, also the key."""

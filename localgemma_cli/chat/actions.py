@@ -1,0 +1,221 @@
+"""What each slash command does."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from localgemma_cli.backends.base import Backend
+from localgemma_cli.chat import slash
+from localgemma_cli.chat.attach import read_attachment
+from localgemma_cli.chat.context import draw
+from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted, number, short, takes
+from localgemma_cli.chat.saved import export, load, save, sessions, title
+from localgemma_cli.chat.session import ChatSession
+from localgemma_cli.conversation import Conversation
+from localgemma_cli.errors import UsageError
+from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.sampling import Sampling, checked
+
+_RENDERS = ("markdown", "plain")
+KEYS: Mapping[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+    "max_new_tokens": int,
+}
+
+
+def perform(session: ChatSession, facts: Facts, name: str, argument: str) -> Outcome:
+    """Do one command; a UsageError that says what it takes where `argument` is not that."""
+    return _ACTIONS[name](session, facts, argument)
+
+
+def _help(session: ChatSession, facts: Facts, argument: str) -> None:
+    session.say(slash.help_text())
+
+
+def _new(session: ChatSession, facts: Facts, argument: str) -> None:
+    session.fresh(Conversation(session.conversation.system), None)
+    session.say("A new conversation.")
+
+
+def _system(session: ChatSession, facts: Facts, argument: str) -> None:
+    if argument:
+        session.set_system(None if argument == "-" else argument)
+    text = session.system
+    session.say(f"System text: {visible(text)}" if text else "There is no system text.")
+
+
+def _retry(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    sampling = session.settings.sampling
+    for word in argument.split():
+        key, equals, value = word.partition("=")
+        sampling = _changed(sampling, "/retry", key, value if equals else "")
+    question = session.replaces(1)
+    return Ask(question, sampling)
+
+
+def _undo(session: ChatSession, facts: Facts, argument: str) -> None:
+    removed = session.undo(number("/undo", argument))
+    session.say(f"[taken back: {counted(len(removed), 'turn')}, from “{short(removed[0].question.content)}”]")
+
+
+def _edit(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    count = number("/edit", argument)
+    text = session.replaces(count)
+    session.say(
+        f"[what you send next replaces {counted(count, 'turn')}; an empty message leaves all as it is]"
+    )
+    return Edit(text)
+
+
+def _continue(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    return Do("continue")
+
+
+def _fork(session: ChatSession, facts: Facts, argument: str) -> None:
+    before = session.recorder.session
+    session.conversation = session.recorder.fork(session.conversation)
+    here = session.recorder.session
+    if before is None or here == before:
+        session.say("Nothing is saved of this conversation, so there is nothing to keep apart.")
+    else:
+        session.say(f"This is conversation {here} now; {before} stays as it is.")
+
+
+def _file(session: ChatSession, facts: Facts, argument: str) -> None:
+    if not argument:
+        raise takes("/file")
+    found = [read_attachment(path) for path in _paths(argument)]
+    session.attachments += found
+    backend = facts.loaded()
+    for each in found:
+        session.say(f"[attached to your next message: {one_line(each.name)}, {each.size(backend)}]")
+
+
+def _show(session: ChatSession, facts: Facts, argument: str) -> None:
+    match argument:
+        case "plan":
+            session.say(facts.plan())
+        case "model":
+            session.say(facts.model)
+        case "params":
+            session.say(_parameters(session))
+        case "context" | "prompt":
+            if (backend := facts.loaded()) is not None:
+                session.say(draw(session, backend) if argument == "context" else _prompt(session, backend))
+        case _:
+            raise takes("/show")
+
+
+def _set(session: ChatSession, facts: Facts, argument: str) -> None:
+    key, _, value = argument.partition(" ")
+    if key == "render" and value.strip() in _RENDERS:
+        session.render = value.strip()
+    elif key:
+        sampling = _changed(session.settings.sampling, "/set", key, value.strip())
+        session.settings = replace(session.settings, sampling=sampling)
+    session.say(_parameters(session))
+
+
+def _stats(session: ChatSession, facts: Facts, argument: str) -> None:
+    if session.last is None:
+        session.say("Nothing has been answered yet.")
+        return
+    usage, timing = session.last.finished.usage, session.last.finished.timing
+    if usage.prompt_tokens is not None:
+        cached = usage.cached_prompt_tokens or 0
+        session.say(
+            f"last answer: {usage.completion_tokens} tokens; prompt {usage.prompt_tokens},"
+            f" of which {cached} were in the cache and {usage.prompt_tokens - cached} were read"
+        )
+    rate = timing.decode_tokens_per_second
+    speed = f", {rate:.1f} tokens/s" if rate is not None else ""
+    session.say(f"first token after {timing.time_to_first_token_seconds:.2f} s{speed}")
+    total = session.totals
+    session.say(
+        f"this chat: {counted(total.answers, 'answer')}, {total.generated} tokens written,"
+        f" {total.prefilled} read, {total.cached} taken from the cache"
+    )
+
+
+def _copy(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    turns, count = session.conversation.turns, number("/copy", argument)
+    if not 1 <= count <= len(turns):
+        raise UsageError("There is no such answer to copy.", "Ask something first.")
+    return Copy(turns[-count].answer.content)
+
+
+def _summarize(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    return Do("summarize")
+
+
+def _exit(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    return Do("exit")
+
+
+def _multiline(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    return Do("multiline")
+
+
+def _parameters(session: ChatSession) -> str:
+    sampling = session.settings.sampling
+    values = {each.name: getattr(sampling, each.name) for each in fields(sampling)}
+    lines = [f"  {name:<18} {'off' if value is None else value}" for name, value in values.items()]
+    return "\n".join([*lines, f"  {'render':<18} {session.render}"])
+
+
+def _prompt(session: ChatSession, backend: Backend) -> str:
+    text = backend.prompt(session.conversation.messages("…"))
+    return "A server makes its prompt itself." if text is None else visible(text)
+
+
+def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling:
+    name = key.replace("-", "_")
+    if name not in KEYS or not value:
+        raise UsageError(
+            f"{command} takes {slash.COMMANDS[command].takes}.",
+            f"Keys: {', '.join([*KEYS, 'render'])}; off removes one.",
+        )
+    try:
+        new = getattr(Sampling(), name) if value == "off" else KEYS[name](value)
+    except ValueError:
+        raise UsageError(f"{name} cannot be {value!r}.", "Give a number, or off.") from None
+    return checked(replace(sampling, **{name: new}))
+
+
+def _paths(argument: str) -> list[str]:
+    import shlex
+
+    try:
+        return shlex.split(argument)
+    except ValueError as error:
+        raise UsageError(f"The paths cannot be read: {error}.", "Put names with blanks in quotes.") from None
+
+
+_ACTIONS: Mapping[str, Callable[[ChatSession, Facts, str], Outcome]] = {
+    "/help": _help,
+    "/new": _new,
+    "/system": _system,
+    "/retry": _retry,
+    "/undo": _undo,
+    "/edit": _edit,
+    "/continue": _continue,
+    "/fork": _fork,
+    "/file": _file,
+    "/show": _show,
+    "/set": _set,
+    "/stats": _stats,
+    "/copy": _copy,
+    "/summarize": _summarize,
+    "/save": save,
+    "/title": title,
+    "/sessions": sessions,
+    "/load": load,
+    "/export": export,
+    "/multiline": _multiline,
+    "/exit": _exit,
+}

@@ -1,0 +1,54 @@
+"""Completion at the prompt: commands, their arguments, and paths."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+
+from localgemma_cli.chat.slash import COMMANDS
+
+_PATHS = ("/file", "/export")
+_MENTION = re.compile(r"(?<!\S)@(\S*)$")
+
+
+class ChatCompleter(Completer):
+    """`keys` for /set and /retry; `names` of saved conversations, asked for when they are needed."""
+
+    def __init__(self, keys: Iterable[str], names: Callable[[], list[str]]) -> None:
+        self._keys, self._names = tuple(keys), names
+        self._paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        before = document.text_before_cursor
+        mention = _MENTION.search(before)
+        if mention:
+            yield from self._path(mention[1], event)
+        elif before.startswith("/") and "\n" not in before:
+            name, blank, argument = before.partition(" ")
+            if blank:
+                yield from self._argument(name, argument, event)
+            else:
+                for command, usage in COMMANDS.items():
+                    if command.startswith(name):
+                        yield Completion(command, -len(name), display_meta=usage.what)
+
+    def _argument(self, name: str, argument: str, event: CompleteEvent) -> Iterator[Completion]:
+        if name in _PATHS:
+            yield from self._path(argument.split(" ")[-1], event)
+            return
+        words: Iterable[str] = ()
+        if name in COMMANDS:
+            words = COMMANDS[name].choices
+        if name == "/set":
+            words = (*self._keys, "render")
+            if argument.startswith("render "):
+                words, argument = ("markdown", "plain"), argument.removeprefix("render ")
+        elif name == "/retry":
+            words, argument = [f"{key}=" for key in self._keys], argument.split(" ")[-1]
+        elif name == "/load":
+            words = self._names()
+        yield from (Completion(word, -len(argument)) for word in words if word.startswith(argument))
+
+    def _path(self, begun: str, event: CompleteEvent) -> Iterator[Completion]:
+        yield from self._paths.get_completions(Document(begun), event)

@@ -1,0 +1,74 @@
+"""What a slash command may ask of the terminal's loop, and what the commands share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from localgemma_cli.backends.base import Backend
+from localgemma_cli.chat import slash
+from localgemma_cli.errors import UsageError
+from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question to be sent now; `sampling` is for it alone."""
+
+    question: str
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A text for the editor, and then for the prompt."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A text for the clipboard."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Do:
+    """Something only the terminal's loop can do: continue, summarize, exit, or multiline."""
+
+    what: str
+
+
+Outcome = Ask | Edit | Copy | Do | None
+Loaded = Callable[[], Backend | None]  # waits for the model; None where Ctrl-C came first
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `/show` knows that is not in the conversation."""
+
+    plan: Callable[[], str]
+    model: str
+    loaded: Loaded
+
+
+def number(command: str, argument: str) -> int:
+    if not argument:
+        return 1
+    if not (argument.isascii() and argument.isdecimal() and 0 < int(argument) < 10**6):
+        raise takes(command)
+    return int(argument)
+
+
+def takes(command: str) -> UsageError:
+    use = slash.COMMANDS[command]
+    return UsageError(f"It is: {slash.usage(command)}", f"{command} is to {use.what}.")
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def short(text: str) -> str:
+    line = one_line(text)
+    return line if len(line) <= 40 else line[:39] + "…"

@@ -1,0 +1,82 @@
+"""The slash commands that have to do with saved conversations."""
+
+import time
+from pathlib import Path
+
+from localgemma_cli.chat.outcome import Facts, counted, takes
+from localgemma_cli.chat.session import ChatSession
+from localgemma_cli.errors import SavingError, UsageError
+from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.sessions.exchange import form_of, written
+from localgemma_cli.sessions.files import write_new
+from localgemma_cli.sessions.store import Store, default_path
+
+_LISTED = 20  # conversations
+
+
+def save(session: ChatSession, facts: Facts, argument: str) -> None:
+    recorder = session.recorder
+    if recorder.store is None:
+        recorder.store = Store(default_path())
+    id = recorder.keep(session.conversation, session.system)
+    if argument:
+        recorder.store.rename(id, name=argument)
+    session.conversation = recorder.store.conversation(id, recorder.model)
+    session.set_system(session.system)
+    name = f" as {one_line(argument)}" if argument else ""
+    session.say(f"Saved{name}: conversation {id}. `localgemma --session {argument or id}` goes on with it.")
+
+
+def title(session: ChatSession, facts: Facts, argument: str) -> None:
+    if not argument:
+        raise takes("/title")
+    store, id = _kept(session)
+    store.rename(id, title=argument)
+    session.say(f"[title: {one_line(argument)}]")
+
+
+def sessions(session: ChatSession, facts: Facts, argument: str) -> None:
+    found = _store(session).summaries(argument, limit=_LISTED)
+    for each in found:
+        here = "*" if each.id == session.recorder.session else " "
+        name = f"{one_line(each.name)}: " if each.name else ""
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated))
+        session.say(
+            f"{here}{each.id:>4}  {when}  {counted(each.turns, 'turn'):>9}  {name}{one_line(each.title)}"
+        )
+    if not found:
+        session.say("No saved conversation has that." if argument else "Nothing is saved yet.")
+
+
+def load(session: ChatSession, facts: Facts, argument: str) -> None:
+    if not argument:
+        raise takes("/load")
+    store = _store(session)
+    id = store.find(argument)
+    conversation = store.conversation(id, session.recorder.model)
+    session.fresh(conversation, id)
+    session.set_system(conversation.system)
+    session.say(f"[conversation {id}, {counted(len(conversation.turns), 'turn')}]")
+    session.replay()
+
+
+def export(session: ChatSession, facts: Facts, argument: str) -> None:
+    if not argument:
+        raise takes("/export")
+    path = Path(argument).expanduser()
+    write_new(path, written(session.conversation, form_of(path.name)))
+    session.say(f"[written: {one_line(str(path))}]")
+
+
+def _store(session: ChatSession) -> Store:
+    """Reading what is saved needs no permission to save more."""
+    return session.recorder.store or Store(default_path())
+
+
+def _kept(session: ChatSession) -> tuple[Store, int]:
+    store, id = session.recorder.store, session.recorder.session
+    if store is None:
+        raise SavingError("This conversation is not saved.", "/save saves it.")
+    if id is None:
+        raise UsageError("There is nothing to give a title to yet.", "Ask something first.")
+    return store, id

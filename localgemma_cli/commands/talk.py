@@ -1,0 +1,220 @@
+"""What the chat command does once its options are read: load, answer, or hand over to the chat."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from localgemma_cli.environment import Streams, data_folder
+from localgemma_cli.errors import LocalGemmaError, NotFoundError, SavingError, UsageError
+from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.sampling import Mode, OnOverflow, Sampling
+
+if TYPE_CHECKING:
+    from localgemma_cli.chat.incoming import Incoming
+    from localgemma_cli.chat.recording import Recorder
+    from localgemma_cli.chat.turn import Settings
+    from localgemma_cli.commands.target import Target
+    from localgemma_cli.conversation import Conversation, Turn
+    from localgemma_cli.render.base import Renderer
+    from localgemma_cli.render.json import Run
+    from localgemma_cli.sessions.store import Store
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How answers and notices are written."""
+
+    json: bool
+    jsonl: bool
+    quiet: bool
+    verbose: bool
+    plain: bool
+    sanitize: bool
+    accessible: bool
+    vi: bool
+
+
+@dataclass(frozen=True)
+class Saving:
+    """`session` by name, or the latest one; `keep` False writes nothing."""
+
+    session: str | None
+    latest: bool
+    keep: bool
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Everything decided; what is left is to load and to answer."""
+
+    streams: Streams
+    target: "Target"
+    mode: Mode
+    system: str | None
+    sampling: Sampling
+    on_overflow: OnOverflow | None
+    files: Sequence[str]
+    manner: Manner
+    saving: Saving
+
+    def explain(self) -> None:
+        if not self.manner.quiet:
+            for warning in self.target.warnings:
+                self._say(f"warning: {warning}")
+        if self.manner.verbose:
+            for reason in self.target.reasons:
+                self._say(reason)
+
+    def answer(self, incoming: "Incoming") -> int:
+        from localgemma_cli.chat.attach import read_attachment, with_attachments
+        from localgemma_cli.chat.oneshot import answer_once
+        from localgemma_cli.render.progress import on_stderr
+
+        assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
+        attached = [read_attachment(path) for path in self.files]
+        recorder, conversation = self._opened(saves=self.saving.session is not None or self.saving.latest)
+        started = time.perf_counter()
+        with on_stderr(self.streams.stderr, quiet=self.manner.quiet or self.manner.accessible) as progress:
+            backend = self.target.load(progress)
+        if not self.manner.quiet:
+            if backend.note:
+                self._say(f"note: {backend.note}")
+            for each in attached:
+                self._say(f"[{one_line(each.name)}: {each.size(backend)}]")
+        run = self.target.run(time.perf_counter() - started)
+        prompt = with_attachments(incoming.prompt, attached)
+        settings = self._settings(OnOverflow.ERROR)
+        return answer_once(
+            backend, conversation, self.mode, prompt, settings, lambda: self._renderer(run), recorder
+        )
+
+    def converse(self, incoming: "Incoming") -> int:
+        from localgemma_cli.chat.attach import read_attachment
+        from localgemma_cli.chat.background import BackgroundLoad
+        from localgemma_cli.chat.repl import Frame, Repl
+        from localgemma_cli.chat.session import ChatSession
+
+        keyboard = self.streams.stdin if self.streams.stdin.isatty() else _controlling_terminal()
+        recorder, conversation = self._opened(saves=self.saving.keep)
+        session = ChatSession(
+            system=conversation.system,
+            mode=self.mode,
+            settings=self._settings(OnOverflow.TRIM),
+            recorder=recorder,
+            make_renderer=self._chat_renderer,
+            say=self._say,
+            render="plain" if self.manner.plain else "markdown",
+            conversation=conversation,
+            attachments=[read_attachment(path) for path in self.files],
+        )
+        frame = Frame(
+            label=self.target.label,
+            plan=lambda: "\n".join(self.target.reasons) or "A server makes its own plan.",
+            model=self.target.model,
+            report=self._report,
+            quiet=self.manner.quiet,
+            accessible=self.manner.accessible,
+            vi=self.manner.vi,
+            input_history=data_folder() / "input-history" if self.saving.keep else None,
+        )
+        if conversation.turns:
+            session.replay()
+        Repl(session, frame, BackgroundLoad(self.target.load), self.streams, keyboard).run(incoming.prompt)
+        if recorder.session is not None and not self.manner.quiet:
+            self._say(f"[saved: localgemma --session {recorder.session} goes on with it]")
+        return 0
+
+    def _opened(self, *, saves: bool) -> tuple["Recorder", "Conversation"]:
+        """Where this conversation is saved, and what was said in it before; `--system` replaces its own."""
+        from localgemma_cli.chat.recording import Recorder
+        from localgemma_cli.conversation import Conversation
+
+        store = None
+        wanted = self.saving.session is not None or self.saving.latest
+        if saves or wanted:
+            store = self._store(needed=wanted)
+        recorder = Recorder(store if saves else None, self.target.model, self._unsaved)
+        if store is None or not wanted:
+            return recorder, Conversation(self.system)
+        if self.saving.session is not None:
+            id = store.named(self.saving.session)
+        elif (latest := store.latest()) is None:
+            raise NotFoundError("There is no saved conversation yet.", "Begin one: localgemma")
+        else:
+            id = latest
+        if id is None:
+            recorder.name = self.saving.session
+            return recorder, Conversation(self.system)
+        recorder.session = id
+        conversation = store.conversation(id, self.target.model)
+        if self.system is not None:
+            recorder.set_system(self.system)
+            conversation = Conversation(self.system, conversation.turns)
+        return recorder, conversation
+
+    def _store(self, *, needed: bool) -> "Store | None":
+        from localgemma_cli.sessions.store import Store, default_path
+
+        try:
+            store = Store(default_path())
+        except SavingError as error:
+            if needed:
+                raise
+            self._unsaved(error)
+            return None
+        if store.notice:
+            self._say(f"warning: {visible(store.notice)}")
+        return store
+
+    def _settings(self, default: OnOverflow) -> "Settings":
+        from localgemma_cli.chat.turn import Settings
+
+        return Settings(self.sampling, self.on_overflow or default, self._tell_trimmed)
+
+    def _renderer(self, run: "Run") -> "Renderer":
+        """For scripts `run` is what they are told of the model."""
+        if self.manner.json or self.manner.jsonl:
+            from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer
+
+            kind = JsonRenderer if self.manner.json else JsonLinesRenderer
+            return kind(self.streams.stdout, run)
+        return self._chat_renderer("plain" if self.manner.plain else "markdown")
+
+    def _chat_renderer(self, kind: str) -> "Renderer":
+        stdout = self.streams.stdout
+        if stdout.isatty() and kind == "markdown":
+            from localgemma_cli.render.markdown import MarkdownRenderer
+
+            return MarkdownRenderer(stdout, redraw=not self.manner.accessible)
+        from localgemma_cli.render.plain import PlainRenderer
+
+        return PlainRenderer(stdout, sanitize=self.manner.sanitize or stdout.isatty())
+
+    def _tell_trimmed(self, turns: "Sequence[Turn]") -> None:
+        if not self.manner.quiet:
+            how = "summarized" if self.on_overflow is OnOverflow.SUMMARIZE and len(turns) > 1 else "left out"
+            names = ", ".join(
+                f"“{one_line(turn.question.content)[:30]}”" for turn in (turns[0], turns[-1])[: len(turns)]
+            )
+            count = "the oldest turn is" if len(turns) == 1 else f"the {len(turns)} oldest turns are"
+            self._say(f"[the context is full: {count} {how}: {names}]")
+
+    def _unsaved(self, error: SavingError) -> None:
+        self._report(error)
+        self._say("[the chat goes on unsaved]")
+
+    def _say(self, text: str) -> None:
+        self.streams.stderr.write(text + "\n")
+        self.streams.stderr.flush()
+
+    def _report(self, error: LocalGemmaError) -> None:
+        self._say(f"{visible(error.message)}\n  {visible(error.hint)}")
+
+
+def _controlling_terminal() -> TextIO:
+    """Where the chat goes on after standard input was a pipe."""
+    try:
+        return open("/dev/tty", encoding="utf-8")  # open as long as the process
+    except OSError:
+        raise UsageError("There is no terminal to chat on.", "Leave --interactive out.") from None
