@@ -34,9 +34,9 @@ _WATCH_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Chat:
-    """What an interactive chat is made of; `label` names model and preset in the bottom bar."""
+    """What an interactive chat is made of; `label` says in the bottom bar who answers."""
 
-    label: str
+    label: Callable[[], str]
     system: str | None
     mode: Mode
     settings: Settings
@@ -175,10 +175,11 @@ class Repl:
 
     def _toolbar(self) -> str:
         if not self._load.done.is_set():
-            return f" {self._chat.label} · {describe(self._load.progress)} (you can type already)"
+            return f" {self._chat.label()} · {describe(self._load.progress)} (you can type already)"
         if self._last is None:
-            return f" {self._chat.label} · /help"
-        return " · ".join((f" {self._chat.label}", *_figures(self._last, self._load.result().context_length)))
+            return f" {self._chat.label()} · /help"
+        figures = _figures(self._last, self._load.result().context_length)
+        return " · ".join((f" {self._chat.label()}", *figures))
 
 
 def _figures(answer: Answer, context: int | None) -> Iterator[str]:

@@ -191,7 +191,7 @@ class _Session:
 
         keyboard = self.streams.stdin if self.streams.stdin.isatty() else _controlling_terminal()
         chat = Chat(
-            label=self.target.label,
+            label=lambda: self.target.label,
             system=self.system,
             mode=self.mode,
             settings=self._settings(OnOverflow.TRIM),

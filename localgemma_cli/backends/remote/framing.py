@@ -41,8 +41,10 @@ def events(chunks: Iterable[bytes]) -> Iterator[str]:
             if data:
                 yield "\n".join(data)
             data = []
-        elif name in ("data", "error"):  # llama.cpp names a field `error`
+        elif name == "data":
             data.append(value.removeprefix(" "))
+        elif name == "error":  # a field of llama.cpp's own
+            data.append(f'{{"error": {value}}}')
     if data:
         yield "\n".join(data)
 
