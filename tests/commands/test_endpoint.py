@@ -236,6 +236,20 @@ def test_a_refused_key_names_the_variable_and_never_the_key(
     assert "without a key" in program("--endpoint", server.url, "Hello", stdin="").stderr
 
 
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("words", [{"error": f"no key {SECRET}"}, f"plain {SECRET}"], ids=["error", "text"])
+def test_a_key_that_the_server_repeats_is_not_shown(
+    program: Program, server: ChatServer, words: object, begun: bool
+) -> None:
+    server.answers(Reply((*(PARTIAL if begun else ()), event(words))))
+    keyed = program.with_environment(LOCALGEMMA_API_KEY=SECRET)
+    done = keyed("--endpoint", server.url, "--verbose", "Hello", stdin="")
+    assert done.returncode == 7
+    assert "Traceback" in done.stderr
+    assert "***" in done.stderr
+    assert SECRET not in done.stdout + done.stderr
+
+
 def test_a_key_goes_to_no_other_server(program: Program, server: ChatServer) -> None:
     with ChatServer() as other:
         server.pages["/v1/models"] = page({}, 302, Location=f"{other.url}/v1/models")

@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localgemma_cli.backends.remote.boards import chat_pieces, old_pieces
@@ -32,6 +32,7 @@ def chunk(text: str | None, finish: str | None = None) -> dict[str, object]:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
+@settings(deadline=None)
 @given(texts=st.lists(TEXT), places=st.lists(st.integers(0, 10_000)), end=st.sampled_from(["\n", "\r\n"]))
 def test_cuts_never_change_the_text(texts: list[str], places: list[int], end: str) -> None:
     stream = "".join(f"data: {json.dumps(chunk(text), ensure_ascii=False)}{end}{end}" for text in texts)
@@ -77,13 +78,15 @@ def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
     ],
 )
 def test_every_form_of_an_error_in_the_stream(data: object) -> None:
-    with pytest.raises(ServerError, match="out of memory"):
+    with pytest.raises(ServerError) as caught:
         list(pieces([f"data: {json.dumps(data)}\n\n".encode()]))
+    assert "out of memory" in caught.value.words
 
 
 def test_an_error_whose_server_forgot_to_escape_it() -> None:
-    with pytest.raises(ServerError, match="CUDA"):
+    with pytest.raises(ServerError) as caught:
         list(pieces([b'data: {"error": "the "big" CUDA error"}\n\n']))
+    assert "CUDA" in caught.value.words
 
 
 @pytest.mark.parametrize(
@@ -116,6 +119,7 @@ def test_choices_that_accumulate_are_said_once() -> None:
     assert "".join(piece.text for piece in old_pieces([stream])) == "abc"
 
 
+@settings(deadline=None)
 @given(places=st.lists(st.integers(0, 100)), before=st.text("<end_of>ab", max_size=30))
 def test_a_stop_string_ends_the_answer_wherever_it_is_cut(places: list[int], before: str) -> None:
     stops = ("<end_of_turn>", "<eos>")
