@@ -134,6 +134,9 @@ def test_a_full_context_is_exit_6(program: Program, server: ChatServer) -> None:
     assert done.returncode == 6
     assert "max_tokens" not in server.posts[1].body  # the answer may be as long as there is room
     assert len(server.posts) == 2
+    server.answers(error("the request exceeds the available context size", 500))
+    assert ask(program, server, "-s", "Be kind.", "Hello").returncode == 6
+    assert len(server.posts) == 3  # the system message is not to blame
 
 
 @pytest.mark.parametrize("status", [429, 503])
