@@ -41,9 +41,9 @@ _WATCH_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Frame:
-    """What is around a chat; `label` names model and preset, `input_history` is None where none is kept."""
+    """What is around a chat; `label` says who answers, `input_history` is None where none is kept."""
 
-    label: str
+    label: Callable[[], str]
     plan: Callable[[], str]
     model: str
     report: Callable[[LocalGemmaError], None]
@@ -230,7 +230,7 @@ class Repl:
             self._prompt.app.exit(exception=self._load.error)
 
     def _toolbar(self) -> str:
-        label = self._frame.label
+        label = self._frame.label()
         if not self._load.done.is_set():
             return f" {label} · {describe(self._load.progress)} (you can type already)"
         last = self._session.last

@@ -109,7 +109,7 @@ class Talk:
             attachments=[read_attachment(path) for path in self.files],
         )
         frame = Frame(
-            label=self.target.label,
+            label=lambda: self.target.label,
             plan=lambda: "\n".join(self.target.reasons) or "A server makes its own plan.",
             model=self.target.model,
             report=self._report,

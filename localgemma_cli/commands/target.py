@@ -106,7 +106,7 @@ class RemoteTarget:
 
     @property
     def model(self) -> str:
-        return self._model
+        return self._model or self._endpoint.host
 
     @property
     def label(self) -> str:

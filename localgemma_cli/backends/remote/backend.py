@@ -1,5 +1,6 @@
 """A server that answers over HTTP, behind the seam of `backends.base`."""
 
+import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -7,7 +8,7 @@ from threading import Event as Cancel
 
 from localgemma_cli.backends.remote.adapt import Manner, adapted
 from localgemma_cli.backends.remote.detect import Found, address, find
-from localgemma_cli.backends.remote.dialect import Ask, Piece, ServerError, folded
+from localgemma_cli.backends.remote.dialect import Ask, Piece, ServerError, folded, server_words
 from localgemma_cli.backends.remote.endpoint import Endpoint
 from localgemma_cli.backends.remote.failures import (
     PassingError,
@@ -60,8 +61,10 @@ class RemoteBackend:
                 interrupted = True
             except EndpointError as failure:
                 error = self._judged(failure)
+                if not meter.tokens_came and error is failure:
+                    raise
                 if not meter.tokens_came:
-                    raise error from failure
+                    raise error from None  # a traceback would show the server's words as they came
                 error = EndpointError(f"{error.message} The answer is broken off.", error.hint)
         yield meter.finished(interrupted, error)
 
@@ -93,7 +96,7 @@ class RemoteBackend:
                 wait_out(error, tries, self._voice, cancel)
             except ServerError as error:
                 if not began and is_overflow(error.words):
-                    raise overflow_error(quoted(error.words, self._endpoint.key)) from error
+                    raise overflow_error(quoted(error.words, self._endpoint.key)) from None
                 raise
             else:
                 return
@@ -184,10 +187,6 @@ class _Meter:
 
 def _reason(text: str) -> str:
     """The words of a refusal, out of the JSON around them."""
-    import json
-
-    from localgemma_cli.backends.remote.dialect import server_words
-
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -13,10 +13,10 @@ GEMMA_STOPS = ("<end_of_turn>", "<eos>")
 
 
 class ServerError(EndpointError):
-    """An error that the server wrote into its answer; `words` are its own."""
+    """An error that the server wrote into its answer; `words` are its own, not yet fit to be shown."""
 
     def __init__(self, words: str) -> None:
-        super().__init__(f"The server failed: {words}", "Look at the server's log; ask again.")
+        super().__init__("The server failed.", "Look at the server's log; ask again.")
         self.words = words
 
 

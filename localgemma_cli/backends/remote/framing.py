@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from localgemma_cli.backends.remote.dialect import ServerError
 from localgemma_cli.backends.remote.failures import cut_off
 from localgemma_cli.errors import EndpointError
-from localgemma_cli.render.sanitize import one_line
 
 _LONGEST_LINE = 8 * 2**20  # bytes
 
@@ -41,8 +41,10 @@ def events(chunks: Iterable[bytes]) -> Iterator[str]:
             if data:
                 yield "\n".join(data)
             data = []
-        elif name in ("data", "error"):  # llama.cpp names a field `error`
+        elif name == "data":
             data.append(value.removeprefix(" "))
+        elif name == "error":  # a field of llama.cpp's own
+            data.append(f'{{"error": {value}}}')
     if data:
         yield "\n".join(data)
 
@@ -60,8 +62,5 @@ def parse_object(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise EndpointError(
-            f"The server sent what is no JSON object: {one_line(text[:80])!r}.",
-            "Check --endpoint and --endpoint-dialect.",
-        )
+        raise ServerError(f"it sent what is no JSON object: {text}")
     return value

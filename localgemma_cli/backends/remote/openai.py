@@ -110,7 +110,7 @@ def _object(data: str) -> dict[str, Any]:
     """An error may hold quotation marks that its server did not escape."""
     try:
         return parse_object(data)
-    except Exception:
+    except ServerError:
         if data.lstrip().startswith('{"error"'):
             return {"error": data}
         raise

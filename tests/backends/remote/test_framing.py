@@ -1,0 +1,140 @@
+"""Bytes cut anywhere become the same events."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localgemma_cli.backends.remote.boards import chat_pieces, old_pieces
+from localgemma_cli.backends.remote.dialect import Piece, ServerError
+from localgemma_cli.backends.remote.framing import events, lines
+from localgemma_cli.backends.remote.openai import pieces
+from localgemma_cli.backends.remote.stops import until_stop
+from localgemma_cli.errors import EndpointError
+from localgemma_cli.events import Usage
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
+
+
+def text_of(chunks: list[bytes]) -> str:
+    return "".join(piece.text for piece in pieces(chunks))
+
+
+def chunk(text: str | None, finish: str | None = None) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}]}
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@settings(deadline=None)
+@given(texts=st.lists(TEXT), places=st.lists(st.integers(0, 10_000)), end=st.sampled_from(["\n", "\r\n"]))
+def test_cuts_never_change_the_text(texts: list[str], places: list[int], end: str) -> None:
+    stream = "".join(f"data: {json.dumps(chunk(text), ensure_ascii=False)}{end}{end}" for text in texts)
+    assert text_of(cut(stream.encode(), places)) == "".join(texts)
+
+
+def test_comments_ids_and_other_fields_are_no_data() -> None:
+    stream = b": keep-alive\n\nevent: message\nid: 7\nretry: 10\ndata: one\ndata: two\n\n\n\ndata:three\n\n"
+    assert list(events([stream])) == ["one\ntwo", "three"]
+
+
+def test_what_a_stream_may_hold_besides_text() -> None:
+    odd = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant"}}]},
+        {"choices": []},
+        {"choices": [{"index": 1, "delta": {"content": "another choice"}}]},
+        {"choices": [{"index": 0, "delta": {"reasoning_content": "hm", "content": None}}]},
+        {"choices": [{"index": 0, "delta": None}]},
+        {"choices": [{"index": 0, "delta": {"content": "text"}}]},
+        {"object": "other"},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]},
+        {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": None}},
+    ]
+    stream = "".join(f"data: {json.dumps(each)}\n\n" for each in odd).encode()
+    got = list(pieces([stream]))
+    assert "".join(piece.text for piece in got) == "text"
+    assert [piece.finish for piece in got if piece.finish] == ["length"]
+    assert [piece.usage for piece in got if piece.usage] == [Usage(5, None, 1)]
+
+
+def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
+    whole = {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}
+    assert list(pieces([json.dumps(whole, indent=1).encode()])) == [Piece("Hello", "stop", None)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"error": {"message": "out of memory", "code": 500}},
+        {"error": "out of memory"},
+        {"object": "error", "message": "out of memory"},
+        {"status": "error", "message": "out of memory"},
+    ],
+)
+def test_every_form_of_an_error_in_the_stream(data: object) -> None:
+    with pytest.raises(ServerError) as caught:
+        list(pieces([f"data: {json.dumps(data)}\n\n".encode()]))
+    assert "out of memory" in caught.value.words
+
+
+def test_an_error_whose_server_forgot_to_escape_it() -> None:
+    with pytest.raises(ServerError) as caught:
+        list(pieces([b'data: {"error": "the "big" CUDA error"}\n\n']))
+    assert "CUDA" in caught.value.words
+
+
+@pytest.mark.parametrize(
+    "data", [b"data: [1]\n\n", b"data: nonsense\n\n", b"data: " + b"[" * 100_000 + b"\n\n"]
+)
+def test_what_is_no_object_is_an_error(data: bytes) -> None:
+    with pytest.raises(EndpointError):
+        list(pieces([data]))
+
+
+def test_a_line_without_an_end_is_bounded() -> None:
+    with pytest.raises(EndpointError, match="MiB"):
+        list(lines(b"x" * 2**20 for _ in range(100)))
+
+
+def test_a_last_line_cut_in_its_middle_is_no_end() -> None:
+    with pytest.raises(EndpointError, match="closed"):
+        list(lines([b'{"a": 1}\n{"choi']))
+    assert list(lines([b'{"a": 1}\n{"b": 2}'])) == ['{"a": 1}', '{"b": 2}']
+
+
+def test_rkllama_lines_and_their_counts() -> None:
+    stream = b'{"message": {"content": "Hi"}, "done": false}\n{"done": true, "eval_count": 4}\n'
+    assert list(chat_pieces([stream])) == [Piece("Hi"), Piece("", "stop", Usage(None, None, 4))]
+
+
+def test_choices_that_accumulate_are_said_once() -> None:
+    objects = [{"choices": [{"delta": {"content": c}} for c in "abc"[:n]]} for n in (1, 2, 3)]
+    stream = "\n\n".join(map(json.dumps, objects)).encode()
+    assert "".join(piece.text for piece in old_pieces([stream])) == "abc"
+
+
+@settings(deadline=None)
+@given(places=st.lists(st.integers(0, 100)), before=st.text("<end_of>ab", max_size=30))
+def test_a_stop_string_ends_the_answer_wherever_it_is_cut(places: list[int], before: str) -> None:
+    stops = ("<end_of_turn>", "<eos>")
+    whole = before + "<end_of_turn>more"
+    expected = whole[: min(at for at in map(whole.find, stops) if at >= 0)]
+    edges = sorted({0, len(whole), *(place % (len(whole) + 1) for place in places)})
+    parts = [Piece(whole[start:end]) for start, end in itertools.pairwise(edges)]
+    got = list(until_stop(parts, stops))
+    assert "".join(piece.text for piece in got) == expected
+    assert got[-1].finish == "stop"
+
+
+def test_what_only_looks_like_a_stop_is_kept() -> None:
+    parts = [Piece("a <end_of"), Piece("_line> b <eo"), Piece("", "stop")]
+    assert (
+        "".join(piece.text for piece in until_stop(parts, ("<end_of_turn>", "<eos>")))
+        == "a <end_of_line> b <eo"
+    )
