@@ -1,5 +1,6 @@
 """`localgemma [PROMPT]`: one answer, or the interactive chat."""
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from localgemma_cli import __version__, options
-from localgemma_cli.environment import Streams, standard_streams
+from localgemma_cli.environment import Streams, standard_streams, torchrun_rank
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.sampling import Mode, OnOverflow, Sampling, sampling_for, system_for
 
@@ -70,6 +71,11 @@ def chat(
     from localgemma_cli.commands.systemtext import read_system
     from localgemma_cli.planning.plan import require_fits
 
+    rank = torchrun_rank(os.environ)
+    if rank is not None and rank.index > 0:
+        from localgemma_cli.backends.local.parallel import follow
+
+        return follow()
     streams = standard_streams()
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
     chosen = sampling_for(
@@ -100,6 +106,7 @@ def chat(
         context=context,
         device_memory=device_memory,
         host_memory=host_memory,
+        processes=rank.count if rank else 1,
     )
     source, plan = planned(choice)
     require_fits(plan)
@@ -166,12 +173,13 @@ class _Session:
         return 0
 
     def _load(self, progress: "ProgressSink") -> "Backend":
-        from localgemma_cli.backends.local.source import fetch
+        from localgemma_cli.backends.local.source import fetch, fetch_assistant
 
         folder = fetch(self.source, progress)
+        assistant = fetch_assistant(self.source, progress)
         from localgemma_cli.backends.local.backend import load
 
-        return load(self.plan, folder, progress)
+        return load(self.plan, folder, progress, assistant)
 
     def _settings(self, default: OnOverflow) -> "Settings":
         from localgemma_cli.chat.turn import Settings

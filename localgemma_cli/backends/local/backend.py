@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 
 from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
 from localgemma_cli.backends.local.detokenize import Detokenizer
+from localgemma_cli.backends.local.draft import Draft, load_draft
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model, load_tokenizer, out_of_memory
 from localgemma_cli.backends.local.prompting import Prompter
-from localgemma_cli.backends.local.speculation import Lookup
+from localgemma_cli.backends.local.speculation import Guesses, Lookup
+from localgemma_cli.backends.local.steps import RecordedStep
 from localgemma_cli.conversation import FinishReason, Message
 from localgemma_cli.errors import ContextOverflowError
 from localgemma_cli.events import Delta, Event, Finished, ProgressSink, Timing, Usage
@@ -28,8 +30,11 @@ class LocalBackend:
 
     name = "local"
 
-    def __init__(self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter) -> None:
+    def __init__(
+        self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter, draft: Draft | None = None
+    ) -> None:
         self.plan = plan
+        self._draft = draft
         self.context_length = plan.context_length
         self._model, self._prompter = model, prompter
         self._kv = KVCache(model.config, plan.cache, plan.context_length)
@@ -63,13 +68,23 @@ class LocalBackend:
 
     def _tokens(self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel) -> Iterator[int]:
         sampler = make_sampler(sampling, self._model.device)
-        lookup = Lookup() if self.plan.assistant == "lookup" else None
+        guesses = self._guesses(cancel)
         try:
             yield from generate(
-                self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, lookup
+                self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, guesses
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.plan) from error
+
+    def wait(self) -> None:
+        """Until nothing is being compiled in the background, as a measurement must."""
+        if isinstance(self._step, RecordedStep):
+            self._step.wait()
+
+    def _guesses(self, cancel: Cancel) -> Guesses | None:
+        if self._draft is not None:
+            return self._draft.for_answer(cancel)
+        return Lookup() if self.plan.assistant == "lookup" else None
 
     def _room(self, prompt_tokens: int, wanted: int | None) -> int:
         """How many tokens the answer may have; ContextOverflowError where that is too few to be one."""
@@ -108,8 +123,17 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
 
 
-def load(plan: LoadPlan, folder: Path, progress: ProgressSink) -> LocalBackend:
+def load(
+    plan: LoadPlan, folder: Path, progress: ProgressSink, draft_folder: Path | None = None
+) -> LocalBackend:
     prompter = Prompter(
         load_tokenizer(folder)
     )  # first: a folder that cannot chat is refused before the weights
-    return LocalBackend(plan, load_model(plan, folder, progress), prompter)
+    draft = None
+    if plan.draft is not None and draft_folder is not None:
+        draft = load_draft(plan, plan.draft, draft_folder, prompter.tokenizer, progress)
+    if plan.processes > 1:
+        from localgemma_cli.backends.local.parallel import lead
+
+        return LocalBackend(plan, lead(plan, folder, progress), prompter)
+    return LocalBackend(plan, load_model(plan, folder, progress), prompter, draft)
