@@ -41,7 +41,8 @@ def test_one_plan_shows_its_parts_its_sum_and_its_reasons(presets):
 
 def test_layers_elsewhere_are_shown_where_they_are(presets):
     plan = make_plan(lookup("27b"), None, describe("cuda", 8 * GIB, 8 * GIB), Overrides(), presets)
-    assert plan.memory.host_bytes and plan.memory.disk_bytes
+    assert plan.memory.host_bytes
+    assert plan.memory.disk_bytes
     text = plan_text(plan)
     assert f"on host    {plan.memory.host_bytes / 1e9:.1f} GB" in text
     assert f"on disk    {plan.memory.disk_bytes / 1e9:.1f} GB" in text

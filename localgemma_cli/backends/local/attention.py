@@ -33,12 +33,7 @@ def grouped_attention(
     kv_heads = key.shape[1]
     grouped = query.reshape(batch, kv_heads, heads // kv_heads * length, width)
     parts = [
-        _attend(
-            *(each[0, head] for each in (grouped, key, value)),
-            attention_mask,
-            scaling,
-            softcap,
-        )
+        _attend(grouped[0, head], key[0, head], value[0, head], attention_mask, scaling, softcap)
         for head in range(kv_heads)
     ]
     output = torch.stack(parts).view(batch, heads, length, width)

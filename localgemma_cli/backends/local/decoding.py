@@ -121,6 +121,7 @@ def prefill(
 ) -> torch.Tensor | None:
     """Compute what of `prompt` is not in `kv`; the last token's logits, or None where `cancel` came first."""
     logits = None
+    kv.expect(len(prompt))
     for start in range(len(kv.tokens), len(prompt), PREFILL_CHUNK):
         if cancel.is_set():
             return None

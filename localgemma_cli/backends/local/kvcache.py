@@ -23,6 +23,7 @@ class GrowingLayer(DynamicLayer):
         self.window = window
         self.is_sliding = window is not None
         self.length = 0
+        self.expected = 0  # tokens that are known to come
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -34,7 +35,7 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = _empty_like(key_states, 0), _empty_like(value_states, 0)
         end = self.length + count
         if end > self.keys.shape[-2]:
-            capacity = -(-end // _GROWTH) * _GROWTH
+            capacity = -(-max(end, self.expected) // _GROWTH) * _GROWTH
             self.keys = _grown(self.keys, self.length, capacity)
             self.values = _grown(self.values, self.length, capacity)
         self.keys[..., self.length : end, :] = key_states
@@ -116,6 +117,12 @@ class KVCache:
         if self._kind == "static" and self._bucket(2 * len(prompt)) < self.cache.layers[0].max_cache_len:
             self._resize(self._bucket(2 * len(prompt)))  # a new chat after a long one is a short chat
         return len(self.tokens)
+
+    def expect(self, length: int) -> None:
+        """Room for `length` tokens at once: a prompt's chunks would move what is there again and again."""
+        for layer in self.cache.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.expected = length
 
     @contextmanager
     def appending(self, tokens: Sequence[int]) -> Iterator[Cache]:
