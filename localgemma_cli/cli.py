@@ -2,11 +2,13 @@
 
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -14,7 +16,7 @@ from typer.exceptions import TyperException
 
 from localgemma_cli.commands.chat import chat
 from localgemma_cli.config import read_config
-from localgemma_cli.environment import Streams, config_folder, standard_streams
+from localgemma_cli.environment import Streams, config_folder, fall_silent, standard_streams, torchrun_rank
 from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.sanitize import one_line
@@ -78,9 +80,12 @@ class Manners:
 
 
 def main() -> None:
+    rank = torchrun_rank(os.environ)
+    if rank is not None and rank.index > 0:
+        fall_silent()
     streams = standard_streams()
     code = run(sys.argv[1:], streams)
-    sys.exit(_close(streams, code))
+    _leave(streams, _close(streams, code))
 
 
 def run(words: Sequence[str], streams: Streams) -> int:
@@ -170,6 +175,15 @@ def _close(streams: Streams, code: int) -> int:
         )
         return code or ExitCode.FAILURE
     return code
+
+
+def _leave(streams: Streams, code: int) -> NoReturn:
+    """Threads that still load or compile end with the process; Python would wait, or abort in their midst."""
+    if any(thread.daemon for thread in threading.enumerate()):
+        with suppress(OSError):
+            streams.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _discard(streams: Streams) -> None:

@@ -1,7 +1,9 @@
 """The world outside: the three streams, and the folders of config and data."""
 
 import os
+import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -27,6 +29,29 @@ def standard_streams() -> Streams:
         sys.stdout or open(os.devnull, "w", encoding="utf-8"),
         sys.stderr or open(os.devnull, "w", encoding="utf-8"),
     )
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that `torchrun` started; 0 owns the terminal."""
+
+    index: int
+    count: int
+
+
+def torchrun_rank(environ: Mapping[str, str]) -> Rank | None:
+    """None for a process that runs alone."""
+    if "TORCHELASTIC_RUN_ID" not in environ or environ.get("WORLD_SIZE", "1") == "1":
+        return None
+    return Rank(int(environ["RANK"]), int(environ["WORLD_SIZE"]))
+
+
+def fall_silent() -> None:
+    """Nothing from or to the terminal that rank 0 owns; Ctrl-C is its matter, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
 
 
 def config_folder() -> Path:

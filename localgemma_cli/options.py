@@ -107,13 +107,18 @@ Assistant = Annotated[
     str | None,
     _option(
         "--assistant",
-        metavar="KIND",
-        help="lookup guesses from what was said before, for answers that copy; none does not.",
+        metavar="NAME",
+        help="Guess tokens and check them, for speed: lookup, from what was said before; or a small model"
+        " of the same family, such as 2b for 27b; none.",
     ),
 ]
 DeviceMemory = Annotated[
     str | None,
-    _option("--device-memory", metavar="SIZE", help="Use at most this much, e.g. 24GiB."),
+    _option(
+        "--device-memory",
+        metavar="SIZE",
+        help="Use at most this much, e.g. 24GiB; of several GPUs, as 24GiB,16GiB.",
+    ),
 ]
 HostMemory = Annotated[
     str | None,
@@ -229,6 +234,6 @@ Reference = Annotated[
     bool, _option("--reference", help="Plain transformers as the first row; compares tokens.")
 ]
 LlamaCpp = Annotated[
-    str | None,
-    _option("--llama-cpp", metavar="FILE", help="Also llama.cpp on this GGUF file."),
+    list[str] | None,
+    _option("--llama-cpp", metavar="FILE", help="Also llama.cpp on this GGUF file; again for more."),
 ]

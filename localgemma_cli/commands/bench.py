@@ -83,7 +83,7 @@ def bench(
         seed=seed or 0,
         load_format=load_format,
         dummy_folder=Path(dummy_folder).expanduser() if dummy_folder else None,
-        gguf=_gguf(llama_cpp),
+        gguf=tuple(map(_gguf, llama_cpp or ())),
     )
     source = source_of(choice, hardware)
     plans = _plans(source, preset or [None], hardware, choice)
@@ -106,7 +106,7 @@ class Wanted:
     seed: int
     load_format: LoadFormat
     dummy_folder: Path | None
-    gguf: Path | None
+    gguf: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ class _Bench:
             yield self._job("transformers", exact, weights)
         for plan in plans:
             yield self._job("localgemma", plan, weights)
-        if self.wanted.gguf:
-            yield self._job("llama.cpp", plans[0], self.wanted.gguf)
+        for file in self.wanted.gguf:
+            yield self._job("llama.cpp", plans[0], file)
 
     def _job(self, engine: Engine, plan: LoadPlan, weights: Path | None) -> Job:
         demo = Path(str(files("localgemma_cli.demo") / "model"))
@@ -147,7 +147,7 @@ class _Bench:
         )
 
     def _entry(self, job: Job, progress: ProgressSink) -> Entry:
-        label = job.plan.preset if job.engine == "localgemma" else job.engine
+        label = _label(job)
         progress(LoadProgress(f"measuring {label}"))
         first = None
         with self._home() as environment:
@@ -199,6 +199,12 @@ class _Bench:
                 yield folder
 
 
+def _label(job: Job) -> str:
+    if job.engine == "llama.cpp" and job.weights is not None:
+        return f"{job.engine} {job.weights.stem}"  # there may be several files
+    return job.plan.preset if job.engine == "localgemma" else job.engine
+
+
 def _reads_files(plan: LoadPlan) -> bool:
     """On a CPU the weights are their file, mapped; and layers that wait elsewhere come from files."""
     return plan.device == "cpu" or plan.resident_layers is not None
@@ -233,9 +239,7 @@ def _check(wanted: Wanted, plans: Sequence[LoadPlan]) -> None:
         )
 
 
-def _gguf(file: str | None) -> Path | None:
-    if file is None:
-        return None
+def _gguf(file: str) -> Path:
     if find_spec("llama_cpp") is None:
         raise UsageError(
             "--llama-cpp needs llama-cpp-python, which is not installed.",

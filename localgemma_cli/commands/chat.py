@@ -1,11 +1,12 @@
 """`localgemma [PROMPT]`: one answer, or the interactive chat."""
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localgemma_cli import __version__, options
-from localgemma_cli.environment import standard_streams
+from localgemma_cli.environment import standard_streams, torchrun_rank
 from localgemma_cli.errors import UsageError
 from localgemma_cli.sampling import Mode, sampling_for
 
@@ -78,6 +79,11 @@ def chat(
     from localgemma_cli.commands.target import remote_model, wants_endpoint
     from localgemma_cli.planning.own_models import own_model
 
+    rank = torchrun_rank(os.environ)
+    if rank is not None and rank.index > 0:
+        from localgemma_cli.backends.local.parallel import follow
+
+        return follow()
     streams = standard_streams()
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
     if session is not None and continue_:
@@ -128,6 +134,7 @@ def chat(
             context=context,
             device_memory=device_memory,
             host_memory=host_memory,
+            processes=rank.count if rank else 1,
         )
     talk = Talk(
         streams,

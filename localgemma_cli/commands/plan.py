@@ -7,7 +7,7 @@ import typer
 from localgemma_cli import options
 from localgemma_cli.commands.planned import Choice, planned
 from localgemma_cli.environment import standard_streams
-from localgemma_cli.planning.hardware import parse_size, what_if
+from localgemma_cli.planning.hardware import parse_size, parse_sizes, what_if
 from localgemma_cli.planning.plan import plan_all
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.json import write_line
@@ -52,7 +52,8 @@ def plan(
         device_memory=device_memory,
         host_memory=host_memory,
     )
-    hardware = what_if(device, _size(device_memory), _size(host_memory))
+    sizes = parse_sizes(device_memory) if device_memory else None
+    hardware = what_if(device, sizes, parse_size(host_memory) if host_memory else None)
     stdout = standard_streams().stdout
     if all_:
         plans = plan_all(hardware, choice.overrides(), load_presets())
@@ -70,10 +71,6 @@ def plan(
         from localgemma_cli.render.plan import plan_text
 
         _show(visible(plan_text(one)))
-
-
-def _size(text: str | None) -> int | None:
-    return parse_size(text) if text else None
 
 
 def _show(renderable: object) -> None:

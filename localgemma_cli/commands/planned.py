@@ -1,9 +1,11 @@
 """From the options of a command to a source and its plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from localgemma_cli.backends.local.source import Source, resolve
-from localgemma_cli.planning.hardware import Hardware, parse_size, probe
+from localgemma_cli.backends.local.source import Source, resolve, resolve_assistant
+from localgemma_cli.planning.choices import ASSISTANTS
+from localgemma_cli.planning.hardware import Hardware, parse_size, parse_sizes, probe
 from localgemma_cli.planning.own_models import AUTO, OwnModel, check_template
 from localgemma_cli.planning.plan import LoadPlan, Overrides, default_model, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -27,6 +29,14 @@ class Choice:
     context: int | None = None
     device_memory: str | None = None
     host_memory: str | None = None
+    processes: int = 1
+
+    @cached_property
+    def draft(self) -> Source | None:
+        """The model that --assistant names, where that is no other way to guess."""
+        if self.assistant is None or self.assistant in ASSISTANTS:
+            return None
+        return resolve_assistant(self.assistant, offline=self.offline)
 
     def overrides(self) -> Overrides:
         return Overrides(
@@ -34,11 +44,13 @@ class Choice:
             quantization=self.quantization,
             attention=self.attention,
             compile=self.compile,
-            assistant=self.assistant,
+            assistant=None if self.draft else self.assistant,
+            draft=self.draft.facts if self.draft else None,
             context=self.context,
             device=self.device,
-            device_memory=parse_size(self.device_memory) if self.device_memory else None,
+            device_memory=parse_sizes(self.device_memory) if self.device_memory else None,
             host_memory=parse_size(self.host_memory) if self.host_memory else None,
+            processes=self.processes,
         )
 
 
@@ -58,5 +70,5 @@ def source_of(choice: Choice, hardware: Hardware) -> Source:
 def planned(choice: Choice, hardware: Hardware | None = None) -> tuple[Source, LoadPlan]:
     """For this machine, or for the `hardware` that a what-if describes."""
     hardware = hardware or probe(choice.device)
-    source = source_of(choice, hardware)
+    source = replace(source_of(choice, hardware), assistant=choice.draft)
     return source, make_plan(source.facts, choice.preset, hardware, choice.overrides(), load_presets())

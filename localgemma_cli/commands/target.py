@@ -80,12 +80,13 @@ class LocalTarget:
         return tuple(f"plan: {reason}" for reason in self.plan.reasons)
 
     def load(self, progress: "ProgressSink") -> "Backend":
-        from localgemma_cli.backends.local.source import fetch
+        from localgemma_cli.backends.local.source import fetch, fetch_assistant
 
         folder = fetch(self.source, progress)
+        assistant = fetch_assistant(self.source, progress)
         from localgemma_cli.backends.local.backend import load
 
-        return load(self.plan, folder, progress, self.template)
+        return load(self.plan, folder, progress, self.template, assistant)
 
     def run(self, load_seconds: float) -> "Run":
         from localgemma_cli.render.json import Run

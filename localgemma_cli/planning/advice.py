@@ -6,13 +6,15 @@ from dataclasses import replace
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.catalog import HUB_MODELS, ModelFacts
+from localgemma_cli.planning.choices import gigabytes
+from localgemma_cli.planning.drafting import is_small_beside
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.loadplan import LoadPlan, planned
+from localgemma_cli.planning.placement import longest_context
 from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settle import Overrides
 
 AUTOMATIC = ("exact", "memory", "memory_extreme")  # tried in this order; speed takes what exact takes
-_STEP = 512  # tokens; a suggested context is a multiple of this
 
 
 def advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]) -> str:
@@ -21,6 +23,23 @@ def advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Ma
     if found:
         return f"Take {', or '.join(found)}."
     return "Free some memory, or take --model demo or --endpoint."
+
+
+def draft_suggestion(
+    plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+) -> tuple[str, ...]:
+    """The built-in model that could draft for this one, where both fit whole and nothing was said of it."""
+    if plan.draft or overrides.assistant or plan.offload != "none":
+        return ()
+    for small in HUB_MODELS:
+        if not is_small_beside(small, plan.model):
+            continue
+        with suppress(UsageError):
+            both = planned(plan.model, presets[plan.preset], hardware, replace(overrides, draft=small))
+            if both.memory.fits and both.offload == "none":
+                total = gigabytes(both.memory.total_bytes)
+                return (f"--assistant {small.name} could draft tokens for it to check, and fits: {total}",)
+    return ()
 
 
 def candidates(
@@ -35,6 +54,9 @@ def candidates(
 def _suggestions(
     plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
 ) -> Iterator[str]:
+    alone = replace(overrides, draft=None)
+    if plan.draft and planned(plan.model, presets[plan.preset], hardware, alone).memory.fits:
+        yield "no --assistant"
     context = _longest_context(plan, hardware, overrides, presets[plan.preset])
     if context is not None:
         yield f"--context {context}"
@@ -53,16 +75,12 @@ def _fitting(
 
 
 def _longest_context(plan: LoadPlan, hardware: Hardware, overrides: Overrides, preset: Preset) -> int | None:
-    """The longest shorter context that fits with the same preset; memory only grows with the context."""
-    low, high = 0, (plan.context_length - 1) // _STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        shorter = replace(overrides, context=middle * _STEP)
-        if planned(plan.model, preset, hardware, shorter).memory.fits:
-            low = middle
-        else:
-            high = middle - 1
-    return low * _STEP or None
+    """The longest shorter context that fits with the same preset."""
+
+    def fits(context: int) -> bool:
+        return planned(plan.model, preset, hardware, replace(overrides, context=context)).memory.fits
+
+    return longest_context(plan.context_length, fits)
 
 
 def _smaller_model(

@@ -83,7 +83,10 @@ def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hard
         ),
         (dtype == "bfloat16" and not hardware.bf16, f"bfloat16 will be slow: {hardware.bf16.why}"),
         (dtype == "float16" and on_cpu, "float16 is slow on a CPU; float32 or bfloat16 is faster"),
-        (kind == "nf4" and on_cpu and not hardware.bf16, f"4-bit will be slow: {hardware.bf16.why}"),
+        (
+            kind == "nf4" and on_cpu and not hardware.nf4_kernel,
+            f"4-bit will be slower than {native}: {hardware.nf4_kernel.why}",
+        ),
         (
             settled.compile != "none" and hardware.device != "cuda",
             "compiling is meant for NVIDIA GPUs; here it needs a C++ compiler, and may not pay",

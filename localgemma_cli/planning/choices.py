@@ -14,7 +14,12 @@ StoredQuantization = Literal[
 WeightKind = Quantization | StoredQuantization
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 CacheKind = Literal["full", "sliding", "static"]
-CompileMode = Literal["none", "default", "reduce-overhead"]
+CompileMode = Literal[
+    "none",
+    "graph",  # as written, its kernels recorded once and replayed
+    "default",  # compiled
+    "reduce-overhead",  # compiled, and recorded
+]
 Assistant = Literal["none", "lookup"]
 Offload = Literal["none", "host", "disk"]
 OffloadRule = Literal["none", "host", "disk", "auto"]

@@ -22,6 +22,7 @@ from localgemma_cli.planning.host import (
 from localgemma_cli.planning.nvml import visible_gpus
 
 GIB = 1 << 30
+DeviceMemory = int | tuple[int, ...]  # bytes: of each device, or one by one
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,21 @@ class Ability:
 
 
 @dataclass(frozen=True)
+class Room:
+    """A CUDA device by its index among the visible ones, and its free bytes."""
+
+    index: int
+    name: str
+    free: int
+
+
+@dataclass(frozen=True)
 class Hardware:
-    """One device and its host; memory in bytes, and on a CPU or a Mac the two memories are one."""
+    """One device and its host; memory in bytes, and on a CPU or a Mac the two memories are one.
+
+    `devices`: how many GPUs are visible; `others`: those after this one that can do all that it can.
+    `nf4_kernel`: whether 4-bit weights are multiplied as they are, and not unpacked first, which is slow.
+    """
 
     device: DeviceKind
     name: str
@@ -51,14 +65,24 @@ class Hardware:
     int8: Ability
     compute_capability: tuple[int, int] | None = None
     devices: int = 1
+    others: tuple[Room, ...] = ()
+    nf4_kernel: Ability = Ability(True, "")
     notes: tuple[str, ...] = ()
 
-    def capped(self, device_memory: int | None, host_memory: int | None) -> "Hardware":
-        """The same with no more free memory than that."""
+    def capped(self, device_memory: DeviceMemory | None, host_memory: int | None) -> "Hardware":
+        """The same with no more free memory than that; of several sizes, each device takes one or is left."""
         host = _least(self.host_memory_free, host_memory)
-        shared = None if self.device == "cuda" else host
-        device = _least(_least(self.device_memory_free, device_memory), shared)
-        return replace(self, device_memory_free=device, host_memory_free=host)
+        if self.device != "cuda":
+            device = _least(_least(self.device_memory_free, _one(device_memory)), host)
+            return replace(self, device_memory_free=device, host_memory_free=host)
+        caps = device_memory if isinstance(device_memory, tuple) else (device_memory,) * len(self.rooms)
+        pairs = zip(self.rooms, caps, strict=False)
+        first, *others = (replace(room, free=_least(room.free, cap)) for room, cap in pairs)
+        return replace(self, device_memory_free=first.free, host_memory_free=host, others=tuple(others))
+
+    @property
+    def rooms(self) -> tuple[Room, ...]:
+        return (Room(0, self.name, self.device_memory_free), *self.others)
 
 
 def probe(device: str | None = None) -> Hardware:
@@ -81,7 +105,7 @@ def probe(device: str | None = None) -> Hardware:
 
 def describe(
     device: str,
-    device_memory: int | None,
+    device_memory: DeviceMemory | None,
     host_memory: int | None,
     *,
     compute_capability: tuple[int, int] = (8, 0),
@@ -100,13 +124,17 @@ def describe(
                 "A CUDA device that is not here has no memory to plan with.",
                 "Say how much it has: --device-memory 24GiB.",
             )
-        return _gpu("the described GPU", compute_capability, device_memory, device_memory, host)
+        name = "the described GPU"
+        first, *rest = device_memory if isinstance(device_memory, tuple) else (device_memory,)
+        others = tuple(Room(index, name, size) for index, size in enumerate(rest, start=1))
+        gpu = _gpu(name, compute_capability, first, first, host)
+        return replace(gpu, devices=1 + len(others), others=others)
     if kind == "mps":
-        return _sized(apple_gpu(host, macos=14), device_memory)
-    return _sized(replace(host, device_memory_total=total, device_memory_free=free), device_memory)
+        return _sized(apple_gpu(host, macos=14), _one(device_memory))
+    return _sized(replace(host, device_memory_total=total, device_memory_free=free), _one(device_memory))
 
 
-def what_if(device: str | None, device_memory: int | None, host_memory: int | None) -> Hardware:
+def what_if(device: str | None, device_memory: DeviceMemory | None, host_memory: int | None) -> Hardware:
     """What `localgemma plan` answers for: this machine, or the one that its flags describe.
 
     A device memory without a device means a GPU: this machine's kind, else CUDA.
@@ -120,6 +148,12 @@ def what_if(device: str | None, device_memory: int | None, host_memory: int | No
     if device is None and kind == "cpu" and device_memory is not None:
         kind = "cuda"
     return describe(kind, device_memory, host_memory)
+
+
+def parse_sizes(text: str) -> DeviceMemory:
+    """One size, or with commas between them those of several GPUs."""
+    sizes = tuple(parse_size(part) for part in text.split(","))
+    return sizes if len(sizes) > 1 else sizes[0]
 
 
 def parse_size(text: str) -> int:
@@ -141,6 +175,14 @@ def _sized(hardware: Hardware, device_memory: int | None) -> Hardware:
     return replace(hardware, device_memory_total=device_memory, device_memory_free=device_memory)
 
 
+def _one(device_memory: DeviceMemory | None) -> int | None:
+    if isinstance(device_memory, tuple):
+        raise UsageError(
+            "Several sizes of --device-memory stand for several NVIDIA GPUs.", "Give one, or --device cuda."
+        )
+    return device_memory
+
+
 def _least(free: int, cap: int | None) -> int:
     return free if cap is None else min(free, cap)
 
@@ -152,9 +194,18 @@ def _cuda(environ: Mapping[str, str]) -> tuple[Hardware | None, str | None]:
         return None, None
     if not torch_has_cuda():
         return None, f"{gpus[0].name} is here, but the installed PyTorch cannot use it: it is a CPU build."
-    first = gpus[0]
-    hardware = _gpu(first.name, first.capability, first.memory_total, first.memory_free, _cpu())
-    return replace(hardware, devices=len(gpus)), None
+    host = _cpu()
+    all_ = [_gpu(gpu.name, gpu.capability, gpu.memory_total, gpu.memory_free, host) for gpu in gpus]
+    others = tuple(
+        Room(index, each.name, each.device_memory_free)
+        for index, each in enumerate(all_[1:], start=1)
+        if _can(each) == _can(all_[0])
+    )
+    return replace(all_[0], devices=len(gpus), others=others), None
+
+
+def _can(gpu: Hardware) -> tuple[bool, ...]:
+    return gpu.bf16.there, gpu.nf4.there, gpu.int8.there
 
 
 def torch_has_cuda() -> bool:
@@ -239,5 +290,8 @@ def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
         bf16=Ability(bf16, "the processor has bfloat16 instructions" if bf16 else "no bfloat16 instructions"),
         nf4=kernels,
         int8=kernels,
+        nf4_kernel=Ability(
+            flags is None or "avx512_bf16" in flags, "its fast product needs a processor with AVX512-BF16"
+        ),
         notes=notes,
     )

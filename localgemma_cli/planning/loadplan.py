@@ -1,6 +1,7 @@
 """The plan itself, and how one preset on one device becomes one."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.catalog import ModelFacts
@@ -14,20 +15,41 @@ from localgemma_cli.planning.choices import (
     Dtype,
     Offload,
     WeightKind,
+    gigabytes,
+)
+from localgemma_cli.planning.drafting import (
+    beside,
+    draft_caution,
+    draft_overrides,
+    refuse_draft,
+    whole,
+    why_draft,
 )
 from localgemma_cli.planning.hardware import Hardware
-from localgemma_cli.planning.memory import RUNTIME_BYTES, Load, MemoryEstimate
-from localgemma_cli.planning.placement import Placement, place
+from localgemma_cli.planning.memory import (
+    RUNTIME_BYTES,
+    Load,
+    MemoryEstimate,
+    WeightFormat,
+    embedding_bytes,
+)
+from localgemma_cli.planning.placement import Placement, longest_context, place
 from localgemma_cli.planning.presets import Preset
-from localgemma_cli.planning.settle import Overrides, Settled, settle
+from localgemma_cli.planning.processes import part_of, slice_of, sliced
+from localgemma_cli.planning.settle import STREAMED, Overrides, Settled, settle
+from localgemma_cli.planning.spread import Share, spread, spread_memory, undivided
 
 
 @dataclass(frozen=True)
 class LoadPlan:
     """All that a loader needs to know; `resident_layers` None: every layer is on the device.
 
+    `draft`: the small model that guesses for this one to check; `memory` counts it.
     `streamed`: 4-bit weights that this program makes and keeps itself, rather than through bitsandbytes.
-    `hint` says what would fit where this plan does not.
+    `wide_scales`, `host_embedding` and `head_waits` are of such weights on a GPU, as `WeightFormat` and
+    `Placement` have them. `hint` says what would fit where this plan does not.
+    `shares`: the layers of each GPU, where one does not hold them all.
+    `processes`: how many compute together, each with a slice of every layer; `memory` is that of one of them.
     """
 
     model: ModelFacts
@@ -47,7 +69,13 @@ class LoadPlan:
     reasons: tuple[str, ...]
     warnings: tuple[str, ...]
     assistant: Assistant = "none"
+    draft: "LoadPlan | None" = None
+    shares: tuple[Share, ...] = ()
+    processes: int = 1
     hint: str | None = None
+    wide_scales: bool = False
+    host_embedding: bool = False
+    head_waits: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """The `--json` shape; a contract with scripts."""
@@ -66,19 +94,46 @@ class LoadPlan:
             "cache": self.cache,
             "compile": self.compile,
             "offload": self.offload,
-            "assistant": None if self.assistant == "none" else self.assistant,
+            "assistant": self._assistant_name(),
             "context_length": self.context_length,
             "memory": self.memory.to_dict(),
             "reasons": list(self.reasons),
             "warnings": list(self.warnings),
+            **({"devices": [share.to_dict() for share in self.shares]} if self.shares else {}),
+            **({"processes": self.processes} if self.processes > 1 else {}),
         }
+
+    def _assistant_name(self) -> str | None:
+        if self.draft is not None:
+            return self.draft.model.name
+        return None if self.assistant == "none" else self.assistant
 
 
 def planned(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> LoadPlan:
     """The plan of exactly this preset; a UsageError where it cannot work, fit or not."""
-    settled = settle(facts, preset, hardware, overrides)
+    if overrides.draft is None:
+        return _alone(facts, preset, hardware, overrides)
+    refuse_draft(facts, overrides.draft, overrides.processes)
+    context = settle(facts, preset, hardware, overrides).context
+    draft = _alone(
+        overrides.draft, whole(preset), hardware, draft_overrides(overrides, overrides.draft, context)
+    )
+    room = hardware.device_memory_free - draft.memory.weights_bytes - draft.memory.kv_cache_bytes
+    plan = _alone(facts, preset, replace(hardware, device_memory_free=max(0, room)), overrides)
+    return replace(
+        plan,
+        draft=draft,
+        memory=beside(plan.memory, draft.memory),
+        reasons=(*plan.reasons, why_draft(draft.model, draft.memory)),
+        warnings=(*plan.warnings, *draft_caution(facts, draft.model)),
+    )
+
+
+def _alone(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> LoadPlan:
+    hardware = part_of(hardware, overrides.processes)
+    settled = sliced(facts, settle(facts, preset, hardware, overrides), overrides)
     refuse(facts, settled, hardware)
-    placement = _placed(facts, settled, hardware)
+    settled, placement = _fitted(facts, settled, hardware, overrides)
     return LoadPlan(
         model=facts,
         preset=preset.name,
@@ -92,10 +147,20 @@ def planned(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ov
         compile=settled.compile,
         offload=placement.offload,
         resident_layers=placement.resident_layers,
+        wide_scales=settled.weights.wide,
+        host_embedding=placement.host_embedding,
+        head_waits=placement.head_waits,
         context_length=settled.context,
         assistant=settled.assistant,
+        shares=placement.shares,
+        processes=overrides.processes,
         memory=placement.memory,
-        reasons=(f"{preset.name}: {preset.summary}", *settled.reasons, *_one_of_several(hardware)),
+        reasons=(
+            f"{preset.name}: {preset.summary}",
+            *settled.reasons,
+            *_whereabouts(facts, placement, settled.weights),
+            *_one_of_several(hardware, placement),
+        ),
         warnings=(
             *cautions(facts, preset, settled, hardware),
             *_slow(facts, placement, settled.weights.streamed),
@@ -103,8 +168,61 @@ def planned(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ov
     )
 
 
-def _placed(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Placement:
-    load = Load(
+def _fitted(
+    facts: ModelFacts, settled: Settled, hardware: Hardware, overrides: Overrides
+) -> tuple[Settled, Placement]:
+    """What was settled, less what there is no room for: a captured step, or the default's whole context."""
+    if overrides.processes > 1:
+        part = replace(facts, architecture=slice_of(facts.architecture, overrides.processes))
+        return settled, _placed(part, settled, hardware)
+    placement = _placed(facts, settled, hardware)
+    if not placement.whole and (several := _across(facts, settled, hardware, overrides)):
+        return several
+    if settled.compile != "none" and not placement.capturable:
+        if overrides.compile or placement.offload != "none":
+            raise UsageError(
+                f"{facts.name} does not fit whole, and a step that needs the host cannot be compiled.",
+                "Take --no-compile, a shorter --context, or a smaller model.",
+            )
+        cache: CacheKind = "full" if settled.cache == "static" else settled.cache
+        why = "not compiled: a step that looks up embeddings on the host cannot be captured"
+        settled = replace(settled, compile="none", cache=cache, reasons=(*settled.reasons, why))
+    if placement.memory.fits or settled.offload == "none" or overrides.context is not None:
+        return settled, placement
+
+    def shorter(context: int) -> Placement:
+        return _placed(facts, replace(settled, context=context), hardware)
+
+    context = longest_context(settled.context, lambda length: shorter(length).memory.fits)
+    if context is None:
+        return settled, placement
+    why = f"a context of {context} tokens: the longest whose cache fits"
+    return replace(settled, context=context, reasons=(*settled.reasons, why)), shorter(context)
+
+
+def _across(
+    facts: ModelFacts, settled: Settled, hardware: Hardware, overrides: Overrides
+) -> tuple[Settled, Placement] | None:
+    """Over several GPUs, uncompiled, as a step goes from one to the next; None where that is no way out."""
+    load = replace(_load(facts, settled, hardware), weights=undivided(settled.weights))
+    shares = spread(load, hardware.rooms) if overrides.draft is None else ()
+    if not shares:
+        return None
+    if overrides.compile:
+        raise UsageError(
+            f"{facts.name} does not fit on one GPU, and a step over several cannot be compiled.",
+            "Take --no-compile, a shorter --context, or a smaller model.",
+        )
+    uncompiled = "; not compiled, as a step goes from one to the next" if settled.compile != "none" else ""
+    why = f"layers are spread over {len(shares)} GPUs: one does not hold them all{uncompiled}"
+    reasons = (*(reason for reason in settled.reasons if STREAMED["cuda"] not in reason), why)
+    cache: CacheKind = "full" if settled.cache == "static" else settled.cache
+    settled = replace(settled, weights=load.weights, compile="none", cache=cache, reasons=reasons)
+    return settled, Placement(spread_memory(load, shares), shares=shares)
+
+
+def _load(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Load:
+    return Load(
         architecture=facts.architecture,
         weights=settled.weights,
         attention=settled.attention,
@@ -112,15 +230,13 @@ def _placed(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Placemen
         context=settled.context,
         device=hardware.device,
     )
+
+
+def _placed(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Placement:
+    load = _load(facts, settled, hardware)
     # Elsewhere than on CUDA the host's memory is the device's, and holds nothing more.
     room = hardware.host_memory_free - RUNTIME_BYTES["cpu"] if hardware.device == "cuda" else 0
-    placement = place(load, hardware.device_memory_free, max(0, room), settled.offload)
-    if placement.offload != "none" and settled.compile != "none":
-        raise UsageError(
-            f"{facts.name} does not fit whole, and a step that copies layers in cannot be compiled.",
-            "Take --no-compile, a shorter --context, or a smaller model.",
-        )
-    return placement
+    return place(load, hardware.device_memory_free, max(0, room), settled.offload)
 
 
 def _slow(facts: ModelFacts, placement: Placement, streamed: bool) -> tuple[str, ...]:
@@ -130,9 +246,32 @@ def _slow(facts: ModelFacts, placement: Placement, streamed: bool) -> tuple[str,
     sources = ((memory.host_bytes, "the host's memory"), (memory.disk_bytes, "disk"))
     where = " and ".join(name for size, name in sources if size)
     moved = layers - placement.resident_layers
-    how = "read" if streamed else "copied"
+    how = "read" if streamed and not memory.host_bytes else "copied"
     return (f"{moved} of {layers} layers are {how} from {where} for every token, which is slow",)
 
 
-def _one_of_several(hardware: Hardware) -> tuple[str, ...]:
-    return (f"one of {hardware.devices} GPUs is used",) if hardware.devices > 1 else ()
+def _whereabouts(facts: ModelFacts, placement: Placement, weights: WeightFormat) -> Iterator[str]:
+    """Of streamed weights on a GPU: what is not on it, and where it waits."""
+    memory, layers, kept = placement.memory, facts.architecture.layers, placement.resident_layers
+    if not placement.host_embedding:
+        return
+    size = gigabytes(embedding_bytes(facts.architecture, weights))
+    yield f"embeddings are looked up on the host: their {size} would not fit on the GPU as well"
+    if kept is None:
+        return
+    places = (
+        (memory.host_bytes, f"{gigabytes(memory.host_bytes)} in the host's memory, pinned"),
+        (memory.disk_bytes, f"{gigabytes(memory.disk_bytes)} in their file on disk"),
+    )
+    head = " and the output head" if placement.head_waits else ""
+    where = " and ".join(name for count, name in places if count)
+    yield (
+        f"layers {kept + 1} to {layers}{head} wait in 4 bits, {where};"
+        " each is copied in while the one before computes"
+    )
+
+
+def _one_of_several(hardware: Hardware, placement: Placement) -> tuple[str, ...]:
+    if hardware.devices == 1 or placement.shares:
+        return ()
+    return (f"one of {hardware.devices} GPUs is used" + (": it holds all" if placement.whole else ""),)

@@ -28,12 +28,14 @@ class WeightFormat:
     `streamed`: NF4 as this program makes and keeps it. Its scales are in 16 bits, which holds those of 16-bit
     weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
     checkpoint's own file as they are looked up, so that next to nothing of it is in memory.
+    `wide`: those scales are in fp32 on the device, as CUDA's kernel reads them, and not made so at each step.
     """
 
     dtype: Dtype
     kind: WeightKind = "none"
     nested: bool = False
     streamed: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,16 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     last = architecture.hidden + architecture.layer_embedding
     layers = architecture.layers * layer_bytes(architecture, weights) + last * size
     if weights.streamed:
-        return layers + _nf4_bytes(architecture.vocabulary * architecture.hidden, weights)
+        return layers + streamed_head_bytes(architecture, weights)
     return layers + architecture.embedding_parameters * size
+
+
+def streamed_head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+    return _nf4_bytes(architecture.vocabulary * architecture.hidden, weights)
+
+
+def embedding_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+    return architecture.vocabulary * architecture.hidden * DTYPE_BYTES[weights.dtype]
 
 
 def layer_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -118,7 +128,7 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 def _nf4_bytes(count: int, weights: WeightFormat) -> int:
     blocks = -(-count // 64)
     if weights.streamed:
-        return count // 2 + 2 * blocks
+        return count // 2 + (4 if weights.wide else 2) * blocks
     return count // 2 + (blocks + 4 * -(-blocks // 256) if weights.nested else 4 * blocks)
 
 

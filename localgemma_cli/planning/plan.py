@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from localgemma_cli.errors import DoesNotFitError, UsageError
-from localgemma_cli.planning.advice import AUTOMATIC, advice, candidates
+from localgemma_cli.planning.advice import AUTOMATIC, advice, candidates, draft_suggestion
 from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.planning.choices import gigabytes, listed
 from localgemma_cli.planning.hardware import Hardware
@@ -32,7 +32,7 @@ def make_plan(
         plan = planned(facts, preset_named(preset, presets), hardware, overrides)
         plan = _because(plan, f"preset {preset}, as asked: it needs {_figures(plan, hardware)}")
     if plan.memory.fits:
-        return plan
+        return replace(plan, reasons=(*plan.reasons, *draft_suggestion(plan, hardware, overrides, presets)))
     hint = advice(plan, hardware, overrides, presets)
     return replace(plan, hint=hint, warnings=(*plan.warnings, f"does not fit: {hint}"))
 
@@ -63,7 +63,8 @@ def _figures(plan: LoadPlan, hardware: Hardware) -> str:
         if size
     ]
     needed = listed([gigabytes(memory.total_bytes), *elsewhere])
-    return f"{needed}; {gigabytes(memory.available_bytes)} are free on {hardware.name}"
+    where = f"{len(plan.shares)} GPUs" if plan.shares else hardware.name
+    return f"{needed}; {gigabytes(memory.available_bytes)} are free on {where}"
 
 
 def plan_all(hardware: Hardware, overrides: Overrides, presets: Presets) -> tuple[LoadPlan, ...]:

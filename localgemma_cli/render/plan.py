@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.loadplan import LoadPlan
+from localgemma_cli.planning.spread import Share
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import, and `--json` needs none of it
     from rich.table import Table
@@ -25,6 +26,7 @@ def plan_text(plan: LoadPlan) -> str:
         ("cache", f"{gigabytes(memory.kv_cache_bytes)}, {plan.cache}, for {plan.context_length} tokens"),
         ("workspace", f"{gigabytes(memory.workspace_bytes)}, with {_step(plan)}"),
         *_elsewhere(plan),
+        *_headed("devices", (_share(share) for share in plan.shares)),
         (
             "total",
             f"{gigabytes(memory.total_bytes)} of {gigabytes(memory.available_bytes)} free: {_verdict(plan)}",
@@ -89,8 +91,8 @@ def _weights(plan: LoadPlan) -> str:
 
 
 def _step(plan: LoadPlan) -> str:
-    compiled = "" if plan.compile == "none" else f", compiled ({plan.compile})"
-    return f"{plan.attention} attention{compiled}"
+    step = {"none": "", "graph": ", recorded (graph)"}.get(plan.compile, f", compiled ({plan.compile})")
+    return f"{plan.attention} attention{step}"
 
 
 def _elsewhere(plan: LoadPlan) -> Iterator[tuple[str, str]]:
@@ -98,6 +100,11 @@ def _elsewhere(plan: LoadPlan) -> Iterator[tuple[str, str]]:
         yield "on host", gigabytes(plan.memory.host_bytes)
     if plan.memory.disk_bytes:
         yield "on disk", gigabytes(plan.memory.disk_bytes)
+
+
+def _share(share: Share) -> str:
+    memory = f"{gigabytes(share.bytes)} of {gigabytes(share.available_bytes)} free"
+    return f"layers {share.first + 1} to {share.last + 1}, {memory}: GPU {share.index}, {share.name}"
 
 
 def _headed(head: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:

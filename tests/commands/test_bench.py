@@ -246,6 +246,22 @@ def test_llama_cpp_is_asked_for_by_name(program: Program) -> None:
         assert "missing.gguf" in done.stderr
 
 
+def test_every_gguf_file_is_a_row_of_its_own(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from localgemma_cli.commands import bench
+
+    monkeypatch.setattr(bench.apart, "measure", lambda job, _: entry(job.engine).outcome)
+    files = tuple(tmp_path / name for name in ("gemma-Q4_0.gguf", "gemma-BF16.gguf"))
+    wanted = bench.Wanted((WORKLOAD,), None, 1, 0, bench.LoadFormat.DUMMY_FILE, tmp_path / "model", files)
+    facts = resolve("demo", revision=None, offline=True)
+    hardware = describe("cpu", 24 * GIB, 64 * GIB)
+    measuring = bench._Bench(facts, hardware, bench.Choice(model="demo"), wanted)
+    entries = measuring.entries([plan_on()], False, lambda _: None)
+    assert [each.label for each in entries] == ["exact", "llama.cpp gemma-Q4_0", "llama.cpp gemma-BF16"]
+    assert [each.job.weights for each in entries[1:]] == list(files)
+
+
 def test_help_has_an_example_and_a_config_files_preset_is_one_row(program: Program) -> None:
     done = program("bench", "--help")
     assert done.returncode == 0

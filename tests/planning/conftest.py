@@ -34,13 +34,15 @@ def turing() -> Hardware:
 @pytest.fixture
 def server_cpu() -> Hardware:
     yes = Ability(True, "the processor has bfloat16 instructions")
-    return replace(describe("cpu", None, 64 * GIB), bf16=yes, nf4=yes, int8=yes)
+    return replace(describe("cpu", None, 64 * GIB), bf16=yes, nf4=yes, int8=yes, nf4_kernel=yes)
 
 
 @pytest.fixture
 def old_cpu(server_cpu: Hardware) -> Hardware:
     no = Ability(False, "bitsandbytes needs AVX2 on this processor")
-    return replace(server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4=no, int8=no)
+    return replace(
+        server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4=no, int8=no, nf4_kernel=no
+    )
 
 
 @pytest.fixture

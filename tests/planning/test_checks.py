@@ -85,8 +85,11 @@ def test_exact_says_when_it_no_longer_is(presets, gpu, overrides):
 
 
 def test_what_a_processor_does_slowly_is_said(presets, server_cpu, old_cpu):
-    no_bf16 = replace(old_cpu, nf4=Ability(True, ""))
-    assert "4-bit will be slow" in warned(lookup("2b"), presets["memory"], no_bf16, Overrides())
+    no_kernel = replace(server_cpu, nf4_kernel=Ability(False, "its fast product needs AVX512-BF16"))
+    said = warned(lookup("2b"), presets["memory"], no_kernel, Overrides())
+    assert "4-bit will be slower than bfloat16" in said
+    assert "AVX512-BF16" in said
+    assert warned(lookup("2b"), presets["exact"], no_kernel, Overrides()) == ""
     assert "bfloat16 will be slow" in warned(lookup("2b"), presets["exact"], old_cpu, Overrides(dtype="bf16"))
     assert "float16 is slow" in warned(lookup("7b"), presets["memory"], server_cpu, Overrides(dtype="fp16"))
     assert "compiler" in warned(lookup("2b"), presets["exact"], server_cpu, Overrides(compile=True))

@@ -1,13 +1,15 @@
 """One preset on one machine becomes a plan."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.catalog import lookup
-from localgemma_cli.planning.hardware import GIB
+from localgemma_cli.planning.hardware import GIB, describe
 from localgemma_cli.planning.loadplan import planned
+from localgemma_cli.planning.plan import make_plan
 from localgemma_cli.planning.settle import Overrides
 
 
@@ -61,13 +63,66 @@ def test_a_cpu_is_its_own_host_whatever_a_preset_says(presets, server_cpu):
 
 
 def test_host_and_disk_are_both_named_when_both_are_used(presets, small_gpu):
-    plan = planned(lookup("27b"), presets["memory_extreme"], small_gpu.capped(None, 16 * GIB), Overrides())
+    plan = planned(lookup("27b"), presets["memory_extreme"], small_gpu.capped(None, 6 * GIB), Overrides())
     assert plan.offload == "disk"
     assert plan.resident_layers is not None
     moved = 46 - plan.resident_layers
     assert plan.warnings == (
         f"{moved} of 46 layers are copied from the host's memory and disk for every token, which is slow",
     )
+
+
+@pytest.mark.parametrize(("name", "device"), [("9b", 3), ("27b", 4)])
+def test_the_extreme_preset_answers_where_next_to_nothing_is_free(presets, name, device):
+    machine = describe("cuda", device * 10**9, 32 * GIB)
+    plan = planned(lookup(name), presets["memory_extreme"], machine, Overrides())
+    assert plan.memory.fits
+    assert plan.memory.disk_bytes == 0
+    assert 4096 <= plan.context_length < 8192
+    said = "\n".join(plan.reasons)
+    assert f"a context of {plan.context_length} tokens" in said
+    assert re.search(r"layers \d+ to \d+ and the output head wait in 4 bits, [\d.]+ GB in the host's", said)
+    longer = Overrides(context=plan.context_length + 512)
+    asked = make_plan(lookup(name), "memory_extreme", machine, longer, presets)
+    assert not asked.memory.fits
+    assert f"--context {plan.context_length}" in asked.hint
+
+
+def test_a_cpu_that_is_short_of_memory_takes_a_shorter_context_too(presets, server_cpu):
+    machine = server_cpu.capped(3 * 10**9, None)
+    plan = planned(lookup("9b"), presets["memory_extreme"], machine, Overrides())
+    assert (plan.memory.fits, plan.offload) == (True, "disk")
+    assert 2048 <= plan.context_length < 8192
+    asked = planned(lookup("9b"), presets["memory_extreme"], machine, Overrides(context=8192))
+    assert (asked.memory.fits, asked.context_length) == (False, 8192)
+
+
+def test_other_presets_keep_their_context(presets, gpu):
+    plan = planned(lookup("9b"), presets["memory"], gpu.capped(6 * 10**9, None), Overrides())
+    assert (plan.memory.fits, plan.context_length) == (False, 8192)
+
+
+def test_an_embedding_goes_to_the_host_before_any_layer_does(presets, gpu):
+    roomy = planned(lookup("9b"), presets["memory"], gpu, Overrides())
+    assert (roomy.host_embedding, roomy.wide_scales) == (False, True)
+    tight = gpu.capped(roomy.memory.total_bytes - 1, None)
+    plan = planned(lookup("9b"), presets["memory"], tight, Overrides())
+    assert (plan.memory.fits, plan.host_embedding, plan.resident_layers) == (True, True, None)
+    assert roomy.memory.total_bytes - plan.memory.total_bytes == 2 * 256_000 * 3584
+    assert any("1.8 GB would not fit" in reason for reason in plan.reasons)
+
+
+def test_a_step_that_needs_the_host_is_not_captured(presets, gpu):
+    cuda = replace(presets["memory"].devices["cuda"], compile="reduce-overhead", cache="static")
+    mine = replace(presets["memory"], name="mine", devices={"cuda": cuda})
+    roomy = planned(lookup("9b"), mine, gpu, Overrides())
+    assert (roomy.compile, roomy.cache) == ("reduce-overhead", "static")
+    tight = gpu.capped(roomy.memory.total_bytes - 1, None)
+    plan = planned(lookup("9b"), mine, tight, Overrides())
+    assert (plan.compile, plan.cache, plan.memory.fits) == ("none", "full", True)
+    assert any("cannot be captured" in reason for reason in plan.reasons)
+    with pytest.raises(UsageError, match="cannot be compiled"):
+        planned(lookup("9b"), mine, tight, Overrides(compile=True))
 
 
 def test_offloaded_layers_are_not_compiled_but_resident_ones_are(presets, small_gpu, gpu):
@@ -79,4 +134,4 @@ def test_offloaded_layers_are_not_compiled_but_resident_ones_are(presets, small_
 
 def test_one_of_several_gpus_is_said(presets, gpu):
     plan = planned(lookup("2b"), presets["exact"], replace(gpu, devices=2), Overrides())
-    assert "one of 2 GPUs is used" in plan.reasons
+    assert "one of 2 GPUs is used: it holds all" in plan.reasons

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from localgemma_cli.planning.catalog import lookup
-from localgemma_cli.planning.memory import Load, WeightFormat, layer_bytes, resident
+from localgemma_cli.planning.memory import (
+    Load,
+    WeightFormat,
+    embedding_bytes,
+    layer_bytes,
+    resident,
+    streamed_head_bytes,
+)
 from localgemma_cli.planning.placement import place
 
 SHAPE = lookup("9b").architecture
@@ -41,6 +48,44 @@ def test_every_layer_is_somewhere_and_one_more_would_not_fit(available, host):
     if memory.fits and kept < SHAPE.layers - 1:
         assert memory.total_bytes + layer_bytes(SHAPE, WEIGHTS) > available
     assert memory.fits or kept == 0
+
+
+OURS = WeightFormat("bfloat16", "nf4", streamed=True)
+ON_GPU = Load(SHAPE, OURS, "eager", "sliding", 4096, "cuda")
+LAYER = layer_bytes(SHAPE, OURS)
+HEAD = streamed_head_bytes(SHAPE, OURS)
+
+
+@given(st.integers(2_700_000_000, 10 * GB), st.integers(0, 6 * GB))
+def test_on_a_gpu_streamed_weights_are_all_somewhere(available, host):
+    whole, placement = resident(ON_GPU, available, host), place(ON_GPU, available, host, "auto")
+    memory, kept = placement.memory, placement.resident_layers
+    if kept is None:
+        table = 0 if placement.host_embedding else embedding_bytes(SHAPE, OURS)
+        assert memory.weights_bytes == whole.weights_bytes + table
+        assert memory.fits
+        return
+    assert placement.host_embedding
+    waiting = (SHAPE.layers - kept) * LAYER + (HEAD if placement.head_waits else 0)
+    assert memory.host_bytes + memory.disk_bytes == whole.weights_bytes - memory.weights_bytes == waiting
+    assert memory.workspace_bytes - whole.workspace_bytes == 2 * LAYER
+    assert memory.host_bytes <= host
+    assert memory.disk_bytes == 0 or (memory.host_bytes % LAYER == 0 and host - memory.host_bytes < LAYER)
+    assert memory.fits
+    if kept < SHAPE.layers - 1:
+        assert memory.total_bytes + LAYER > available
+
+
+def test_the_head_leaves_the_gpu_last():
+    places = [place(ON_GPU, size, 64 * GB, "auto") for size in range(2_700_000_000, 10 * GB, 50_000_000)]
+    order = [(each.host_embedding, each.resident_layers is not None, each.head_waits) for each in places]
+    assert order == sorted(order, reverse=True)
+    assert set(order) == {
+        (True, True, True),
+        (True, True, False),
+        (True, False, False),
+        (False, False, False),
+    }
 
 
 def test_streamed_layers_wait_in_their_file_as_they_are_and_two_pass_through():

@@ -95,7 +95,7 @@ def test_all_plans_leave_out_what_cannot_work(presets, gpu, old_cpu):
     assert {plan.preset for plan in plan_all(old_cpu, Overrides(), presets)} == {"exact", "speed"}
 
 
-@pytest.mark.parametrize(("size", "name"), [(24, "9b"), (12, "9b"), (8, "2b"), (2, "2b")])
+@pytest.mark.parametrize(("size", "name"), [(24, "9b"), (12, "9b"), (6, "2b"), (2, "2b")])
 def test_the_default_is_9b_where_all_of_it_fits(presets, gpu, size, name):
     assert default_model(gpu.capped(size * GIB, None), Overrides(), presets).name == name
 

@@ -25,18 +25,21 @@ def test_the_built_in_presets_keep_their_promises(folder):
     for device in ("cuda", "mps", "cpu"):
         exact, speed = presets["exact"].devices[device], presets["speed"].devices[device]
         memory, extreme = presets["memory"].devices[device], presets["memory_extreme"].devices[device]
-        assert (exact.quantization, exact.attention, exact.cache) == ("none", "eager", "full")
-        assert (exact.compile, exact.offload, exact.dtype) == ("none", "none", "native")
+        assert (exact.quantization, exact.attention) == ("none", "eager")
+        assert (exact.offload, exact.dtype) == ("none", "native")
         assert speed.quantization == "none"
-        assert (memory.quantization, memory.nested_quantization, memory.cache) == ("nf4", False, "sliding")
+        assert (memory.quantization, memory.nested_quantization, memory.cache) == ("nf4", False, "full")
         assert (extreme.quantization, extreme.nested_quantization, extreme.cache) == ("nf4", True, "sliding")
 
 
 def test_only_a_gpu_is_compiled_for_and_offloads_to_its_host(folder):
     presets = load_presets(folder)
     speed, extreme = presets["speed"].devices, presets["memory_extreme"].devices
+    exact = presets["exact"].devices
     assert (speed["cuda"].cache, speed["cuda"].compile) == ("static", "reduce-overhead")
-    assert {(speed[each].cache, speed[each].compile) for each in ("mps", "cpu")} == {("full", "none")}
+    assert (exact["cuda"].cache, exact["cuda"].compile) == ("static", "graph")
+    for preset in (speed, exact):
+        assert {(preset[each].cache, preset[each].compile) for each in ("mps", "cpu")} == {("full", "none")}
     assert [extreme[each].offload for each in ("cuda", "mps", "cpu")] == ["auto", "none", "disk"]
 
 

@@ -21,7 +21,8 @@ def test_exact_is_native_on_each_device(presets, gpu, turing, server_cpu, old_cp
         (old_cpu, "float32"),
     ):
         settled = settle(GEMMA_2, presets["exact"], machine, Overrides())
-        assert (settled.weights, settled.attention, settled.cache) == (WeightFormat(dtype), "eager", "full")
+        assert (settled.weights, settled.attention) == (WeightFormat(dtype), "eager")
+        assert modes(settled) == (("graph", "static") if machine.device == "cuda" else ("none", "full"))
         assert any(machine.bf16.why in reason for reason in settled.reasons)
 
 
@@ -31,12 +32,12 @@ def test_attention_is_free_only_where_nothing_is_capped(presets, gpu):
     assert settle(GEMMA_1, presets["exact"], gpu, Overrides()).attention == "eager"
 
 
-def test_the_two_memory_presets_quantize_and_one_packs_its_scales(presets, gpu):
+def test_the_two_memory_presets_quantize_and_one_keeps_its_scales_small(presets, gpu):
     memory, extreme = (
         settle(GEMMA_2, presets[name], gpu, Overrides()) for name in ("memory", "memory_extreme")
     )
-    assert memory.weights == WeightFormat("bfloat16", "nf4")
-    assert extreme.weights == WeightFormat("bfloat16", "nf4", nested=True)
+    assert memory.weights == WeightFormat("bfloat16", "nf4", streamed=True, wide=True)
+    assert extreme.weights == WeightFormat("bfloat16", "nf4", streamed=True)
     assert (memory.offload, extreme.offload) == ("none", "auto")
 
 
@@ -64,7 +65,31 @@ def test_compiling_brings_the_static_cache_and_not_compiling_takes_it_away(prese
     assert modes(settle(GEMMA_2, speed, gpu, off)) == ("none", "full")
     assert modes(settle(GEMMA_2, exact, gpu, on)) == ("reduce-overhead", "static")
     assert modes(settle(GEMMA_2, exact, server_cpu, on)) == ("default", "static")
-    assert modes(settle(GEMMA_2, presets["memory"], gpu, off)) == ("none", "sliding")
+    assert modes(settle(GEMMA_2, presets["memory"], gpu, off)) == ("none", "full")
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_over_a_cache_that_grows(presets, gpu):
+    exact, plain = presets["exact"], ("none", "full")
+    settings = replace(exact.devices["cuda"], offload="auto")
+    offloading = replace(exact, name="mine", devices={**exact.devices, "cuda": settings})
+    mine = replace(exact, name="mine")
+    assert modes(settle(GEMMA_2, offloading, gpu, Overrides())) == plain
+    assert modes(settle(GEMMA_2, mine, gpu, Overrides(quantization="int8"))) == plain
+    assert modes(settle(GEMMA_2, mine, gpu, Overrides(quantization="nf4"))) == ("graph", "static")
+    assert modes(settle(GEMMA_2, exact, gpu, Overrides(compile=False))) == plain
+    assert modes(settle(GEMMA_2, exact, gpu, Overrides(processes=2))) == plain
+
+
+def test_flash_attention_has_no_mask_for_the_empty_part_of_a_static_cache(presets, gpu):
+    flash = Overrides(attention="flash_attention_2")
+    for name in ("exact", "speed"):
+        settled = settle(GEMMA_2, presets[name], gpu, flash)
+        assert modes(settled) == ("none", "full")
+        assert any("flash_attention_2 would read" in reason for reason in settled.reasons)
+    with pytest.raises(UsageError, match="empty part"):
+        settle(GEMMA_2, presets["speed"], gpu, replace(flash, compile=True))
+    off = settle(GEMMA_2, presets["memory"], gpu, replace(flash, compile=False))
+    assert not any("compiled" in reason for reason in off.reasons)
 
 
 def modes(settled):
@@ -121,12 +146,15 @@ def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag
         settle(GEMMA_2, presets["memory"], gpu, overrides)
 
 
-def test_on_a_cpu_4_bit_weights_are_streamed_and_the_plan_says_what_that_costs(presets, server_cpu, gpu):
+def test_4_bit_weights_are_our_own_and_the_plan_says_what_that_costs(presets, server_cpu, gpu, mac):
     for name in ("memory", "memory_extreme"):
         settled = settle(GEMMA_2, presets[name], server_cpu, Overrides())
         assert settled.weights == WeightFormat("bfloat16", "nf4", nested=False, streamed=True)
         assert any("output head" in reason for reason in settled.reasons)
-        assert not settle(GEMMA_2, presets[name], gpu, Overrides()).weights.streamed
+        on_gpu = settle(GEMMA_2, presets[name], gpu, Overrides())
+        assert on_gpu.weights.streamed
+        assert any("output head" in reason for reason in on_gpu.reasons)
+        assert not settle(GEMMA_2, presets[name], mac, Overrides()).weights.streamed
     odd = replace(GEMMA_2, architecture=replace(GEMMA_2.architecture, ffn=9000))
     assert not settle(odd, presets["memory"], server_cpu, Overrides()).weights.streamed
     int8 = settle(GEMMA_2, presets["memory"], server_cpu, Overrides(quantization="int8"))

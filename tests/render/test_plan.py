@@ -30,7 +30,7 @@ def test_one_plan_shows_its_parts_its_sum_and_its_reasons(presets):
     heads = [line[:10].strip() for line in lines]
     assert heads[:6] == ["model", "preset", "weights", "cache", "workspace", "total"]
     assert "preset     memory, on cuda" in lines
-    assert "weights    17.0 GB, nf4, arithmetic in bfloat16" in lines
+    assert f"weights    {plan.memory.weights_bytes / 1e9:.1f} GB, nf4, arithmetic in bfloat16" in lines
     assert any(line.startswith("total") and line.endswith("of 25.8 GB free: fits") for line in lines)
     assert heads.count("why") == 1
     assert len([line for line in lines if line.startswith("why") or line.startswith(" ")]) == len(
@@ -40,7 +40,9 @@ def test_one_plan_shows_its_parts_its_sum_and_its_reasons(presets):
 
 
 def test_layers_elsewhere_are_shown_where_they_are(presets):
-    plan = make_plan(lookup("27b"), None, describe("cuda", 8 * GIB, 32 * GIB), Overrides(), presets)
+    plan = make_plan(lookup("27b"), None, describe("cuda", 8 * GIB, 8 * GIB), Overrides(), presets)
+    assert plan.memory.host_bytes
+    assert plan.memory.disk_bytes
     text = plan_text(plan)
     assert f"on host    {plan.memory.host_bytes / 1e9:.1f} GB" in text
     assert f"on disk    {plan.memory.disk_bytes / 1e9:.1f} GB" in text
@@ -51,6 +53,8 @@ def test_layers_elsewhere_are_shown_where_they_are(presets):
 def test_a_compiled_plan_says_so(presets):
     plan = make_plan(lookup("2b"), "speed", describe("cuda", 24 * GIB, None), Overrides(), presets)
     assert "eager attention, compiled (reduce-overhead)" in plan_text(plan)
+    exact = make_plan(lookup("2b"), "exact", describe("cuda", 24 * GIB, None), Overrides(), presets)
+    assert "eager attention, recorded (graph)" in plan_text(exact)
 
 
 def test_all_plans_fit_in_80_columns_with_every_verdict(presets):
@@ -60,7 +64,8 @@ def test_all_plans_fit_in_80_columns_with_every_verdict(presets):
     rows = {line.split()[0]: line for line in lines if line.strip()}
     assert rows["model"].split() == ["model", "exact", "speed", "memory", "memory_extreme"]
     assert rows["2b"].count("fits") == 4
-    assert (rows["9b"].count("no"), rows["9b"].count("offload")) == (3, 1)
+    assert (rows["9b"].count("no"), rows["9b"].count("fits")) == (3, 1)
+    assert (rows["27b"].count("no"), rows["27b"].count("offload")) == (3, 1)
     assert {"7b", "27b", "demo"} <= set(rows)
     assert "8.6 GB free" in "".join(lines)
     assert "…" not in "".join(lines)

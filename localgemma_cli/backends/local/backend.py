@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 
 from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
 from localgemma_cli.backends.local.detokenize import Detokenizer
+from localgemma_cli.backends.local.draft import Draft, load_draft
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model, out_of_memory
 from localgemma_cli.backends.local.prompting import Prompter
-from localgemma_cli.backends.local.speculation import Lookup
+from localgemma_cli.backends.local.speculation import Guesses, Lookup
+from localgemma_cli.backends.local.steps import RecordedStep
 from localgemma_cli.backends.local.stops import StopText
 from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import FinishReason, Message
@@ -32,8 +34,11 @@ class LocalBackend:
     name = "local"
     continues = True
 
-    def __init__(self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter) -> None:
+    def __init__(
+        self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter, draft: Draft | None = None
+    ) -> None:
         self.plan = plan
+        self._draft = draft
         self.context_length = plan.context_length
         self.note = prompter.form.note
         self._model, self._prompter = model, prompter
@@ -78,13 +83,23 @@ class LocalBackend:
 
     def _tokens(self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel) -> Iterator[int]:
         sampler = make_sampler(sampling, self._model.device)
-        lookup = Lookup() if self.plan.assistant == "lookup" else None
+        guesses = self._guesses(cancel)
         try:
             yield from generate(
-                self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, lookup
+                self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, guesses
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.plan) from error
+
+    def wait(self) -> None:
+        """Until nothing is being compiled in the background, as a measurement must."""
+        if isinstance(self._step, RecordedStep):
+            self._step.wait()
+
+    def _guesses(self, cancel: Cancel) -> Guesses | None:
+        if self._draft is not None:
+            return self._draft.for_answer(cancel)
+        return Lookup() if self.plan.assistant == "lookup" else None
 
     def _room(self, prompt_tokens: int, wanted: int | None) -> int:
         """How many tokens the answer may have; ContextOverflowError where that is too few to be one."""
@@ -123,7 +138,20 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
 
 
-def load(plan: LoadPlan, folder: Path, progress: ProgressSink, template: str = AUTO) -> LocalBackend:
+def load(
+    plan: LoadPlan,
+    folder: Path,
+    progress: ProgressSink,
+    template: str = AUTO,
+    draft_folder: Path | None = None,
+) -> LocalBackend:
     # first: a folder or template that cannot be used is refused before the weights
     prompter = Prompter(load_tokenizer(folder), template, plan.model.form)
-    return LocalBackend(plan, load_model(plan, folder, progress), prompter)
+    draft = None
+    if plan.draft is not None and draft_folder is not None:
+        draft = load_draft(plan, plan.draft, draft_folder, prompter.tokenizer, progress)
+    if plan.processes > 1:
+        from localgemma_cli.backends.local.parallel import lead
+
+        return LocalBackend(plan, lead(plan, folder, progress), prompter)
+    return LocalBackend(plan, load_model(plan, folder, progress), prompter, draft)

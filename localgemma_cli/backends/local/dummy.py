@@ -97,9 +97,9 @@ def load_dummy(plan: LoadPlan, seed: int, **instead: object) -> PreTrainedModel:
 
     `instead` holds arguments of `from_pretrained` that are not to be the plan's.
     """
-    if plan.resident_layers is not None:
+    if plan.resident_layers is not None or plan.streamed:
         raise UsageError(
-            f"{plan.model.name} as {plan.preset} keeps layers on the host or on disk, which needs files.",
+            f"{plan.model.name} as {plan.preset} reads its weights from files as it goes.",
             "Take --load-format dummy-file.",
         )
     config = config_of(plan.model.architecture)

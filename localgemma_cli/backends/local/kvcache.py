@@ -23,6 +23,7 @@ class GrowingLayer(DynamicLayer):
         self.window = window
         self.is_sliding = window is not None
         self.length = 0
+        self.expected = 0  # tokens that are known to come
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -34,7 +35,7 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = _empty_like(key_states, 0), _empty_like(value_states, 0)
         end = self.length + count
         if end > self.keys.shape[-2]:
-            capacity = -(-end // _GROWTH) * _GROWTH
+            capacity = -(-max(end, self.expected) // _GROWTH) * _GROWTH
             self.keys = _grown(self.keys, self.length, capacity)
             self.values = _grown(self.values, self.length, capacity)
         self.keys[..., self.length : end, :] = key_states
@@ -49,6 +50,40 @@ class GrowingLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.length
+
+
+class PreallocatedLayer(StaticLayer):
+    """transformers' static layer, none of whose buffers is marked as an address that compiled code may keep.
+
+    Such a mark makes compiled code good for one cache object only. All tensors are made in inference mode,
+    wherever they are made: compiled code tells the two kinds apart and would be made twice.
+    """
+
+    cumulative_length: torch.Tensor
+
+    @torch.inference_mode()
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+
+    @torch.inference_mode()
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        # zeros: a masked slot counts for nothing, but not where it holds NaN
+        self.keys = _empty_like(key_states, self.max_cache_len).zero_()
+        self.values = _empty_like(value_states, self.max_cache_len).zero_()
+        self.cumulative_length = self.cumulative_length.to(self.device)
+        self.is_initialized = True
+
+    @torch.inference_mode()
+    def resized(self, capacity: int, used: int) -> "PreallocatedLayer":
+        """A layer of `capacity` slots with the first `used` tokens of this one."""
+        layer = PreallocatedLayer(capacity)
+        if self.is_initialized:
+            layer.lazy_initialization(self.keys, self.values)
+            layer.keys[..., :used, :] = self.keys[..., :used, :]
+            layer.values[..., :used, :] = self.values[..., :used, :]
+            layer.cumulative_length.fill_(used)
+        return layer
 
 
 def _empty_like(states: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -71,6 +106,7 @@ class KVCache:
 
     def reset(self) -> None:
         self.tokens: list[int] = []
+        self._fed = 0  # tokens in the layers: `tokens`, and those whose ids are on their way to the host
         self.cache = Cache(layers=_layers(self._config, self._kind, self._bucket(1)))
 
     def reuse(self, prompt: Sequence[int]) -> int:
@@ -78,50 +114,65 @@ class KVCache:
         shared = next((i for i, (a, b) in enumerate(zip(self.tokens, prompt, strict=False)) if a != b), None)
         keep = min(len(self.tokens), len(prompt) - 1) if shared is None else min(shared, len(prompt) - 1)
         self.keep(keep)
+        if self._kind == "static" and self._bucket(2 * len(prompt)) < self.cache.layers[0].max_cache_len:
+            self._resize(self._bucket(2 * len(prompt)))  # a new chat after a long one is a short chat
         return len(self.tokens)
+
+    def expect(self, length: int) -> None:
+        """Room for `length` tokens at once: a prompt's chunks would move what is there again and again."""
+        for layer in self.cache.layers:
+            if isinstance(layer, GrowingLayer):
+                layer.expected = length
 
     @contextmanager
     def appending(self, tokens: Sequence[int]) -> Iterator[Cache]:
-        """Around one forward over `tokens`; where that fails, layers differ in length, so all is dropped."""
-        if self._kind == "static":
-            self._reserve(len(self.tokens) + len(tokens))
+        """`feeding` of ids that are known."""
+        with self.feeding(len(tokens)) as cache:
+            yield cache
+        self.tokens.extend(tokens)
+
+    @contextmanager
+    def feeding(self, count: int) -> Iterator[Cache]:
+        """Around one forward over `count` tokens; `keep` takes away what is not in `tokens` by then.
+
+        Where it fails, layers differ in length, so all is dropped.
+        """
         try:
+            if self._kind == "static" and self._fed + count > self.cache.layers[0].max_cache_len:
+                self._resize(self._bucket(self._fed + count))  # transformers' own would write past its end
             yield self.cache
         except BaseException:
             self.reset()
             raise
-        self.tokens.extend(tokens)
+        self._fed += count
 
     def _bucket(self, tokens: int) -> int:
         """The smallest preallocated length that holds `tokens`; each is a compiled step of its own."""
         fitting = (bucket for bucket in _BUCKETS if tokens <= bucket < self._context_length)
         return next(fitting, self._context_length)
 
-    def _reserve(self, tokens: int) -> None:
-        """Move a full static cache into a longer one; transformers' own would write past its end."""
+    def _resize(self, capacity: int) -> None:
+        """Move a static cache, layer by layer, so that no more than one of them exists twice."""
         layers = self.cache.layers
-        if tokens > layers[0].max_cache_len:
-            self.cache = Cache(layers=[_lengthened(layer, self._bucket(tokens)) for layer in layers])
+        try:
+            for index, layer in enumerate(layers):
+                layers[index] = layer.resized(capacity, self._fed)
+        except BaseException:
+            self.reset()
+            raise
+        self.cache = Cache(layers=layers)  # a new object: what was recorded over the old one is void
 
     @torch.inference_mode()  # as in decoding: tensors made there cannot be changed outside of it
     def keep(self, length: int) -> None:
         """Roll back to the first `length` tokens; to none where a sliding cache has lost what that needs."""
-        removed = len(self.tokens) - length
+        removed = self._fed - length
         if removed == 0:
             return
         if not all(_crop(layer, length, removed) for layer in self.cache.layers):
             self.reset()
+            return
         del self.tokens[length:]
-
-
-def _lengthened(layer: StaticLayer, capacity: int) -> StaticLayer:
-    longer, used = StaticLayer(capacity), int(layer.cumulative_length)
-    if layer.is_initialized:
-        longer.lazy_initialization(layer.keys, layer.values)
-        longer.keys[..., :used, :] = layer.keys[..., :used, :]
-        longer.values[..., :used, :] = layer.values[..., :used, :]
-        longer.cumulative_length.fill_(used)
-    return longer
+        self._fed = length
 
 
 def _crop(layer: object, length: int, removed: int) -> bool:
@@ -140,7 +191,7 @@ def _crop(layer: object, length: int, removed: int) -> bool:
 def _layers(config: PreTrainedConfig, kind: str, context_length: int) -> list[object]:
     windows = layer_windows(config)
     if kind == "static":
-        return [StaticLayer(context_length) for _ in windows]
+        return [PreallocatedLayer(context_length) for _ in windows]
     if kind == "sliding":
         return [
             GrowingLayer(None) if window is None else DynamicSlidingWindowLayer(window) for window in windows

@@ -1,6 +1,6 @@
 """LoadPlan and folder to model and tokenizer: safetensors only, no remote code, progress to a sink."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from localgemma_cli.backends.local.tokenizer import unloadable
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
+from localgemma_cli.planning.spread import Share
 
 
 def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
@@ -51,7 +52,7 @@ def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrain
             f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
             "Download it again; a partial copy cannot answer.",
         )
-    if can_pack(model):
+    if plan.processes == 1 and can_pack(model):
         pack_linears(model)
     return model.eval()
 
@@ -62,7 +63,7 @@ def pretrained_arguments(plan: LoadPlan) -> dict[str, Any]:
         "dtype": getattr(torch, plan.dtype),
         "attn_implementation": implementation(plan),
         "quantization_config": _quantization(plan),
-        "device_map": _device_map(plan),
+        **_whereabouts(plan),
     }
 
 
@@ -88,8 +89,18 @@ def _quantization(plan: LoadPlan) -> BitsAndBytesConfig | None:
     return None
 
 
+def _whereabouts(plan: LoadPlan) -> dict[str, Any]:
+    if plan.processes == 1:
+        return {"device_map": _device_map(plan)}
+    from transformers.distributed import DistributedConfig
+
+    return {"distributed_config": DistributedConfig(tp_size=plan.processes)}
+
+
 def _device_map(plan: LoadPlan) -> dict[str, str]:
-    """Everything on the plan's device, but for the layers that the plan offloads."""
+    """Everything on the plan's device, but for the layers that are on other GPUs or offloaded."""
+    if plan.shares:
+        return _spread_map(plan.shares)
     if plan.resident_layers is None:
         return {"": plan.device}
     home = "cpu" if plan.offload == "host" else "disk"
@@ -99,6 +110,16 @@ def _device_map(plan: LoadPlan) -> dict[str, str]:
     }
     rest = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
     return {**dict.fromkeys(rest, plan.device), **layers}
+
+
+def _spread_map(shares: Sequence[Share]) -> dict[str, str]:
+    ends = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")
+    layers = {
+        f"model.layers.{layer}": f"cuda:{share.index}"
+        for share in shares
+        for layer in range(share.first, share.last + 1)
+    }
+    return {**dict.fromkeys(ends, f"cuda:{shares[0].index}"), **layers}
 
 
 @contextmanager

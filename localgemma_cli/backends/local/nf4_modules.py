@@ -1,20 +1,23 @@
 """Modules over weights that lie in a mapped file: a 4-bit linear layer, and a table of embeddings."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from localgemma_cli.backends.local.mapped import in_file, rows_of
 from localgemma_cli.backends.local.nf4_kernel import kernel, nf4_rows, run
+from localgemma_cli.backends.local.nf4_weights import Part
 from localgemma_cli.backends.local.quantize import BLOCK
 
 Layout = Literal["interleaved", "plain"]
 
 
-def layout() -> Layout:
-    """The one this processor computes from: interleaved with AVX512-BF16, else bitsandbytes' plain one."""
-    return "interleaved" if kernel() else "plain"
+def layout(device: str = "cpu") -> Layout:
+    """The one it computes from: interleaved on a CPU with AVX512-BF16, else bitsandbytes' plain one."""
+    return "interleaved" if device == "cpu" and kernel() else "plain"
 
 
 class InterleavedNF4(nn.Module):
@@ -47,7 +50,10 @@ class InterleavedNF4(nn.Module):
 
 
 class PlainNF4(nn.Module):
-    """x [..., k] -> [..., n] from `packed` [n * k / 2, 1] uint8 and `maxima` [n * k / 64]."""
+    """x [..., k] -> [..., n] from `packed` [n * k / 2, 1] uint8 and `maxima` [n * k / 64].
+
+    On CUDA nothing waits for the host, so that a step can be captured; maxima in float32 save a conversion.
+    """
 
     packed: Tensor
     maxima: Tensor
@@ -69,6 +75,21 @@ class PlainNF4(nn.Module):
         return f"{self.in_features}, {self.out_features}"
 
 
+def attach(model: nn.Module, parts: Sequence[Part], tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors in place of a skeleton's; a linear layer's are named after it."""
+    for part in parts:
+        parent, _, leaf = part.name.rpartition(".")
+        owner = model.get_submodule(parent)
+        if part.kind == "copy":
+            setattr(owner, leaf, nn.Parameter(tensors[part.name], requires_grad=False))
+        elif part.kind == "interleaved":
+            packed, scales = tensors[f"{part.name}.packed"], tensors[f"{part.name}.scales"]
+            setattr(owner, leaf, InterleavedNF4(packed, scales))
+        else:
+            packed, maxima = tensors[f"{part.name}.packed"], tensors[f"{part.name}.maxima"]
+            setattr(owner, leaf, PlainNF4(packed, maxima, part.source.shape[0]))
+
+
 def _import_bitsandbytes() -> None:
     """For its operators; without its advice to install a package that the plain layout has no use for."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -78,8 +99,8 @@ def _import_bitsandbytes() -> None:
 class EmbeddingTable(nn.Module):
     """ids [...] -> rows [..., hidden] in `dtype`, times `scale` where the model has one.
 
-    `weight` [vocabulary, hidden] stays in the checkpoint's own dtype and file: only rows that are looked up
-    are ever read.
+    `weight` [vocabulary, hidden] may be in the checkpoint's own dtype and file: only rows that are looked up
+    are read then, and a GPU gets just those.
     """
 
     weight: Tensor
@@ -90,7 +111,13 @@ class EmbeddingTable(nn.Module):
         self.register_buffer("weight", weight)  # a parameter's dtype would count as the model's
         self.register_buffer("scale", scale)
         self.dtype = dtype
+        self._in_file = weight.device.type == "cpu" and in_file(weight)
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = nn.functional.embedding(ids, self.weight).to(self.dtype)
+        look_up = rows_of if self._in_file and not torch.compiler.is_compiling() else _embedding
+        rows = look_up(self.weight, ids.to(self.weight.device)).to(ids.device, self.dtype)
         return rows if self.scale is None else rows * self.scale.to(self.dtype)
+
+
+def _embedding(table: Tensor, ids: Tensor) -> Tensor:
+    return nn.functional.embedding(ids, table)

@@ -4,14 +4,12 @@ Measured on two cores of an AVX512-BF16 server, one row: 30 GB/s of weights as `
 output head of a 2b 16 GB/s against 30; see docs/benchmarks.md.
 """
 
-import ctypes
-import mmap
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-_MADV_DONTNEED = 4  # Linux: <bits/mman-linux.h>
+from localgemma_cli.backends.local.mapped import in_file, let_go
+from localgemma_cli.backends.local.nf4_modules import EmbeddingTable
 
 
 class PackedLinear(nn.Module):
@@ -45,32 +43,17 @@ def pack_linears(model: PreTrainedModel) -> None:
 
     A tied head gets a packed copy; the embedding stays in the checkpoint's file, of which a step reads a row.
     """
+    _pack(model)
+    embedding = model.get_input_embeddings()
+    if in_file(embedding.weight) and not hasattr(embedding, "_hf_hook"):
+        scale = getattr(embedding, "embed_scale", None)
+        model.set_input_embeddings(EmbeddingTable(embedding.weight.detach(), model.dtype, scale))
+
+
+def _pack(model: PreTrainedModel) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):  # a hook moves offloaded weights
                 setattr(module, name, PackedLinear(child))
-                _let_go(child.weight.data)
-
-
-def _let_go(weight: torch.Tensor) -> None:
-    """Drop the resident pages of a mapped file's tensor; they come back from the file where still needed."""
-    if not _is_mapped_file(weight):
-        return
-    start = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
-
-
-def _is_mapped_file(weight: torch.Tensor) -> bool:
-    """Whether the tensor's memory belongs to a file: only then may its pages be dropped without loss."""
-    try:
-        with open("/proc/self/maps", encoding="utf-8") as maps:
-            for line in maps:
-                bounds, _, _, _, inode, *_ = line.split()
-                first, last = (int(bound, 16) for bound in bounds.split("-"))
-                if first <= weight.data_ptr() < last:
-                    return inode != "0"
-    except FileNotFoundError:
-        return False
-    return False
+                if in_file(child.weight):
+                    let_go(child.weight)

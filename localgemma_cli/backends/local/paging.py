@@ -6,10 +6,9 @@ round over more layers than fit would always lose exactly those that come next.
 """
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -41,12 +40,13 @@ def page_through(
     for index, layer in enumerate(layers):
         following = index + 1 if index + 1 < len(layers) else resident
         if following in moving:
-            layer.register_forward_pre_hook(_reader(weights, spans[following]))
+            layer.register_forward_pre_hook(reader(weights, spans[following]))
         if index in moving:
-            layer.register_forward_hook(_releaser(weights, spans[index]))
+            layer.register_forward_hook(releaser(weights, spans[index]))
 
 
-def _reader(weights: mmap.mmap, span: Span) -> Any:
+def reader(weights: mmap.mmap, span: Span) -> Callable[..., None]:
+    """What tells the system that the span will be read soon."""
     first = span.first // mmap.PAGESIZE * mmap.PAGESIZE
 
     def read_ahead(*_: object) -> None:
@@ -56,8 +56,8 @@ def _reader(weights: mmap.mmap, span: Span) -> Any:
     return read_ahead
 
 
-def _releaser(weights: mmap.mmap, span: Span) -> Any:
-    """Only whole pages go: those at the ends belong to a neighbour too."""
+def releaser(weights: mmap.mmap, span: Span) -> Callable[..., None]:
+    """What lets the span go; only whole pages, as those at the ends belong to a neighbour too."""
     first = -(-span.first // mmap.PAGESIZE) * mmap.PAGESIZE
     last = span.last // mmap.PAGESIZE * mmap.PAGESIZE
 

@@ -17,13 +17,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from localgemma_cli.backends.local.attention import implementation
-from localgemma_cli.backends.local.nf4_modules import (
-    EmbeddingTable,
-    InterleavedNF4,
-    PlainNF4,
-    layout,
-)
+from localgemma_cli.backends.local.device_weights import Copy, attach_on
+from localgemma_cli.backends.local.nf4_modules import EmbeddingTable, Layout, attach, layout
 from localgemma_cli.backends.local.nf4_weights import Part, all_entries, file_size, linear_kind, write
+from localgemma_cli.backends.local.offload import CudaLink, Link
 from localgemma_cli.backends.local.paging import Span, page_through, spans_of
 from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
 from localgemma_cli.backends.local.textpart import renamed, text_config
@@ -38,14 +35,22 @@ _FLOATS = ("BF16", "F16", "F32")
 _EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 
-def load_quantized(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
-    """NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged."""
+def load_quantized(
+    plan: LoadPlan, folder: Path, progress: ProgressSink, link: Link | None = None
+) -> PreTrainedModel:
+    """NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged.
+
+    `link` is to the plan's device, where that is none that computes from the mapped file itself.
+    """
+    if link is None and plan.device == "cuda":
+        link = CudaLink(torch.device("cuda", torch.cuda.current_device()))
     dtype: torch.dtype = getattr(torch, plan.dtype)
     checkpoint = renamed(read_checkpoint(folder))
     model = _skeleton(plan, folder, dtype)
-    parts = _parts(model, checkpoint, folder)
+    kind = layout(plan.device)
+    parts = _parts(model, checkpoint, folder, kind)
     source, files = source_of(plan.model.id, folder)
-    form = {"quantization": "nf4", "head": "nf4", "layout": layout(), "dtype": plan.dtype}
+    form = {"quantization": "nf4", "head": "nf4", "layout": kind, "dtype": plan.dtype}
     entries = all_entries(parts, dtype)
     wanted = Wanted(plan.model.name, source, form, files, header(entries), file_size(entries))
     weights = open_or_make(wanted, lambda sink: write(parts, dtype, sink, progress), progress)
@@ -54,12 +59,20 @@ def load_quantized(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreT
         write(parts, dtype, weights, progress)
     places = _places(entries)
     tensors = {entry.name: _mapped(weights, places[entry.name].first, entry) for entry in entries}
-    _attach(model, parts, tensors)
-    _attach_embedding(model, checkpoint[f"{_EMBEDDING}.weight"], dtype)
+    if link is not None:
+        attach_on(link, plan, model, parts, Copy(weights, tensors, places))
+    else:
+        attach(model, parts, tensors)
+        _page(plan, model, weights, places)
+    table_device = None if link is None or plan.host_embedding else link.device
+    _attach_embedding(model, checkpoint[f"{_EMBEDDING}.weight"], dtype, table_device)
+    return model.eval()
+
+
+def _page(plan: LoadPlan, model: PreTrainedModel, weights: mmap.mmap, places: Mapping[str, Span]) -> None:
     if plan.resident_layers is not None:
         names = [f"model.layers.{index}." for index in range(len(model.model.layers))]
         page_through(model.model.layers, spans_of(places, names), weights, plan.resident_layers)
-    return model.eval()
 
 
 def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
@@ -83,7 +96,9 @@ def _skeleton(plan: LoadPlan, folder: Path, dtype: torch.dtype) -> PreTrainedMod
     return model
 
 
-def _parts(model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path) -> list[Part]:
+def _parts(
+    model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Layout
+) -> list[Part]:
     """What to make of each parameter, in the order of the layers; the embedding is not among them."""
     tied = f"{_HEAD}.weight" not in checkpoint or model.config.tie_word_embeddings
     linears = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear)}
@@ -93,7 +108,7 @@ def _parts(model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Pat
     }
     _require(names, parameters, checkpoint, folder)
     return [
-        Part(name.removesuffix(".weight"), checkpoint[source], linear_kind(parameters[name], layout()))
+        Part(name.removesuffix(".weight"), checkpoint[source], linear_kind(parameters[name], kind))
         if name in linears
         else Part(name, checkpoint[source], "copy")
         for name, source in names.items()
@@ -129,25 +144,14 @@ def _places(entries: Sequence[Entry]) -> dict[str, Span]:
     return places
 
 
-def _attach(model: PreTrainedModel, parts: Sequence[Part], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put the copy's tensors in place of the skeleton's."""
-    for part in parts:
-        parent, _, leaf = part.name.rpartition(".")
-        owner = model.get_submodule(parent)
-        if part.kind == "copy":
-            setattr(owner, leaf, nn.Parameter(tensors[part.name], requires_grad=False))
-        elif part.kind == "interleaved":
-            packed, scales = tensors[f"{part.name}.packed"], tensors[f"{part.name}.scales"]
-            setattr(owner, leaf, InterleavedNF4(packed, scales))
-        else:
-            packed, maxima = tensors[f"{part.name}.packed"], tensors[f"{part.name}.maxima"]
-            setattr(owner, leaf, PlainNF4(packed, maxima, part.source.shape[0]))
-
-
-def _attach_embedding(model: PreTrainedModel, stored: Stored, dtype: torch.dtype) -> None:
-    """The checkpoint's own file is mapped: rows of it are read as they are looked up."""
+def _attach_embedding(
+    model: PreTrainedModel, stored: Stored, dtype: torch.dtype, device: torch.device | None
+) -> None:
+    """The checkpoint's own file is mapped: rows are read as they are looked up, or all go to `device`."""
     owner = model.get_submodule(_EMBEDDING.rpartition(".")[0])
     table = _mapped(map_file(stored.file), stored.offset, stored)
+    if device is not None:
+        table = table.to(device, dtype)
     scale = getattr(owner.embed_tokens, "embed_scale", None)
     owner.embed_tokens = EmbeddingTable(table, dtype, scale)
 

@@ -4,11 +4,13 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-from localgemma_cli.errors import NotFoundError, UsageError
+from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
 from localgemma_cli.planning.own_models import OwnModel, own_models
@@ -24,6 +26,13 @@ class Source:
     folder: Path | None
     revision: str | None
     offline: bool
+    assistant: "Source | None" = None
+
+
+def resolve_assistant(model: str, *, offline: bool) -> Source:
+    """As `resolve`; `--revision` is the larger model's."""
+    with _about_the_assistant():
+        return resolve(model, revision=None, offline=offline)
 
 
 def resolve(model: str, *, revision: str | None, offline: bool, force: bool = False) -> Source:
@@ -95,6 +104,24 @@ def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
         gated=source.facts.gated or None,
         progress=progress,
     )
+
+
+def fetch_assistant(source: Source, progress: ProgressSink) -> Path | None:
+    """The folder of the model that drafts, where there is one; as `fetch`."""
+    if source.assistant is None:
+        return None
+    with _about_the_assistant():
+        return fetch(source.assistant, progress)
+
+
+@contextmanager
+def _about_the_assistant() -> Iterator[None]:
+    """Of two models on one command line, an error must say which."""
+    try:
+        yield
+    except LocalGemmaError as error:
+        hint = f"{error.hint.rstrip('.')}; or leave --assistant out."
+        raise type(error)(f"The assistant: {error.message}", hint) from error
 
 
 def _local_config(folder: Path) -> dict[str, object]:

@@ -98,14 +98,15 @@ def test_a_seed_is_the_same_model_in_memory_and_in_a_file(checkpoint: Path) -> N
 
 @pytest.mark.parametrize(("kind", "module"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
 def test_random_weights_come_in_the_plans_own_format(kind: str, module: str) -> None:
-    model = dummy.load_dummy(plan_for("memory", quantization=kind), seed=0)
+    plan = replace(plan_for("memory", quantization=kind), streamed=False)
+    model = dummy.load_dummy(plan, seed=0)
     assert type(model.model.layers[0].mlp.up_proj).__name__ == module
 
 
-def test_layers_that_wait_on_disk_need_a_file() -> None:
-    plan = replace(plan_for(), resident_layers=2, offload="disk")
-    with pytest.raises(UsageError, match="needs files") as caught:
-        dummy.load_dummy(plan, seed=0)
+@pytest.mark.parametrize("changes", [{"resident_layers": 2, "offload": "disk"}, {"streamed": True}])
+def test_weights_that_are_read_from_files_need_a_file(changes: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="from files") as caught:
+        dummy.load_dummy(replace(plan_for(), **changes), seed=0)
     assert "dummy-file" in caught.value.hint
 
 
@@ -178,7 +179,7 @@ def test_a_step_reads_every_tensor_once_and_a_row_of_the_embedding() -> None:
 @pytest.mark.parametrize(("kind", "nested"), [("nf4", False), ("nf4", True), ("int8", False)])
 def test_quantizations_own_tensors_are_counted(kind: str, nested: bool) -> None:
     plan = plan_for("memory_extreme" if nested else "memory", quantization=kind)
-    plan = replace(plan, nested_quantization=nested)
+    plan = replace(plan, nested_quantization=nested, streamed=False)
     model = dummy.load_dummy(plan, seed=0)
     planned = planned_bytes(SHAPE, WeightFormat(plan.dtype, plan.quantization, nested))
     assert weights_bytes(model) == pytest.approx(planned, rel=0.03)  # code books and nested offsets are small

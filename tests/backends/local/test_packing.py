@@ -6,6 +6,8 @@ from support.models import DEMO
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from localgemma_cli.backends.local.mapped import in_file
+from localgemma_cli.backends.local.nf4_modules import EmbeddingTable
 from localgemma_cli.backends.local.packing import PackedLinear, can_pack, pack_linears
 
 bf16 = pytest.mark.skipif(
@@ -38,6 +40,17 @@ def test_a_packed_model_gives_the_same_logits_and_keeps_its_embedding() -> None:
     ids = torch.randint(108, 1000, (1, 90), generator=torch.Generator().manual_seed(2))
     assert torch.equal(plain(ids).logits, packed(ids).logits)
     assert torch.equal(plain.model.embed_tokens.weight, packed.model.embed_tokens.weight)
+
+
+@bf16
+@torch.inference_mode()
+def test_a_loaded_models_embedding_stays_in_its_file() -> None:
+    model = demo(torch.bfloat16)
+    pack_linears(model)
+    table = model.get_input_embeddings()
+    assert isinstance(table, EmbeddingTable)
+    assert in_file(table.weight)
+    assert not [p for p in model.parameters() if p.data_ptr() == table.weight.data_ptr()]
 
 
 def test_only_plain_bfloat16_on_a_cpu_is_packed() -> None:

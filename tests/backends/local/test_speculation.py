@@ -9,14 +9,14 @@ from support.models import demo_fp32, demo_tokenizer
 from localgemma_cli.backends.local import decoding
 from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
 from localgemma_cli.backends.local.kvcache import KVCache
-from localgemma_cli.backends.local.speculation import LONGEST, NGRAM, Lookup
+from localgemma_cli.backends.local.speculation import LONGEST, NGRAM, Guesses, Lookup, Payoff
 from localgemma_cli.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
 
 
 def answer(
-    prompt: list[int], sampling: Sampling, lookup: Lookup | None, kind: str = "full", count: int = 80
+    prompt: list[int], sampling: Sampling, lookup: Guesses | None, kind: str = "full", count: int = 80
 ) -> tuple[list[int], KVCache]:
     model = demo_fp32()
     kv = KVCache(model.config, kind, 1024)
@@ -102,3 +102,81 @@ def test_guessing_stops_while_it_does_not_pay_and_is_tried_again() -> None:
     assert lookup.propose(history) == []
     assert lookup.propose([1, 2, 3] * 40)
     assert NGRAM == 3
+
+
+class Clock:
+    """Time that passes only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rounds(payoff: Payoff, clock: Clock, tokens: int, plain: float, guessed: float, right: int) -> list[bool]:
+    """An answer of `tokens`: a round takes `plain` seconds, or `guessed` and gives `right` tokens more."""
+    payoff.begin()
+    length, guesses = 10, []
+    while length < 10 + tokens:
+        guesses.append(payoff.next_round(length))
+        clock.now += guessed if guesses[-1] else plain
+        length += 1 + right if guesses[-1] else 1
+    return guesses
+
+
+def test_guesses_that_save_time_go_on_and_are_measured_against_each_answer() -> None:
+    clock = Clock()
+    payoff = Payoff(clock)
+    for _ in range(2):
+        guesses = rounds(payoff, clock, 200, plain=1.0, guessed=1.9, right=1)
+        assert guesses[:3] == [False] * 3
+        assert all(guesses[3:])
+
+
+def test_guesses_that_cost_time_stop_though_most_of_them_are_right() -> None:
+    clock = Clock()
+    guesses = rounds(Payoff(clock), clock, 2000, plain=1.0, guessed=4.5, right=3)
+    assert guesses[3:11] == [True] * 8
+    assert not any(guesses[11:75])
+    assert sum(guesses) <= 8 * 6  # each trial after a pause twice as long
+    assert guesses[75:83] == [True] * 8
+
+
+def test_a_stall_of_the_reader_is_not_taken_for_the_models_time() -> None:
+    clock = Clock()
+    payoff = Payoff(clock)
+    rounds(payoff, clock, 60, plain=1.0, guessed=1.5, right=2)
+    clock.now += 50  # in the round that is open
+    for length in range(73, 100, 3):
+        assert payoff.next_round(length)
+        clock.now += 1.5
+
+
+def test_nothing_is_learnt_from_the_time_between_two_answers() -> None:
+    clock = Clock()
+    payoff = Payoff(clock)
+    first = rounds(payoff, clock, 3 + 7 * 4, plain=1.0, guessed=4.5, right=3)
+    clock.now += 1000  # the user thinks, and starts anew with a shorter history
+    second = rounds(payoff, clock, 40, plain=1.0, guessed=4.5, right=3)
+    assert sum(first) == 7  # the last of them was never seen to end
+    assert sum(second) == 2
+
+
+def test_what_is_done_once_does_not_count() -> None:
+    clock = Clock()
+    payoff = Payoff(clock)
+    payoff.begin()
+    for length in range(200):
+        if payoff.next_round(length):
+            clock.now += 30
+            payoff.restart_round()
+        clock.now += 1 if length < 3 else 0.5
+    assert payoff.next_round(200)
+
+
+def test_speed_that_changes_is_noticed_after_the_pause() -> None:
+    clock = Clock()
+    payoff = Payoff(clock)
+    assert not rounds(payoff, clock, 30, plain=1.0, guessed=9.0, right=1)[-1]
+    assert rounds(payoff, clock, 300, plain=1.0, guessed=1.2, right=1)[-1]
