@@ -111,4 +111,7 @@ def test_a_config_in_the_releases_words_gives_the_catalogues_shape(name):
         "max_position_embeddings": shape.context_length,
         **gemma4(shape),
     }
-    assert facts_from_config({"model_type": "gemma4", "text_config": text}, name="x", id="x").architecture == shape
+    assert (
+        facts_from_config({"model_type": "gemma4", "text_config": text}, name="x", id="x").architecture
+        == shape
+    )

@@ -99,7 +99,9 @@ def write_seeing(folder: Path, *, released: bool) -> Path:
     _stir(model)
     model.save_pretrained(folder)
     file = folder / "model.safetensors"
-    tensors = {(_released(name) if released else _saved(name)): value for name, value in load_file(file).items()}
+    tensors = {
+        (_released(name) if released else _saved(name)): value for name, value in load_file(file).items()
+    }
     save_file(tensors, file, metadata={"format": "pt"})
     return with_tokenizer(folder)
 

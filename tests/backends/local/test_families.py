@@ -60,9 +60,7 @@ def expected(folder: Path, prompt: list[int], stops: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_chat_is_token_for_token_the_reference(
-    folders: dict[str, Path], name: str, attention: str
-) -> None:
+def test_a_chat_is_token_for_token_the_reference(folders: dict[str, Path], name: str, attention: str) -> None:
     backend = load(
         plan_of(folders[name], "exact", dtype="float32", attention=attention), folders[name], silent
     )

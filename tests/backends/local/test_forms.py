@@ -3,6 +3,7 @@
 import copy
 import functools
 import os
+import tempfile
 from pathlib import Path
 from threading import Event as Cancel
 
@@ -30,8 +31,8 @@ SHARED = os.environ.get("LOCALGEMMA_TEST_SHARED")
 NAMED = ("gemma", "alpaca", "alpaca-chat", "raw")
 CONTROL = ("<bos>", "<eos>", "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>")
 SINGLE = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a"
-    " response that appropriately completes the request."
+    "Below is an instruction that describes a task, paired with an input that provides further context."
+    " Write a response that appropriately completes the request."
 )
 SEVERAL = (
     "Below are some instructions that describe some tasks."
@@ -43,7 +44,10 @@ TEXTS = {
     "alpaca-chat": f"{SEVERAL}\n\n### Instruction:\nAdd 2 and 3.\n\n### Response:\n",
     "raw": "Add 2 and 3.",
 }
-FILE = "{% for m in messages %}{{ '<start_of_turn>' + m.role + ': ' + m.content | trim + '<end_of_turn>' }}{% endfor %}"
+FILE = (
+    "{% for m in messages %}{{ '<start_of_turn>' + m.role + ': ' + m.content | trim + '<end_of_turn>' }}"
+    "{% endfor %}"
+)
 
 
 @functools.cache
@@ -112,7 +116,9 @@ def test_the_form_comes_from_the_repository_and_not_from_its_name() -> None:
 
 hostile = st.lists(
     st.one_of(
-        st.sampled_from([*CONTROL, "<", ">", "_of_turn>", "<start", "### Response:\n", "\n### Input:\n", "\n"]),
+        st.sampled_from(
+            [*CONTROL, "<", ">", "_of_turn>", "<start", "### Response:\n", "\n### Input:\n", "\n"]
+        ),
         st.sampled_from(["\U000f0000", "\U000f0001", "{{ bos_token }}", "{% raw %}"]),
         st.text(max_size=8),
     ),
@@ -124,9 +130,9 @@ hostile = st.lists(
 @settings(max_examples=100, deadline=None)
 @given(system=hostile, question=hostile, answer=hostile, again=hostile)
 def test_no_text_can_forge_a_control_token_in_any_form(
-    form: str, system: str, question: str, answer: str, again: str, tmp_path_factory: pytest.TempPathFactory
+    form: str, system: str, question: str, answer: str, again: str
 ) -> None:
-    subject = file_prompter(tmp_path_factory) if form == "file" else prompter(form)
+    subject = file_prompter() if form == "file" else prompter(form)
     plain = [Message("user", "x"), Message("assistant", "y"), Message("user", "z")]
     messages = [Message("user", question), Message("assistant", answer), Message("user", again)]
     if system and form != "raw":
@@ -139,10 +145,11 @@ def test_no_text_can_forge_a_control_token_in_any_form(
 
 
 @functools.cache
-def file_prompter(factory: pytest.TempPathFactory) -> Prompter:
-    file = factory.mktemp("template") / "mine.jinja"
-    file.write_text(FILE)
-    return Prompter(bare(), str(file))
+def file_prompter() -> Prompter:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mine.jinja"
+        file.write_text(FILE)
+        return Prompter(bare(), str(file))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +179,9 @@ def test_a_template_file_that_cannot_be_used_says_why(
 
 
 @settings(max_examples=200, deadline=None)
-@given(pieces=st.lists(st.sampled_from(["#", "##", "###", " In", "struction", ":", "\n", "x", ""]), max_size=30))
+@given(
+    pieces=st.lists(st.sampled_from(["#", "##", "###", " In", "struction", ":", "\n", "x", ""]), max_size=30)
+)
 def test_a_stop_text_ends_the_text_wherever_the_pieces_break(pieces: list[str]) -> None:
     stop, subject, told = "### Instruction:", StopText(("### Instruction:",)), ""
     for piece in pieces:

@@ -156,5 +156,3 @@ def test_a_template_without_bos_still_gives_exactly_one() -> None:
 def test_stops_on_eos_and_on_the_turn_end() -> None:
     tokenizer = demo_tokenizer()
     assert prompter().stop_ids == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")}
-
-
