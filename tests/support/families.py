@@ -33,7 +33,7 @@ _SIZES = {
     "pad_token_id": 0,
 }
 _GEMMA_4 = {"global_head_dim": 128, "sliding_window": 24, "initializer_range": 0.15, "num_hidden_layers": 8}
-_EFFECTIVE = {"num_kv_shared_layers": 4, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 16}
+_EFFECTIVE = {"num_kv_shared_layers": 4, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 64}
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 
 
