@@ -162,6 +162,15 @@ def _gemma4(own: Config, layers: int, name: str) -> Gemma4Parts:
     types, pattern = own.get("layer_types"), _positive(own, "sliding_window_pattern", name)
     if not isinstance(types, list):
         types = ["sliding" if (index + 1) % pattern else "full_attention" for index in range(layers)]
+    # transformers 5 writes what is other in full layers per layer, released files once
+    layers_own = own.get("per_layer_config")
+    per_layer = next(iter(layers_own.values()), None) if isinstance(layers_own, Mapping) else None
+    if isinstance(per_layer, Mapping):
+        own = {
+            **own,
+            "global_head_dim": per_layer.get("head_dim", own.get("head_dim")),
+            "num_global_key_value_heads": per_layer.get("num_key_value_heads"),
+        }
     heads = "num_global_key_value_heads" if value_is_key and own.get("num_global_key_value_heads") else ""
     ffn, ple = _positive(own, "intermediate_size", name), own.get("hidden_size_per_layer_input") or 0
     return Gemma4Parts(

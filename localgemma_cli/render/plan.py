@@ -49,7 +49,9 @@ def plans_table(plans: Sequence[LoadPlan]) -> Table:
     complete = len(cells) == len(models) * len(presets)
     table = Table(box=box.SIMPLE_HEAD, caption=_caption(plans, complete), caption_justify="left")
     for heading in ("model", *presets):
-        table.add_column(Text(heading), no_wrap=True)
+        # a long model name folds, so that the verdicts stay whole in 80 columns
+        first = heading == "model"
+        table.add_column(Text(heading), no_wrap=not first, max_width=11 if first else None, overflow="fold")
     for name in models:
         table.add_row(Text(name), *(_cell(cells.get((name, preset))) for preset in presets))
     return table

@@ -9,12 +9,14 @@ from transformers import (
     Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
 )
 
 from localgemma_cli.planning.architecture import Architecture
-from localgemma_cli.planning.catalog import HUB_MODELS, facts_from_config, lookup
+from localgemma_cli.planning.catalog import catalogue, facts_from_config, lookup
 
 GEMMA_3 = {
     "model_type": "gemma3_text",
@@ -32,6 +34,7 @@ CLASSES = {
     "gemma": (GemmaConfig, GemmaForCausalLM),
     "gemma2": (Gemma2Config, Gemma2ForCausalLM),
     "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
+    "gemma4_text": (Gemma4TextConfig, Gemma4ForCausalLM),
 }
 
 
@@ -46,16 +49,38 @@ def meta_model(architecture: Architecture, **extra: object) -> torch.nn.Module:
         intermediate_size=architecture.ffn,
         vocab_size=architecture.vocabulary,
         tie_word_embeddings=architecture.tied_head,
+        **gemma4(architecture),
         **extra,
     )
     with torch.device("meta"):
         return model_class(config)
 
 
+def gemma4(architecture: Architecture) -> dict[str, object]:
+    """What only Gemma 4's config says, in its words."""
+    parts = architecture.gemma4
+    if parts is None:
+        return {}
+    every = architecture.layers // (architecture.layers - architecture.sliding_layers)
+    return {
+        "global_head_dim": parts.full_head_dim,
+        "num_global_key_value_heads": parts.full_kv_heads if parts.value_is_key else None,
+        "attention_k_eq_v": parts.value_is_key,
+        "num_kv_shared_layers": parts.sharing_layers,
+        "use_double_wide_mlp": parts.sharing_ffn != architecture.ffn,
+        "hidden_size_per_layer_input": parts.layer_embedding,
+        "layer_types": [
+            "sliding_attention" if (index + 1) % every else "full_attention"
+            for index in range(architecture.layers)
+        ],
+    }
+
+
 def shapes() -> list[Architecture]:
     gemma_3 = facts_from_config(GEMMA_3, name="1b", id="google/gemma-3-1b-it").architecture
     untied = replace(lookup("7b").architecture, tied_head=False)
-    return [*(facts.architecture for facts in HUB_MODELS), gemma_3, untied]
+    known = {facts.architecture: None for facts in catalogue() if not facts.bundled}
+    return list(dict.fromkeys([*known, gemma_3, untied]))
 
 
 @pytest.mark.parametrize("architecture", shapes(), ids=lambda shape: f"{shape.family}-{shape.parameters}")
@@ -66,9 +91,27 @@ def test_every_kind_of_parameter_is_counted(architecture):
     norms = [value for name, value in model.named_parameters() if "norm" in name]
     assert architecture.parameters == sum(value.numel() for value in model.parameters())
     assert architecture.linear_parameters == sum(each.weight.numel() for each in layers)
-    assert architecture.layers * architecture.layer_linear_rows == sum(each.out_features for each in layers)
+    assert architecture.linear_rows == sum(each.out_features for each in layers)
+    assert 0 <= architecture.layers * architecture.layer_linear_rows - architecture.linear_rows < 128
     assert architecture.norm_parameters == sum(value.numel() for value in norms)
 
 
-def test_the_small_gemma_3_has_its_published_size():
-    assert shapes()[4].parameters == 999_885_952
+@pytest.mark.parametrize("name", ["4-e2b", "4-e4b", "4-31b"])
+def test_a_config_in_the_releases_words_gives_the_catalogues_shape(name):
+    shape = lookup(name).architecture
+    text = {
+        "model_type": "gemma4_text",
+        "num_hidden_layers": shape.layers,
+        "hidden_size": shape.hidden,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.ffn,
+        "sliding_window": shape.sliding_window,
+        "max_position_embeddings": shape.context_length,
+        **gemma4(shape),
+    }
+    assert (
+        facts_from_config({"model_type": "gemma4", "text_config": text}, name="x", id="x").architecture
+        == shape
+    )

@@ -5,7 +5,25 @@ import pytest
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.planning.catalog import HUB_MODELS, catalogue, demo_facts, facts_from_config, lookup
 
-PARAMETERS = {"2b": 2_614_341_888, "7b": 8_537_680_896, "9b": 9_241_705_984, "27b": 27_227_128_320}
+PARAMETERS = {
+    "2b": 2_614_341_888,
+    "7b": 8_537_680_896,
+    "9b": 9_241_705_984,
+    "27b": 27_227_128_320,
+    "3-270m": 268_098_176,
+    "3-1b": 999_885_952,
+    "3-4b": 3_880_263_168,
+}
+IDS = {
+    "system-2b": "lunahr/SystemGemma2-2b-it",
+    "system-9b": "lunahr/SystemGemma2-9b-it",
+    "system-27b": "lunahr/SystemGemma2-27b-it",
+    "7b-base": "google/gemma-7b",
+    "7b-awq": "TechxGenus/gemma-7b-AWQ",
+    "codegemma-2-9b-ultra": "EpistemeAI/EpistemeAI-codegemma-2-9b-ultra",
+    "3-1b": "google/gemma-3-1b-it",
+    "4-31b": "google/gemma-4-31B-it",
+}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -50,6 +68,32 @@ def test_facts_of_a_hub_repository_name_its_generation_and_keep_its_id():
     assert (facts.name, facts.id, facts.bundled) == ("mine", "someone/mine", False)
     assert facts.summary == "Gemma 2, 2.6 billion weights."
     assert facts.architecture == lookup("2b").architecture
+
+
+def test_the_other_names_stand_for_their_repositories_and_prompt_forms():
+    assert {name: lookup(name).id for name in IDS} == IDS
+    forms = {name: lookup(name).form for name in ("7b-base", "7b-awq", "codegemma-2-9b-ultra", "system-9b")}
+    assert forms == {
+        "7b-base": "raw",
+        "7b-awq": "raw",
+        "codegemma-2-9b-ultra": "alpaca",
+        "system-9b": "gemma",
+    }
+    assert lookup("7b-awq").stored.kind == "awq"
+    assert not lookup("7b-awq").architecture.tied_head
+    assert len({facts.name for facts in catalogue()}) == len(catalogue())
+
+
+def test_gemma_3_and_4_slide_as_their_releases_do():
+    shapes = [lookup(name).architecture for name in ("3-1b", "3-4b", "3-12b", "3-27b", "4-e2b", "4-31b")]
+    assert [shape.layers - shape.sliding_layers for shape in shapes] == [4, 5, 8, 10, 7, 10]
+    assert [shape.sliding_window for shape in shapes] == [512, 1024, 1024, 1024, 512, 1024]
+    assert [shape.context_length >> 10 for shape in shapes] == [32, 128, 128, 128, 128, 256]
+
+
+def test_what_cannot_be_planned_is_refused_even_of_gemma_4():
+    with pytest.raises(NotFoundError, match="mixture of experts"):
+        facts_from_config({"model_type": "gemma4_text", "enable_moe_block": True}, name="moe", id="moe")
 
 
 def test_nothing_is_inferred_from_a_name():

@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerFast
 
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.conversation import Message
-from localgemma_cli.errors import NotFoundError
 
 SHARED = os.environ.get("LOCALGEMMA_TEST_SHARED")
 GOLDEN = Path(SHARED or "") / "golden" / "gemma2_prompts.json"
@@ -157,8 +156,3 @@ def test_a_template_without_bos_still_gives_exactly_one() -> None:
 def test_stops_on_eos_and_on_the_turn_end() -> None:
     tokenizer = demo_tokenizer()
     assert prompter().stop_ids == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")}
-
-
-def test_a_tokenizer_without_a_template_is_refused_kindly() -> None:
-    with pytest.raises(NotFoundError, match="no chat template"):
-        prompter("")
