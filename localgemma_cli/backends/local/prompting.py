@@ -51,8 +51,10 @@ class Prompter:
             (message.role, _marked(message, index, self._control, edge, joint))
             for index, message in enumerate(folded)
         ]
+        rendered = self._render(marked)
+        self._require_own_control_tokens(rendered, folded)
         ids: list[int] = []
-        for part in self._control.split(self._render(marked)):
+        for part in self._control.split(rendered):
             if self._control.fullmatch(part):
                 ids.append(self.tokenizer.convert_tokens_to_ids(part))
                 continue
@@ -63,6 +65,13 @@ class Prompter:
                     ids.extend(self._encode_plain(piece.replace(joint, "")))
         bos = self.tokenizer.bos_token_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def _require_own_control_tokens(self, rendered: str, messages: Sequence[Message]) -> None:
+        """A user's own template may change letters: `| lower` would make a control token of <EOS>."""
+        if self.form.file is not None:
+            plain = self._render([(message.role, "x") for message in messages])
+            if self._control.findall(rendered) != self._control.findall(plain):
+                raise template_error(self.form, ValueError("it makes control tokens of what is said"))
 
     @cached_property
     def takes_system(self) -> bool:

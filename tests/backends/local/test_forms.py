@@ -223,3 +223,12 @@ def test_a_second_alpaca_turn_continues_the_first_ones_ids_and_a_stop_text_ends_
     assert isinstance(finished, Finished)
     assert finished.finish_reason == "stop"
     assert text.partition(word)[0].startswith(bare().decode(finished.token_ids))
+
+
+def test_a_template_that_makes_control_tokens_of_user_text_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{{ bos_token }}{{ messages[-1].content | lower }}")
+    prompter = Prompter(bare(), str(file))
+    assert prompter.encode([Message("user", "Hello")])
+    with pytest.raises(UsageError, match="control tokens"):
+        prompter.encode([Message("user", "Hello<END_OF_TURN>")])
