@@ -33,6 +33,7 @@ def chat(
     ] = None,
     model: options.Model = None,
     preset: options.Preset = None,
+    adapter: options.Adapter = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     system: options.System = None,
@@ -89,6 +90,7 @@ def chat(
     choice = Choice(
         model=model,
         preset=preset,
+        adapter=adapter,
         revision=revision,
         offline=offline,
         device=device,
@@ -166,12 +168,12 @@ class _Session:
         return 0
 
     def _load(self, progress: "ProgressSink") -> "Backend":
-        from localgemma_cli.backends.local.source import fetch
+        from localgemma_cli.backends.local.source import fetch, fetch_adapter
 
-        folder = fetch(self.source, progress)
+        folder, adapter = fetch(self.source, progress), fetch_adapter(self.source, progress)
         from localgemma_cli.backends.local.backend import load
 
-        return load(self.plan, folder, progress)
+        return load(self.plan, folder, progress, adapter)
 
     def _settings(self, default: OnOverflow) -> "Settings":
         from localgemma_cli.chat.turn import Settings

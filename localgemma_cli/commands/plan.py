@@ -18,6 +18,7 @@ def plan(
     model: options.Model = None,
     preset: options.Preset = None,
     all_: Annotated[bool, typer.Option("--all", help="Every model with every preset, as a table.")] = False,
+    adapter: options.Adapter = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     context: options.Context = None,
@@ -38,6 +39,7 @@ def plan(
     choice = Choice(
         model=model,
         preset=preset,
+        adapter=adapter,
         revision=revision,
         offline=offline,
         device=device,

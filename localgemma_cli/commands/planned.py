@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from localgemma_cli.backends.local.source import Source, resolve
+from localgemma_cli.backends.local.source import Source, resolve, resolve_adapted
 from localgemma_cli.planning.hardware import Hardware, parse_size, probe
 from localgemma_cli.planning.plan import LoadPlan, Overrides, default_model, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -13,6 +13,7 @@ class Choice:
     """What the user said about the model and how it runs; None where nothing was said."""
 
     model: str | None = None
+    adapter: str | None = None
     preset: str | None = None
     revision: str | None = None
     offline: bool = False
@@ -42,6 +43,10 @@ class Choice:
 
 def source_of(choice: Choice, hardware: Hardware) -> Source:
     """The model that was asked for, else the larger default that fits."""
+    if choice.adapter is not None:
+        return resolve_adapted(
+            choice.model, choice.adapter, revision=choice.revision, offline=choice.offline
+        )
     if choice.model is not None:
         return resolve(choice.model, revision=choice.revision, offline=choice.offline)
     facts = default_model(hardware, choice.overrides(), load_presets())

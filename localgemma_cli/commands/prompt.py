@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import options, sampling
-from localgemma_cli.backends.local.source import fetch
+from localgemma_cli.backends.local.source import fetch, fetch_adapter, tokenizer_folder
 from localgemma_cli.chat.incoming import read_incoming
 from localgemma_cli.commands.planned import Choice, source_of
 from localgemma_cli.commands.systemtext import read_system
@@ -21,6 +21,7 @@ from localgemma_cli.render.sanitize import visible
 def prompt(
     prompt: Annotated[list[str] | None, typer.Argument(help="The prompt, or - for standard input.")] = None,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
     system: options.System = None,
@@ -36,8 +37,8 @@ def prompt(
     incoming = read_incoming(prompt or [], streams.stdin, interactive=False)
     if incoming.prompt is None:
         raise UsageError("There is no prompt to show.", 'Give one: localgemma prompt "Hello"')
-    source = source_of(Choice(model=model, revision=revision, offline=offline), probe())
-    folder = fetch(source, silent)
+    source = source_of(Choice(model=model, adapter=adapter, revision=revision, offline=offline), probe())
+    folder = tokenizer_folder(fetch(source, silent), fetch_adapter(source, silent))
     from localgemma_cli.backends.local.loader import load_tokenizer
     from localgemma_cli.backends.local.prompting import Prompter
 

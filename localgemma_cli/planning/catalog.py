@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from localgemma_cli.errors import NotFoundError
+from localgemma_cli.planning.adapter import Adapter
 from localgemma_cli.planning.architecture import FAMILY_NAMES, Architecture, StoredFormat
 from localgemma_cli.planning.config import architecture_of, stored_format_of
 
@@ -20,6 +21,7 @@ class ModelFacts:
     summary: str
     bundled: bool = False
     stored: StoredFormat | None = None
+    adapter: Adapter | None = None
 
 
 def _gemma2(layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, ffn: int) -> Architecture:

@@ -13,7 +13,6 @@ from localgemma_cli.planning.choices import (
     Attention,
     CacheKind,
     CompileMode,
-    DeviceKind,
     Dtype,
     OffloadRule,
     chosen,
@@ -21,6 +20,7 @@ from localgemma_cli.planning.choices import (
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.memory import WeightFormat
 from localgemma_cli.planning.presets import LOSSLESS, Preset, Settings
+from localgemma_cli.planning.stored import as_stored
 
 _STREAMED = (
     "the output head is in 4 bits like the layers; embeddings are read from the model's file as needed"
@@ -59,7 +59,7 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     """Every setting of a plan; a UsageError where what was asked for contradicts itself."""
     settings = preset.devices[hardware.device]
     dtype, why_dtype = _dtype(facts, settings, hardware, overrides)
-    weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware.device)
+    weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware)
     attention, why_attention = _attention(facts, settings, overrides)
     mode, cache, why_mode = _compile(settings, hardware, overrides)
     context, why_context = _context(facts, overrides)
@@ -83,8 +83,6 @@ def _dtype(
     if overrides.dtype is not None:
         dtype = chosen(overrides.dtype, DTYPES, "--dtype")
         return dtype, f"{dtype}, as asked"
-    if facts.stored and facts.stored.kind == "awq":
-        return "float16", "float16: the AWQ kernels compute in it"
     if settings.dtype != "native":
         return settings.dtype, f"{settings.dtype}, as the preset says"
     native: Dtype = "bfloat16" if hardware.bf16 else "float32"
@@ -97,24 +95,18 @@ def _weights(
     settings: Settings,
     dtype: Dtype,
     overrides: Overrides,
-    device: DeviceKind,
+    hardware: Hardware,
 ) -> tuple[WeightFormat, str]:
     asked = overrides.quantization
     kind = settings.quantization if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
     if facts.stored:
-        if asked is not None and kind != facts.stored.kind:
-            raise UsageError(
-                f"{facts.name} is stored in {facts.stored.kind} already and cannot be loaded as {kind}.",
-                "Leave --quantization out, or take the model's unquantized repository.",
-            )
-        stored = WeightFormat(dtype, facts.stored.kind, facts.stored.nested)
-        return stored, f"weights in {stored.kind}, as the checkpoint stores them"
+        return as_stored(facts, facts.stored, preset, hardware, dtype, None if asked is None else kind)
     if asked not in (None, "none") and preset.name in LOSSLESS:
         raise UsageError(
             f"--quantization {kind} contradicts --preset {preset.name}, which never quantizes.",
             "Leave one of them out, or take --preset memory.",
         )
-    streamed = kind == "nf4" and device == "cpu" and _in_whole_blocks(facts)
+    streamed = kind == "nf4" and hardware.device == "cpu" and _in_whole_blocks(facts) and not facts.adapter
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     why = (f"weights in {kind}, as asked" if asked else "", _STREAMED if streamed else "")
     return WeightFormat(dtype, kind, nested, streamed), "; ".join(filter(None, why))

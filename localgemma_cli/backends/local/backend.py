@@ -13,6 +13,7 @@ from localgemma_cli.backends.local.detokenize import Detokenizer
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model, load_tokenizer, out_of_memory
 from localgemma_cli.backends.local.prompting import Prompter
+from localgemma_cli.backends.local.source import tokenizer_folder
 from localgemma_cli.backends.local.speculation import Lookup
 from localgemma_cli.conversation import FinishReason, Message
 from localgemma_cli.errors import ContextOverflowError
@@ -108,8 +109,9 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
 
 
-def load(plan: LoadPlan, folder: Path, progress: ProgressSink) -> LocalBackend:
-    prompter = Prompter(
-        load_tokenizer(folder)
-    )  # first: a folder that cannot chat is refused before the weights
-    return LocalBackend(plan, load_model(plan, folder, progress), prompter)
+def load(
+    plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None = None
+) -> LocalBackend:
+    # The tokenizer first: a folder that cannot chat is refused before the weights.
+    prompter = Prompter(load_tokenizer(tokenizer_folder(folder, adapter)))
+    return LocalBackend(plan, load_model(plan, folder, progress, adapter), prompter)

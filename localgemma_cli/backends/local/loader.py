@@ -17,6 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from localgemma_cli.backends.local.attention import implementation
+from localgemma_cli.backends.local.formats.choose import as_the_files_are, own_loader
 from localgemma_cli.backends.local.packing import can_pack, pack_linears
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
@@ -24,7 +25,9 @@ from localgemma_cli.planning.plan import LoadPlan
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises NotFoundError where the folder holds no tokenizer that can be read."""
+    """Raises NotFoundError where the folder, or the GGUF file, holds no tokenizer that can be read."""
+    if folder.is_file():
+        return _gguf_tokenizer(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         # transformers would make one up, without a vocabulary
         raise NotFoundError(
@@ -39,17 +42,31 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
+def _gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    from localgemma_cli.backends.local.formats.gguf_model import load_gguf_tokenizer
+
+    try:
+        return load_gguf_tokenizer(path)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise _unloadable("tokenizer", path, error) from error
+
+
+def load_model(
+    plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None = None
+) -> PreTrainedModel:
     """NotFoundError for a checkpoint that is damaged or incomplete, DoesNotFitError where memory runs out."""
     try:
         if plan.streamed:
             from localgemma_cli.backends.local.quantized import load_quantized
 
             return load_quantized(plan, folder, progress)
+        if own := own_loader(plan):
+            return _ready(own(plan, folder, progress), plan, adapter)
         with _loading_reported(progress):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 **pretrained_arguments(plan),
+                **as_the_files_are(plan, folder),
                 offload_buffers=True,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -66,6 +83,15 @@ def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrain
             f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
             "Download it again; a partial copy cannot answer.",
         )
+    return _ready(model, plan, adapter)
+
+
+def _ready(model: PreTrainedModel, plan: LoadPlan, adapter: Path | None) -> PreTrainedModel:
+    """With its adapter, and its plain linear layers packed where that is faster."""
+    if adapter is not None:
+        from localgemma_cli.backends.local.formats.adapters import attach
+
+        model = attach(model, adapter, merge=plan.merges_adapter)
     if can_pack(model):
         pack_linears(model)
     return model.eval()
@@ -90,6 +116,8 @@ def out_of_memory(plan: LoadPlan) -> DoesNotFitError:
 
 def _quantization(plan: LoadPlan) -> BitsAndBytesConfig | None:
     offloads = plan.resident_layers is not None
+    if plan.model.stored:  # the repository's own config says how
+        return None
     if plan.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=offloads)
     if plan.quantization == "nf4":

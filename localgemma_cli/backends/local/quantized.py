@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.initialization import no_init_weights
 
 from localgemma_cli.backends.local.attention import implementation
+from localgemma_cli.backends.local.formats.assemble import same_matrix
 from localgemma_cli.backends.local.nf4_modules import (
     EmbeddingTable,
     InterleavedNF4,
@@ -72,7 +73,8 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
 
 def _skeleton(plan: LoadPlan, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its buffers, and parameters that have a shape but no memory."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = whole.get_text_config()
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=implementation(plan), trust_remote_code=False
@@ -84,7 +86,11 @@ def _skeleton(plan: LoadPlan, folder: Path, dtype: torch.dtype) -> PreTrainedMod
 
 def _parts(model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path) -> list[Part]:
     """What to make of each parameter, in the order of the layers; the embedding is not among them."""
-    tied = f"{_HEAD}.weight" not in checkpoint or model.config.tie_word_embeddings
+    embedding, head = checkpoint.get(f"{_EMBEDDING}.weight"), checkpoint.get(f"{_HEAD}.weight")
+    # As transformers has it: a head that is stored and differs is the head, whatever the config says.
+    tied = head is None or (
+        model.config.tie_word_embeddings and embedding is not None and same_matrix(embedding, head)
+    )
     linears = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear)}
     parameters = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     names = {
