@@ -44,9 +44,7 @@ class Choice:
 def source_of(choice: Choice, hardware: Hardware) -> Source:
     """The model that was asked for, else the larger default that fits."""
     if choice.adapter is not None:
-        return resolve_adapted(
-            choice.model, choice.adapter, revision=choice.revision, offline=choice.offline
-        )
+        return resolve_adapted(choice.model, choice.adapter, revision=choice.revision, offline=choice.offline)
     if choice.model is not None:
         return resolve(choice.model, revision=choice.revision, offline=choice.offline)
     facts = default_model(hardware, choice.overrides(), load_presets())

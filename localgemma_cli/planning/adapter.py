@@ -25,7 +25,7 @@ def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise NotFoundError(
-            f"{id} is not a LoRA or DoRA adapter: its adapter_config.json says {kind or 'nothing of its kind'}.",
+            f"{id} is not a LoRA or DoRA adapter: adapter_config.json says {kind or 'nothing'}.",
             "Only those two kinds are loaded; merge the adapter with peft, and give the merged model.",
         )
     base, rank = config.get("base_model_name_or_path"), config.get("r")

@@ -101,7 +101,7 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
         return StoredFormat("w8a8")
     raise NotFoundError(
         f"{name} is stored in a quantized form that localgemma does not load ({method or 'unnamed'}).",
-        "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, 4-bit AWQ (GEMM) or W8A8.",
+        "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The AWQ GEMM layout, written from its definition: eight values to an int32, in the order 0 2 4 6 1 3 5 7."""
+"""The AWQ GEMM layout, written from its definition: eight values to an int32, evens first."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def packed(values: torch.Tensor) -> torch.Tensor:
 
 
 def write_awq(folder: Path, model: PreTrainedModel, group: int = GROUP) -> dict[str, torch.Tensor]:
-    """Writes the checkpoint with a head of its own; returns the state of its dequantized reference, in float32."""
+    """Writes the checkpoint; returns the state of its dequantized reference, in float32."""
     config = model.config.to_dict() | {
         "architectures": [type(model).__name__],
         "dtype": "float16",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from support.models import DEMO, demo_tokenizer
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -17,11 +18,10 @@ from transformers import (
 )
 
 from localgemma_cli.backends.local.loader import load_model
-from localgemma_cli.backends.local.source import resolve
+from localgemma_cli.backends.local.source import resolve, resolve_adapted
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
-from support.models import DEMO, demo_tokenizer
 
 CONFIGS = {"gemma": GemmaConfig, "gemma2": Gemma2Config, "gemma3_text": Gemma3TextConfig}
 SHAPE: dict[str, Any] = {
@@ -76,9 +76,9 @@ def is_linear(name: str) -> bool:
     return name.startswith("model.layers.") and name.endswith("proj.weight")
 
 
-def plan_for(folder: Path, preset: str | None = "memory", adapter: str | None = None, **more: Any) -> LoadPlan:
-    from localgemma_cli.backends.local.source import resolve_adapted
-
+def plan_for(
+    folder: Path, preset: str | None = "memory", adapter: str | None = None, **more: Any
+) -> LoadPlan:
     if adapter is not None:
         source = resolve_adapted(str(folder), adapter, revision=None, offline=True)
     else:

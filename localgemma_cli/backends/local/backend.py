@@ -109,9 +109,7 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
 
 
-def load(
-    plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None = None
-) -> LocalBackend:
+def load(plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None = None) -> LocalBackend:
     # The tokenizer first: a folder that cannot chat is refused before the weights.
     prompter = Prompter(load_tokenizer(tokenizer_folder(folder, adapter)))
     return LocalBackend(plan, load_model(plan, folder, progress, adapter), prompter)

@@ -63,7 +63,7 @@ def _stored(path: Path, entry: Mapping[str, Any], start: int, end: int) -> Store
 
 
 def read_checkpoint(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model's folder; those of a language model within a larger one under their own names."""
+    """Every tensor of a model's folder; a language model's within a larger one under their own names."""
     return {language_name(name): tensor for name, tensor in _read_all(folder).items()}
 
 

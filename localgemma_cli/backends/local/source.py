@@ -163,7 +163,9 @@ def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
             f"{folder} holds no {name}, so it is not {what}.", "Give the folder that the weights are in."
         ) from None
     except (OSError, ValueError) as error:
-        raise NotFoundError(f"{folder}/{name} cannot be read: {error}", "Download the model again.") from error
+        raise NotFoundError(
+            f"{folder}/{name} cannot be read: {error}", "Download the model again."
+        ) from error
     if not isinstance(config, dict):
         raise NotFoundError(f"{folder}/{name} is not a model's config.", "Download the model again.")
     return config

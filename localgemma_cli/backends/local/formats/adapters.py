@@ -22,7 +22,7 @@ def attach(model: PreTrainedModel, folder: Path, *, merge: bool) -> PreTrainedMo
         )
     _fit_vocabulary(model, folder / WEIGHTS)
     try:
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(str(folder))
         config.megatron_config = None  # with one, peft would import the module that it names
         adapted = PeftModel.from_pretrained(model, folder, config=config, local_files_only=True)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:

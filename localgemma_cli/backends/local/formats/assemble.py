@@ -31,7 +31,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @dataclass(frozen=True)
 class Parts:
-    """What a skeleton is filled with, made when its turn comes: tensors, and linear layers in their own form."""
+    """What a skeleton is filled with, made when its turn comes: tensors, and linear layers of their own."""
 
     tensors: Mapping[str, Callable[[], torch.Tensor]]
     linears: Mapping[str, Callable[[], nn.Module]]

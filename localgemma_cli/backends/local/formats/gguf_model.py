@@ -1,4 +1,4 @@
-"""A GGUF file to a model with plain weights: each tensor unpacked on its own, so that one is in memory at a time."""
+"""A GGUF file to a model with plain weights, unpacked tensor by tensor."""
 
 import re
 from collections.abc import Callable
@@ -79,7 +79,7 @@ def _reader(file: Gguf, name: str) -> Callable[[], torch.Tensor]:
         block, size = gguf.GGML_QUANT_SIZES[kind]
         rows = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
         raw = np.memmap(file.path, np.uint8, "r", tensor.offset, rows)
-        values = torch.from_numpy(gguf.dequantize(raw, kind).astype(np.float32, copy=False))
+        values = torch.from_numpy(np.array(gguf.dequantize(raw, kind), np.float32))
         return values.view(tensor.shape) - 1 if name.endswith("norm.weight") else values.view(tensor.shape)
 
     return read

@@ -1,7 +1,7 @@
 """Linear layers over 4-bit weights with a scale and a zero point per group, on PyTorch's own kernels.
 
-A weight is (q - zero) * scale with q in 0..15. The kernels compute (q - 8) * scale + offset in bfloat16, so the
-offset is (8 - zero) * scale.
+A weight is (q - zero) * scale with q in 0..15. The kernels compute (q - 8) * scale + offset in bfloat16, so
+the offset is (8 - zero) * scale.
 """
 
 from functools import cache
@@ -36,8 +36,11 @@ class Int4Linear(nn.Module):
             block = _row_block()
             if block and self.out_features % block == 0 and rows.shape[0] >= _UNPACK_FROM:
                 return nn.functional.linear(rows, self._unpacked(block))
-            return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales)
-        return torch.ops.aten._weight_int4pack_mm(rows, self.packed, self.group, self.scales)
+            kernel = torch.ops.aten._weight_int4pack_mm_for_cpu
+        else:
+            kernel = torch.ops.aten._weight_int4pack_mm
+        product: torch.Tensor = kernel(rows, self.packed, self.group, self.scales)
+        return product
 
     def _unpacked(self, block: int) -> torch.Tensor:
         """The weight as the kernel sees it, [out, in]."""
@@ -54,14 +57,17 @@ def can_keep(levels: torch.Tensor, group: int) -> bool:
 
 
 def _pack(levels: torch.Tensor) -> torch.Tensor:
-    if not levels.is_cuda:
-        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
-    pairs = levels[:, ::2] << 4 | levels[:, 1::2]
-    return torch.ops.aten._convert_weight_to_int4pack(pairs, _TILES)
+    packed: torch.Tensor
+    if levels.is_cuda:
+        pairs = levels[:, ::2] << 4 | levels[:, 1::2]
+        packed = torch.ops.aten._convert_weight_to_int4pack(pairs, _TILES)
+    else:
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
+    return packed
 
 
 def _unpack(packed: torch.Tensor, block: int) -> torch.Tensor:
-    """[out, in]: for every input feature, a block's low halves are its first rows, the high ones the others."""
+    """[out, in]: for every input feature, a block's first rows are low halves, the others high."""
     rows, half = packed.shape
     pairs = packed.view(rows // block, 2 * half, block // 2)
     return torch.cat([pairs & 15, pairs >> 4], dim=-1).transpose(1, 2).reshape(rows, 2 * half)

@@ -1,7 +1,7 @@
 """int8 weights with activations that are rounded to int8 per token: compressed-tensors' `int-quantized` form.
 
-A linear layer is stored as `weight` int8 [out, in] and `weight_scale` [out, 1]. Products are exact in int32, so
-the weights stay in int8 here; the compressed-tensors package would unpack them at the first forward.
+A linear layer is stored as `weight` int8 [out, in] and `weight_scale` [out, 1]. Products are exact in int32,
+and the weights stay in int8; the compressed-tensors package would unpack them at the first forward.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class W8A8Linear(nn.Module):
 
 
 def rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [n, in] as int8, and a scale [n, 1] each: the 255 steps of int8 span twice the largest magnitude."""
+    """Rows [n, in] as int8, and a scale [n, 1]: the 255 steps of int8 span twice the largest magnitude."""
     scale = rows.abs().amax(dim=-1, keepdim=True) / 127.5
     scale = torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
     return (rows / scale).round().clamp(-128, 127).to(torch.int8), scale

@@ -17,6 +17,13 @@ NF4 = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=torch.float16,
 )
 INT8 = BitsAndBytesConfig(load_in_8bit=True)
+NF4_PARTS = (
+    "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+    "quant_state.bitsandbytes__nf4",
+)
 
 
 @pytest.fixture(scope="module", params=["nf4", "int8"])
@@ -36,12 +43,7 @@ def test_the_files_are_in_the_published_layout(checkpoint: tuple[str, Path]) -> 
     with safe_open(folder / "model.safetensors", "pt") as file:
         names = set(file.keys())
     stem = "model.layers.0.self_attn.q_proj."
-    expected = (
-        ["weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax", "weight.nested_quant_map"]
-        + ["weight.quant_state.bitsandbytes__nf4"]
-        if kind == "nf4"
-        else ["weight", "SCB"]
-    )
+    expected = ["weight", *(f"weight.{part}" for part in NF4_PARTS)] if kind == "nf4" else ["weight", "SCB"]
     assert {stem + each for each in expected} <= names
 
 

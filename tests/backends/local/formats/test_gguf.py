@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.checkpoints import dense_state, greedy, loaded, logits, plan_for, tiny
 from support.models import DEMO, demo_tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.local.formats.gguf_file import read_gguf
 from localgemma_cli.backends.local.loader import load_tokenizer
@@ -140,9 +140,11 @@ def test_greedy_tokens_are_those_of_the_weights_in_the_file(
 
 
 def test_they_are_transformers_own_where_it_loads_the_file(file: Path) -> None:
-    """Its own loader knows Gemma 2 and 3, not 1."""
+    """Its own loader knows Gemma 2 and 3, not 1; and it leaves out how attention is scaled."""
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config.query_pre_attn_scalar = 64
     reference = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
+        file.parent, gguf_file=file.name, config=config, dtype=torch.float32, attn_implementation="eager"
     )
     model = loaded(file, "exact", dtype="float32")
     assert torch.allclose(logits(model), logits(reference), atol=1e-5)
@@ -198,7 +200,7 @@ def test_what_is_no_gemma_is_refused_by_name(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(NotFoundError, match="not a Gemma.*llama"):
+    with pytest.raises(NotFoundError, match=r"not a Gemma.*llama"):
         resolve(str(tmp_path / "m.gguf"), revision=None, offline=True)
 
 
@@ -232,7 +234,13 @@ def test_other_files_and_split_ones_are_refused(tmp_path: Path) -> None:
         resolve(str(tmp_path / "m.gguf"), revision=None, offline=True)
 
 
-HIDDEN = "import sys; sys.modules['gguf'] = None; from localgemma_cli.__main__ import main; sys.exit(main())"
+HIDDEN = """
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+importlib.machinery.PathFinder.find_spec = lambda name, *more: None if name == "gguf" else find(name, *more)
+from localgemma_cli.__main__ import main
+sys.exit(main())
+"""
 
 
 def run(*arguments: str, hidden: bool = False) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""What published checkpoints are like besides their numbers: heads, shards, precisions, what must be refused."""
+"""What published checkpoints are like: heads, shards, precisions, and what must be refused."""
 
 import json
 import subprocess

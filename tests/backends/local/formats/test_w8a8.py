@@ -60,8 +60,12 @@ def test_greedy_tokens_are_those_of_compressed_tensors(checkpoint: Path) -> None
     )
     model = loaded(checkpoint, dtype="float32")
     assert sum(isinstance(each, W8A8Linear) for each in model.modules()) == 21
+    # A last bit decides how an activation rounds, so whole models differ more than layers.
     difference = (logits(model) - logits(reference)).abs().mean()
-    assert difference < 0.01 * logits(reference).abs().mean()
+    assert difference < 0.03 * logits(reference).abs().mean()
+    x = torch.randn(1, 5, 384, generator=torch.Generator().manual_seed(0))
+    one, other = (each.model.layers[1].mlp.down_proj for each in (model, reference))
+    assert torch.allclose(one(x), other(x), rtol=1e-4, atol=1e-5)
     tokens = greedy(model)
     assert tokens == greedy(reference)
     assert len(set(tokens)) > 3
