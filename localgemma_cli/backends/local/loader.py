@@ -1,5 +1,6 @@
 """LoadPlan and folder to model and tokenizer: safetensors only, no remote code, progress to a sink."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,6 +63,8 @@ def load_model(
             return load_quantized(plan, folder, progress)
         if own := own_loader(plan):
             return _ready(own(plan, folder, progress), plan, adapter)
+        # It warns at every product that int8 goes through float16; the plan has said so once.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         with _loading_reported(progress):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,

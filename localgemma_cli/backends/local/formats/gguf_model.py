@@ -34,9 +34,7 @@ _GEMMA_1 = {**_IN_LAYER, "ffn_norm": "post_attention_layernorm"}
 
 
 def load_gguf(plan: LoadPlan, path: Path, progress: ProgressSink) -> PreTrainedModel:
-    """NotFoundError where the package that knows the file's types is missing."""
-    with needed("gguf", "gguf", "GGUF files"):
-        import gguf  # noqa: F401
+    """See `assemble`."""
     file = read_gguf(path)
     described = file.config()
     config = AutoConfig.for_model(**described)
@@ -50,7 +48,12 @@ def load_gguf(plan: LoadPlan, path: Path, progress: ProgressSink) -> PreTrainedM
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """From the vocabulary in the file; raises as `AutoTokenizer` does."""
+    """From the vocabulary in the file; raises as `AutoTokenizer` does.
+
+    NotFoundError where the package that knows the file's types is missing; a model's tokenizer comes first.
+    """
+    with needed("gguf", "gguf", "GGUF files"):
+        import gguf  # noqa: F401
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
     )

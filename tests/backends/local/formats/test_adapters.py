@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from support.checkpoints import add_tokenizer, greedy, logits, plan_for, tiny
+from support.hub_server import HubServer
 from support.models import demo_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -170,3 +171,22 @@ def test_a_whole_answer_through_the_program(adapter: Path) -> None:
     done = subprocess.run([*command, "hi"], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["plan"]["model"]["adapter"] == str(adapter)
+
+
+def test_from_the_hub_an_adapter_brings_its_base(base: Path, adapter: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "adapter"
+    shutil.copytree(adapter, elsewhere)
+    config = json.loads((elsewhere / "adapter_config.json").read_text())
+    (elsewhere / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "org/base"})
+    )
+    with HubServer({"org/base": base, "org/adapter": elsewhere}) as hub:
+        env = hub.environment(tmp_path / "home")
+        command = [sys.executable, "-m", "localgemma_cli", "--json", "--max-new-tokens", "4", "hi"]
+        done = subprocess.run([*command, "-m", "org/adapter"], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)["plan"]
+        assert (plan["model"]["id"], plan["model"]["adapter"]) == ("org/base", "org/adapter")
+        named = [*command, "-m", str(base), "--adapter", "org/adapter", "--offline"]
+        again = subprocess.run(named, env=env, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr

@@ -250,7 +250,7 @@ def run(*arguments: str, hidden: bool = False) -> subprocess.CompletedProcess[st
 
 def test_without_the_package_the_error_names_the_extra(file: Path) -> None:
     done = run("-m", str(file), "-q", "hi", hidden=True)
-    assert (done.returncode, done.stdout) == (4, "")
+    assert (done.returncode, done.stdout) == (4, ""), done.stderr
     assert "pip install 'localgemma-cli[gguf]'" in done.stderr
     assert "Traceback" not in done.stderr
 
