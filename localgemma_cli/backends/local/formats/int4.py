@@ -11,7 +11,7 @@ from torch import nn
 
 GROUPS = (32, 64, 128, 256)  # sizes that the kernels know
 _ROW_BLOCKS = (64, 32)  # output features that lie together on a CPU: with AVX-512, with AVX2
-_UNPACK_FROM = 64  # rows; the kernels are made for few, and a prompt is a matrix product worth unpacking for
+_UNPACK_FROM = 128  # rows; the kernels are made for few, and a prompt is a matrix product worth unpacking for
 _TILES = 8  # of 16 input features; the CUDA kernel's own parameter
 
 
@@ -69,8 +69,8 @@ def _pack(levels: torch.Tensor) -> torch.Tensor:
 def _unpack(packed: torch.Tensor, block: int) -> torch.Tensor:
     """[out, in]: for every input feature, a block's first rows are low halves, the others high."""
     rows, half = packed.shape
-    pairs = packed.view(rows // block, 2 * half, block // 2)
-    return torch.cat([pairs & 15, pairs >> 4], dim=-1).transpose(1, 2).reshape(rows, 2 * half)
+    pairs = packed.view(rows // block, 2 * half, block // 2).transpose(1, 2).contiguous()
+    return torch.cat([pairs & 15, pairs >> 4], dim=1).view(rows, 2 * half)
 
 
 @cache
