@@ -31,6 +31,14 @@ Preset = Annotated[
         help="exact, speed, memory, memory_extreme, or your own. Default: the best that fits in free memory.",
     ),
 ]
+Adapter = Annotated[
+    str | None,
+    _option(
+        "--adapter",
+        metavar="NAME",
+        help="A LoRA or DoRA adapter, a folder or a hub id; its base is found unless --model names one.",
+    ),
+]
 Revision = Annotated[
     str | None,
     _option("--revision", metavar="REF", help="Branch, tag or commit on the hub."),

@@ -18,6 +18,7 @@ def plan(
     model: options.Model = None,
     preset: options.Preset = None,
     all_: Annotated[bool, typer.Option("--all", help="Every model with every preset, as a table.")] = False,
+    adapter: options.Adapter = None,
     revision: options.Revision = None,
     force: options.Force = False,
     offline: options.Offline = False,
@@ -39,6 +40,7 @@ def plan(
     choice = Choice(
         model=model,
         preset=preset,
+        adapter=adapter,
         revision=revision,
         offline=offline,
         force=force,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from localgemma_cli.backends.local.source import Source, resolve, resolve_assistant
+from localgemma_cli.backends.local.source import Source, resolve, resolve_adapted, resolve_assistant
 from localgemma_cli.planning.choices import ASSISTANTS
 from localgemma_cli.planning.hardware import Hardware, parse_size, parse_sizes, probe
 from localgemma_cli.planning.own_models import AUTO, OwnModel, check_template
@@ -16,6 +16,7 @@ class Choice:
     """What the user said about the model and how it runs; None where nothing was said."""
 
     model: str | None = None
+    adapter: str | None = None
     preset: str | None = None
     revision: str | None = None
     offline: bool = False
@@ -61,6 +62,8 @@ def template_for(template: str | None, own: OwnModel | None) -> str:
 
 def source_of(choice: Choice, hardware: Hardware) -> Source:
     """The model that was asked for, else the larger default that fits."""
+    if choice.adapter is not None:
+        return resolve_adapted(choice.model, choice.adapter, revision=choice.revision, offline=choice.offline)
     if choice.model is not None:
         return resolve(choice.model, revision=choice.revision, offline=choice.offline, force=choice.force)
     facts = default_model(hardware, choice.overrides(), load_presets())

@@ -22,6 +22,7 @@ from localgemma_cli.render.sanitize import visible
 def prompt(
     prompt: Annotated[list[str] | None, typer.Argument(help="The prompt, or - for standard input.")] = None,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     revision: options.Revision = None,
     template: options.Template = None,
     force: options.Force = False,
@@ -42,7 +43,7 @@ def prompt(
     own = own_model(model)
     form = template_for(template, own)
     text = sampling.system_for(mode, read_system(system, system_file, own))
-    choice = Choice(model=model, revision=revision, offline=offline, force=force)
+    choice = Choice(model=model, adapter=adapter, revision=revision, offline=offline, force=force)
     source = source_of(choice, probe())
     with on_stderr(streams.stderr, quiet=False) as progress:
         folder = fetch_tokenizer(source, progress)

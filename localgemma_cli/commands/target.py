@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # each of the two imports only its own side
 _SAID = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the weakest first
 _LOCAL_ONLY = (
     "preset",
+    "adapter",
     "revision",
     "template",
     "force",
@@ -80,13 +81,13 @@ class LocalTarget:
         return tuple(f"plan: {reason}" for reason in self.plan.reasons)
 
     def load(self, progress: "ProgressSink") -> "Backend":
-        from localgemma_cli.backends.local.source import fetch, fetch_assistant
+        from localgemma_cli.backends.local.source import fetch, fetch_adapter, fetch_assistant
 
-        folder = fetch(self.source, progress)
-        assistant = fetch_assistant(self.source, progress)
-        from localgemma_cli.backends.local.backend import load
+        folder, adapter = fetch(self.source, progress), fetch_adapter(self.source, progress)
+        draft = fetch_assistant(self.source, progress)
+        from localgemma_cli.backends.local.backend import Parts, load
 
-        return load(self.plan, folder, progress, self.template, assistant)
+        return load(self.plan, folder, progress, Parts(self.template, adapter, draft))
 
     def run(self, load_seconds: float) -> "Run":
         from localgemma_cli.render.json import Run

@@ -46,7 +46,8 @@ def candidates(
     facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
 ) -> Iterator[LoadPlan]:
     """The automatic presets' plans, best first; without those that cannot work here."""
-    for name in AUTOMATIC:
+    kept = facts.stored is not None and facts.stored.kind == "awq"  # 4 bits lose nothing that is still there
+    for name in AUTOMATIC[1:] if kept else AUTOMATIC:
         with suppress(UsageError):
             yield planned(facts, presets[name], hardware, overrides)
 

@@ -157,7 +157,24 @@ class Architecture:
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """A checkpoint that is quantized already; the loader can only take it as it is."""
+    """A checkpoint that is quantized already; `detail` is what a GGUF file's own name for its type is."""
 
     kind: StoredQuantization
     nested: bool = False
+    group: int = 128
+    detail: str = ""
+
+    @property
+    def words(self) -> str:
+        """For people: the library's name of the form."""
+        match self.kind:
+            case "nf4":
+                return "bitsandbytes NF4" + (", its scales packed too" if self.nested else "")
+            case "int8":
+                return "bitsandbytes int8"
+            case "awq":
+                return f"4-bit AWQ in groups of {self.group}"
+            case "w8a8":
+                return "compressed-tensors int8, its activations rounded to int8 too (W8A8)"
+            case "gguf":
+                return f"GGUF {self.detail}".strip()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from localgemma_cli.errors import NotFoundError
+from localgemma_cli.planning.adapter import Adapter
 from localgemma_cli.planning.architecture import FAMILY_NAMES, Architecture, StoredFormat
 from localgemma_cli.planning.choices import PromptForm
 from localgemma_cli.planning.config import architecture_of, stored_format_of
@@ -39,6 +40,7 @@ class ModelFacts:
     bundled: bool = False
     stored: StoredFormat | None = None
     form: PromptForm = "raw"
+    adapter: Adapter | None = None
 
 
 def _google(

@@ -8,9 +8,8 @@ from localgemma_cli.errors import UsageError
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "nf4", "int8"]
-StoredQuantization = Literal[
-    "nf4", "int8", "awq"
-]  # what a checkpoint can already be in; awq is never made here
+# What a checkpoint can already be in; the last three are never made here.
+StoredQuantization = Literal["nf4", "int8", "awq", "w8a8", "gguf"]
 WeightKind = Quantization | StoredQuantization
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 CacheKind = Literal["full", "sliding", "static"]

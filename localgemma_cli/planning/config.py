@@ -108,7 +108,7 @@ def architecture_of(config: Config, name: str, *, force: bool = False) -> Archit
 
 def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     """How a pre-quantized checkpoint is stored; None for an ordinary one."""
-    stored = config.get("quantization_config")
+    stored = config.get("quantization_config", config.get("compression_config"))
     if not isinstance(stored, Mapping):
         return None
     method = stored.get("quant_method")
@@ -116,12 +116,34 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
         return StoredFormat("int8")
     if method == "bitsandbytes" and stored.get("bnb_4bit_quant_type") == "nf4":
         return StoredFormat("nf4", nested=bool(stored.get("bnb_4bit_use_double_quant")))
-    if method == "awq" and stored.get("bits") == 4:
-        return StoredFormat("awq")
+    if method == "awq" and stored.get("bits") == 4 and str(stored.get("version", "gemm")).lower() == "gemm":
+        group = stored.get("group_size", 128)
+        return StoredFormat("awq", group=group if isinstance(group, int) else 128)
+    if method == "compressed-tensors" and _is_w8a8(stored):
+        return StoredFormat("w8a8")
     raise NotFoundError(
         f"{name} is stored in a quantized form that localgemma does not load ({method or 'unnamed'}).",
-        "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, or in 4-bit AWQ.",
+        "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8.",
     )
+
+
+def _is_w8a8(stored: Config) -> bool:
+    """int8 weights with one scale per row, and activations rounded to int8 as they come, token by token."""
+    groups = stored.get("config_groups")
+    if stored.get("format") != "int-quantized" or not isinstance(groups, Mapping) or not groups:
+        return False
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    activations = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+    return all(
+        isinstance(group, Mapping)
+        and _has(group.get("weights"), weights)
+        and _has(group.get("input_activations"), activations)
+        for group in groups.values()
+    )
+
+
+def _has(what: object, values: Config) -> bool:
+    return isinstance(what, Mapping) and all(what.get(key) == value for key, value in values.items())
 
 
 def _family(config: Config, name: str, force: bool) -> Family:

@@ -77,6 +77,11 @@ class LoadPlan:
     host_embedding: bool = False
     head_waits: bool = False
 
+    @property
+    def merges_adapter(self) -> bool:
+        """An adapter becomes part of plain weights; quantized ones would have to be rounded again."""
+        return self.model.adapter is not None and self.quantization == "none"
+
     def to_dict(self) -> dict[str, object]:
         """The `--json` shape; a contract with scripts."""
         return {
@@ -85,6 +90,8 @@ class LoadPlan:
                 "id": self.model.id,
                 "parameters": self.model.architecture.parameters,
                 "context_length": self.model.architecture.context_length,
+                "stored": self.model.stored.words if self.model.stored else None,
+                "adapter": self.model.adapter.id if self.model.adapter else None,
             },
             "preset": self.preset,
             "device": self.device,
@@ -158,6 +165,7 @@ def _alone(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
         reasons=(
             f"{preset.name}: {preset.summary}",
             *settled.reasons,
+            *_adapted(facts, settled),
             *_whereabouts(facts, placement, settled.weights),
             *_one_of_several(hardware, placement),
         ),
@@ -248,6 +256,14 @@ def _slow(facts: ModelFacts, placement: Placement, streamed: bool) -> tuple[str,
     moved = layers - placement.resident_layers
     how = "read" if streamed and not memory.host_bytes else "copied"
     return (f"{moved} of {layers} layers are {how} from {where} for every token, which is slow",)
+
+
+def _adapted(facts: ModelFacts, settled: Settled) -> tuple[str, ...]:
+    if facts.adapter is None:
+        return ()
+    if settled.weights.kind == "none":
+        return (f"{facts.adapter.words}, merged into the weights",)
+    return (f"{facts.adapter.words}, kept beside the weights: quantized ones cannot take it in exactly",)
 
 
 def _whereabouts(facts: ModelFacts, placement: Placement, weights: WeightFormat) -> Iterator[str]:

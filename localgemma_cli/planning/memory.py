@@ -110,8 +110,8 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     """One layer's projections.
 
     NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
-    fp32 one per 256 of those; streamed, it is in 16 bits. int8: one byte, and an fp32 scale per row. AWQ
-    (GEMM layout): half a byte, and per 128 an fp16 scale and half a byte of zero point.
+    fp32 one per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
+    row. AWQ, as PyTorch's kernels take it: half a byte, and per 128 a scale and an offset in 16 bits each.
     """
     count = architecture.layer_linear_parameters
     match weights.kind:
@@ -119,10 +119,12 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
             return count * DTYPE_BYTES[weights.dtype]
         case "nf4":
             return _nf4_bytes(count, weights)
-        case "int8":
+        case "int8" | "w8a8":
             return count + 4 * architecture.layer_linear_rows
         case "awq":
-            return count // 2 + count // 128 * 5 // 2
+            return count // 2 + count // 128 * 4
+        case "gguf":
+            raise ValueError("a GGUF file is unpacked as it is loaded")
 
 
 def _nf4_bytes(count: int, weights: WeightFormat) -> int:

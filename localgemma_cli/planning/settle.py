@@ -22,6 +22,7 @@ from localgemma_cli.planning.choices import (
 from localgemma_cli.planning.hardware import DeviceMemory, Hardware
 from localgemma_cli.planning.memory import WeightFormat
 from localgemma_cli.planning.presets import LOSSLESS, Preset, Settings
+from localgemma_cli.planning.stored import as_stored
 
 # As `python -m localgemma_cli.demo.precision` measured it: a head in 4 bits, layers unquantized.
 _HEAD = "the output head is in 4 bits like the layers, which leaves 99.9 % of the demo's tokens the same"
@@ -66,7 +67,7 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     """Every setting of a plan; a UsageError where what was asked for contradicts itself."""
     settings = preset.devices[hardware.device]
     dtype, why_dtype = _dtype(facts, settings, hardware, overrides)
-    weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware.device)
+    weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware)
     attention, why_attention = _attention(facts, settings, overrides)
     mode, cache, why_mode = _compile(settings, weights, attention, hardware, overrides)
     context, why_context = _context(facts, overrides)
@@ -90,8 +91,6 @@ def _dtype(
     if overrides.dtype is not None:
         dtype = chosen(overrides.dtype, DTYPES, "--dtype")
         return dtype, f"{dtype}, as asked"
-    if facts.stored and facts.stored.kind == "awq":
-        return "float16", "float16: the AWQ kernels compute in it"
     if settings.dtype != "native":
         return settings.dtype, f"{settings.dtype}, as the preset says"
     native: Dtype = "bfloat16" if hardware.bf16 else "float32"
@@ -104,24 +103,19 @@ def _weights(
     settings: Settings,
     dtype: Dtype,
     overrides: Overrides,
-    device: DeviceKind,
+    hardware: Hardware,
 ) -> tuple[WeightFormat, str]:
     asked = overrides.quantization
     kind = settings.quantization if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
     if facts.stored:
-        if asked is not None and kind != facts.stored.kind:
-            raise UsageError(
-                f"{facts.name} is stored in {facts.stored.kind} already and cannot be loaded as {kind}.",
-                "Leave --quantization out, or take the model's unquantized repository.",
-            )
-        stored = WeightFormat(dtype, facts.stored.kind, facts.stored.nested)
-        return stored, f"weights in {stored.kind}, as the checkpoint stores them"
+        return as_stored(facts, facts.stored, preset, hardware, dtype, None if asked is None else kind)
     if asked not in (None, "none") and preset.name in LOSSLESS:
         raise UsageError(
             f"--quantization {kind} contradicts --preset {preset.name}, which never quantizes.",
             "Leave one of them out, or take --preset memory.",
         )
-    streamed = kind == "nf4" and device in STREAMED and _streams(facts)
+    device = hardware.device
+    streamed = kind == "nf4" and device in STREAMED and _streams(facts) and not facts.adapter
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     wide = streamed and device == "cuda" and not settings.nested_quantization
     why = (f"weights in {kind}, as asked" if asked else "", STREAMED[device] if streamed else "")

@@ -101,6 +101,7 @@ def test_a_damaged_config_is_refused_with_the_key(value):
         ),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, StoredFormat("int8")),
         ({"quant_method": "awq", "bits": 4, "group_size": 128}, StoredFormat("awq")),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, StoredFormat("awq", group=64)),
         (None, None),
     ],
 )
@@ -108,8 +109,11 @@ def test_a_quantized_checkpoint_is_recognised(stored, format):
     assert stored_format_of({"quantization_config": stored}, "mine") == format
 
 
+AWQ_GEMV = {"quant_method": "awq", "bits": 4, "version": "gemv"}
+
+
 @pytest.mark.parametrize(
-    "stored", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "awq", "bits": 8}, {}]
+    "stored", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "awq", "bits": 8}, AWQ_GEMV, {}]
 )
 def test_other_quantized_checkpoints_are_refused(stored):
     with pytest.raises(NotFoundError, match="quantized form"):

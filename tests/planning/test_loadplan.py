@@ -24,6 +24,8 @@ def test_json_has_the_documented_shape(presets, gpu):
         "id": "google/gemma-2-9b-it",
         "parameters": 9_241_705_984,
         "context_length": 8192,
+        "stored": None,
+        "adapter": None,
     }
     memory = plan["memory"]
     documented = {

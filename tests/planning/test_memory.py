@@ -155,7 +155,7 @@ def test_awq_is_half_a_byte_and_its_scales():
     linear = weights_bytes(shape, WeightFormat("float16", "awq")) - weights_bytes(
         shape, WeightFormat("float16")
     )
-    assert linear / shape.linear_parameters == pytest.approx(0.5 + 2.5 / 128 - 2, abs=1e-6)
+    assert linear / shape.linear_parameters == pytest.approx(0.5 + 4 / 128 - 2, abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "config"), [("full", False), ("sliding", True)])

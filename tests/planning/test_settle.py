@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.adapter import Adapter
 from localgemma_cli.planning.architecture import StoredFormat
 from localgemma_cli.planning.catalog import facts_from_config, lookup
 from localgemma_cli.planning.memory import WeightFormat
@@ -122,15 +123,38 @@ def test_a_quantized_checkpoint_stays_as_it_is_stored(presets, gpu):
         settled = settle(stored, presets[name], gpu, Overrides())
         assert settled.weights == WeightFormat("bfloat16", "nf4", nested=True)
         assert settled.offload == "none"
-    with pytest.raises(UsageError, match="stored in nf4 already"):
-        settle(stored, presets["memory"], gpu, Overrides(quantization="int8"))
+    settled = settle(stored, presets["memory"], gpu, Overrides(quantization="int8"))
+    assert settled.weights.kind == "nf4"
+    assert any("(whatever --quantization int8 says)" in reason for reason in settled.reasons)
 
 
-def test_awq_computes_in_float16(presets, gpu):
+def test_awq_keeps_its_bits_where_there_is_a_kernel_and_none_says_otherwise(
+    presets, gpu, turing, server_cpu, old_cpu, mac
+):
     stored = replace(GEMMA_1, stored=StoredFormat("awq"))
-    assert settle(stored, presets["memory"], gpu, Overrides()).weights == WeightFormat("float16", "awq")
-    asked = settle(stored, presets["memory"], gpu, Overrides(dtype="bf16"))
-    assert asked.weights.dtype == "bfloat16"
+    for machine, dtype, kind in (
+        (gpu, "bfloat16", "awq"),
+        (server_cpu, "bfloat16", "awq"),
+        (old_cpu, "float32", "awq"),
+        (turing, "float32", "none"),
+        (mac, "bfloat16", "none"),
+    ):
+        assert settle(stored, presets["memory"], machine, Overrides()).weights == WeightFormat(dtype, kind)
+    assert settle(stored, presets["exact"], gpu, Overrides()).weights == WeightFormat("bfloat16")
+    asked = settle(stored, presets["memory"], gpu, Overrides(quantization="none"))
+    assert asked.weights == WeightFormat("bfloat16")
+    asked = settle(stored, presets["memory"], gpu, Overrides(dtype="fp16", quantization="nf4"))
+    assert asked.weights == WeightFormat("float16", "awq")
+
+
+def test_an_adapter_is_merged_into_unpacked_awq_and_keeps_nf4_with_bitsandbytes(presets, server_cpu):
+    adapter = Adapter("a", "b", 8)
+    awq = replace(GEMMA_1, stored=StoredFormat("awq"), adapter=adapter)
+    assert settle(awq, presets["memory"], server_cpu, Overrides()).weights.kind == "none"
+    plain = replace(GEMMA_2, adapter=adapter)
+    assert settle(plain, presets["memory"], server_cpu, Overrides()).weights == WeightFormat(
+        "bfloat16", "nf4"
+    )
 
 
 @pytest.mark.parametrize(

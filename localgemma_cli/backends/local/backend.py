@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Cancel
 
@@ -14,6 +15,7 @@ from localgemma_cli.backends.local.draft import Draft, load_draft
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model, out_of_memory
 from localgemma_cli.backends.local.prompting import Prompter
+from localgemma_cli.backends.local.source import tokenizer_folder
 from localgemma_cli.backends.local.speculation import Guesses, Lookup
 from localgemma_cli.backends.local.steps import RecordedStep
 from localgemma_cli.backends.local.stops import StopText
@@ -138,20 +140,24 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
 
 
-def load(
-    plan: LoadPlan,
-    folder: Path,
-    progress: ProgressSink,
-    template: str = AUTO,
-    draft_folder: Path | None = None,
-) -> LocalBackend:
+@dataclass(frozen=True)
+class Parts:
+    """What a model may be loaded with besides its own folder."""
+
+    template: str = AUTO
+    adapter: Path | None = None
+    draft: Path | None = None
+
+
+def load(plan: LoadPlan, folder: Path, progress: ProgressSink, parts: Parts = Parts()) -> LocalBackend:
     # first: a folder or template that cannot be used is refused before the weights
-    prompter = Prompter(load_tokenizer(folder), template, plan.model.form)
+    tokenizer = load_tokenizer(tokenizer_folder(folder, parts.adapter))
+    prompter = Prompter(tokenizer, parts.template, plan.model.form)
     draft = None
-    if plan.draft is not None and draft_folder is not None:
-        draft = load_draft(plan, plan.draft, draft_folder, prompter.tokenizer, progress)
+    if plan.draft is not None and parts.draft is not None:
+        draft = load_draft(plan, plan.draft, parts.draft, tokenizer, progress)
     if plan.processes > 1:
         from localgemma_cli.backends.local.parallel import lead
 
         return LocalBackend(plan, lead(plan, folder, progress), prompter)
-    return LocalBackend(plan, load_model(plan, folder, progress), prompter, draft)
+    return LocalBackend(plan, load_model(plan, folder, progress, parts.adapter), prompter, draft)

@@ -30,6 +30,7 @@ from localgemma_cli.backends.local.hub_transfer import Listing, download, list_f
 from localgemma_cli.errors import LocalGemmaError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 
+_ADAPTER = "adapter_config.json"
 _PATIENCE_SECONDS = 10.0
 _PATIENCE_WITH_A_COPY_SECONDS = 4.0
 _PROGRESS_SECONDS = 0.1
@@ -42,16 +43,24 @@ def cached(model_id: str, revision: str | None = None) -> Path | None:
     return folder if folder is not None and not missing_in(folder) else None
 
 
-def read_config(model_id: str, *, revision: str | None, offline: bool) -> dict[str, object]:
-    """`config.json` of a hub model, from disk where the model is there; raises like `fetch`."""
+def read_config(
+    model_id: str, *, revision: str | None, offline: bool, name: str = "config.json"
+) -> dict[str, object]:
+    """`name` of a hub model, from disk where the model is there; raises like `fetch`.
+
+    Where a repository has no config.json but an adapter's, that is read.
+    """
     folder = local_snapshot(_asked(model_id, revision))
     if folder is None or missing_in(folder):
         if not is_offline(offline):
             with _hub(_asked(model_id, revision)) as repo:
-                return _parse(_download_config(repo), model_id)
-        if folder is None or not (folder / "config.json").is_file():
+                return _parse(_download_config(repo, name), model_id)
+        if folder is None or _config_in(folder, name) is None:
             raise hub_errors.not_on_disk(model_id)
-    return _parse(folder / "config.json", model_id)
+    path = _config_in(folder, name)
+    if path is None:
+        raise _without(model_id, name)
+    return _parse(path, model_id)
 
 
 def fetch_tokenizer(
@@ -219,13 +228,20 @@ class _Meter:
         self._progress(LoadProgress("downloading", done, self._total))
 
 
-def _download_config(repo: Repo) -> Path:
+def _config_in(folder: Path, name: str) -> Path | None:
+    return next((folder / each for each in (name, _ADAPTER) if (folder / each).is_file()), None)
+
+
+def _without(model_id: str, name: str) -> NotFoundError:
+    return NotFoundError(f"{model_id} has no {name}.", "Pick a model in the transformers format.")
+
+
+def _download_config(repo: Repo, name: str) -> Path:
     listing = list_files(repo, _PATIENCE_SECONDS)
-    config = next((file for file in listing.files if file.name == "config.json"), None)
+    by_name = {file.name: file for file in listing.files}
+    config = by_name.get(name) or by_name.get(_ADAPTER)
     if config is None:
-        raise NotFoundError(
-            f"{repo.model_id} has no config.json.", "Pick a model in the transformers format."
-        )
+        raise _without(repo.model_id, name)
     _check_access(repo, listing)
     path = repo.snapshot(listing.commit) / config.name
     if not is_whole(path, config):

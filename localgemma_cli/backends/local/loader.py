@@ -1,5 +1,6 @@
 """LoadPlan and folder to model and tokenizer: safetensors only, no remote code, progress to a sink."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from localgemma_cli.backends.local.attention import implementation
+from localgemma_cli.backends.local.formats.choose import as_the_files_are, own_loader
 from localgemma_cli.backends.local.packing import can_pack, pack_linears
-from localgemma_cli.backends.local.textpart import text_part
 from localgemma_cli.backends.local.tokenizer import unloadable
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
@@ -24,18 +25,24 @@ from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.planning.spread import Share
 
 
-def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
+def load_model(
+    plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None = None
+) -> PreTrainedModel:
     """NotFoundError for a checkpoint that is damaged or incomplete, DoesNotFitError where memory runs out."""
     try:
         if plan.streamed:
             from localgemma_cli.backends.local.quantized import load_quantized
 
             return load_quantized(plan, folder, progress)
+        if own := own_loader(plan):
+            return _ready(own(plan, folder, progress), plan, adapter)
+        # It warns at every product that int8 goes through float16; the plan has said so once.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         with _loading_reported(progress):
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 **pretrained_arguments(plan),
-                **text_part(folder),
+                **as_the_files_are(plan, folder),
                 offload_buffers=True,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -52,6 +59,15 @@ def load_model(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrain
             f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
             "Download it again; a partial copy cannot answer.",
         )
+    return _ready(model, plan, adapter)
+
+
+def _ready(model: PreTrainedModel, plan: LoadPlan, adapter: Path | None) -> PreTrainedModel:
+    """With its adapter, and its plain linear layers packed where that is faster."""
+    if adapter is not None:
+        from localgemma_cli.backends.local.formats.adapters import attach
+
+        model = attach(model, adapter, merge=plan.merges_adapter)
     if plan.processes == 1 and can_pack(model):
         pack_linears(model)
     return model.eval()
@@ -76,6 +92,8 @@ def out_of_memory(plan: LoadPlan) -> DoesNotFitError:
 
 def _quantization(plan: LoadPlan) -> BitsAndBytesConfig | None:
     offloads = plan.resident_layers is not None
+    if plan.model.stored:  # the repository's own config says how
+        return None
     if plan.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=offloads)
     if plan.quantization == "nf4":

@@ -52,6 +52,8 @@ def pack_linears(model: PreTrainedModel) -> None:
 
 def _pack(model: PreTrainedModel) -> None:
     for module in list(model.modules()):
+        if isinstance(module, nn.ModuleDict):  # an adapter's matrices: peft looks at their weight
+            continue
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):  # a hook moves offloaded weights
                 setattr(module, name, PackedLinear(child))

@@ -18,12 +18,13 @@ from transformers.initialization import no_init_weights
 
 from localgemma_cli.backends.local.attention import implementation
 from localgemma_cli.backends.local.device_weights import Copy, attach_on
+from localgemma_cli.backends.local.formats.assemble import same_matrix
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable, Layout, attach, layout
 from localgemma_cli.backends.local.nf4_weights import Part, all_entries, file_size, linear_kind, write
 from localgemma_cli.backends.local.offload import CudaLink, Link
 from localgemma_cli.backends.local.paging import Span, page_through, spans_of
 from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
-from localgemma_cli.backends.local.textpart import renamed, text_config
+from localgemma_cli.backends.local.textpart import text_config
 from localgemma_cli.backends.local.weights_cache import Wanted, open_or_make, source_of
 from localgemma_cli.errors import DiskSpaceError, NotFoundError
 from localgemma_cli.events import ProgressSink
@@ -45,7 +46,7 @@ def load_quantized(
     if link is None and plan.device == "cuda":
         link = CudaLink(torch.device("cuda", torch.cuda.current_device()))
     dtype: torch.dtype = getattr(torch, plan.dtype)
-    checkpoint = renamed(read_checkpoint(folder))
+    checkpoint = read_checkpoint(folder)
     model = _skeleton(plan, folder, dtype)
     kind = layout(plan.device)
     parts = _parts(model, checkpoint, folder, kind)
@@ -86,7 +87,7 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
 
 def _skeleton(plan: LoadPlan, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its buffers, and parameters that have a shape but no memory."""
-    config, _ = text_config(folder)
+    config = text_config(folder)
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=implementation(plan), trust_remote_code=False
@@ -100,7 +101,11 @@ def _parts(
     model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Layout
 ) -> list[Part]:
     """What to make of each parameter, in the order of the layers; the embedding is not among them."""
-    tied = f"{_HEAD}.weight" not in checkpoint or model.config.tie_word_embeddings
+    embedding, head = checkpoint.get(f"{_EMBEDDING}.weight"), checkpoint.get(f"{_HEAD}.weight")
+    # As transformers has it: a head that is stored and differs is the head, whatever the config says.
+    tied = head is None or (
+        model.config.tie_word_embeddings and embedding is not None and same_matrix(embedding, head)
+    )
     linears = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear)}
     parameters = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     names = {

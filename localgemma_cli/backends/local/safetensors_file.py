@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 ITEM_BYTES: Mapping[str, int] = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
+_NESTED = {
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+    "model.language_model.": "model.",
+}
 _INDEX = "model.safetensors.index.json"
 _HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
 
@@ -58,12 +63,30 @@ def _stored(path: Path, entry: Mapping[str, Any], start: int, end: int) -> Store
 
 
 def read_checkpoint(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model's folder, in the loader's own order: a single file before an index."""
+    """Every tensor of a model's folder; a language model's within a larger one under their own names."""
+    return {language_name(name): tensor for name, tensor in _read_all(folder).items()}
+
+
+def language_name(name: str) -> str:
+    """Gemma 3 with a vision tower calls its layers `language_model.model.…`, or `model.language_model.…`."""
+    for prefix, own in _NESTED.items():
+        if name.startswith(prefix):
+            return own + name.removeprefix(prefix)
+    return name
+
+
+def _read_all(folder: Path) -> dict[str, Stored]:
+    """In the loader's own order: a single file before an index."""
     single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file() or not index.is_file():
         return read_header(single)
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return {name: tensor for shard in sorted(names) for name, tensor in read_header(folder / shard).items()}
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{_INDEX} is damaged") from error
+    if lost := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise ValueError(f"{len(lost)} of {len(shards)} weight files are missing, {lost[0]} among them")
+    return {name: tensor for shard in shards for name, tensor in read_header(folder / shard).items()}
 
 
 @dataclass(frozen=True)

@@ -12,21 +12,28 @@ from pathlib import Path
 
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.events import ProgressSink
+from localgemma_cli.planning.adapter import Adapter, adapter_of
 from localgemma_cli.planning.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
 from localgemma_cli.planning.own_models import OwnModel, own_models
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ADAPTER_CONFIG = "adapter_config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model's facts, and its folder where that is known without asking the hub."""
+    """A model's facts, and its folder (or GGUF file) where that is known without asking the hub.
+
+    `adapter_revision` is the adapter's own, on the hub.
+    """
 
     facts: ModelFacts
     folder: Path | None
     revision: str | None
     offline: bool
     assistant: "Source | None" = None
+    adapter_revision: str | None = None
 
 
 def resolve_assistant(model: str, *, offline: bool) -> Source:
@@ -51,13 +58,19 @@ def _resolve_known(
         folder = Path(str(files("localgemma_cli.demo") / "model")) if facts.bundled else None
         return Source(facts, folder, revision, offline)
     path = Path(model).expanduser()
+    if path.is_dir() and (path / _ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
+        return resolve_adapted(None, model, revision=revision, offline=offline)
     if path.is_dir():
         facts = facts_from_config(_local_config(path), name=model, id=model, force=force)
         return Source(facts, path, revision, offline)
+    if path.is_file():
+        return Source(_file_facts(path, model), path, revision, offline)
     if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
         from localgemma_cli.backends.local.hub import read_config  # only a hub id needs the hub's client
 
         config = read_config(model, revision=revision, offline=offline)
+        if "peft_type" in config:
+            return resolve_adapted(None, model, revision=revision, offline=offline)
         return Source(facts_from_config(config, name=model, id=model, force=force), None, revision, offline)
     names = (*MODEL_NAMES, *others)
     close = difflib.get_close_matches(model, names, n=1, cutoff=0.3)
@@ -76,9 +89,78 @@ def _resolve_own(own: OwnModel, revision: str | None, offline: bool, force: bool
     return replace(found, facts=replace(found.facts, name=own.name))
 
 
+def resolve_adapted(model: str | None, adapter: str, *, revision: str | None, offline: bool) -> Source:
+    """The adapter's base, or `model` in its place, with the adapter; `revision` is that of what was named."""
+    found = _adapter(adapter, revision if model is None else None, offline)
+    base = model or found.base
+    if not base:
+        raise NotFoundError(f"The adapter {adapter} does not say what its base is.", "Name the base with -m.")
+    try:
+        source = resolve(base, revision=revision if model else None, offline=offline)
+    except NotFoundError as error:
+        if model is not None:
+            raise
+        raise NotFoundError(
+            f"The base of the adapter {adapter} cannot be had: {error.message}",
+            "Name the base with -m, a folder or a hub id.",
+        ) from error
+    if source.facts.adapter is not None:
+        raise NotFoundError(f"{base} is an adapter itself.", "Name the whole model with -m.")
+    facts = replace(source.facts, adapter=found)
+    return replace(source, facts=facts, adapter_revision=None if model else revision)
+
+
+def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:
+    path = Path(adapter).expanduser()
+    if path.is_dir():
+        return adapter_of(_local_config(path, _ADAPTER_CONFIG), adapter)
+    if _HUB_ID.fullmatch(adapter) and not adapter.startswith((".", os.sep)):
+        from localgemma_cli.backends.local.hub import read_config
+
+        config = read_config(adapter, revision=revision, offline=offline, name=_ADAPTER_CONFIG)
+        return adapter_of(config, adapter)
+    raise NotFoundError(
+        f"There is no adapter {adapter!r}: not a folder, not a hub id.",
+        "Give the folder with its adapter_config.json, or ORGANISATION/NAME.",
+    )
+
+
+def _file_facts(path: Path, name: str) -> ModelFacts:
+    """Of the one kind of model that is a single file."""
+    if path.suffix.lower() != ".gguf":
+        raise NotFoundError(f"{name} is a file, and no GGUF file.", "Give a model's folder, or a .gguf file.")
+    from localgemma_cli.backends.local.formats.gguf_file import read_gguf
+
+    found = read_gguf(path)
+    return replace(facts_from_config(found.config(), name=name, id=name), stored=found.stored)
+
+
+def fetch_adapter(source: Source, progress: ProgressSink) -> Path | None:
+    """The adapter's folder; downloads it where it is not on disk."""
+    adapter = source.facts.adapter
+    if adapter is None:
+        return None
+    path = Path(adapter.id).expanduser()
+    if path.is_dir():
+        return path
+    from localgemma_cli.backends.local import hub
+
+    return hub.fetch(
+        adapter.id, revision=source.adapter_revision, offline=source.offline, gated=None, progress=progress
+    )
+
+
+def tokenizer_folder(folder: Path, adapter: Path | None) -> Path:
+    """An adapter's own tokenizer wins: it may know tokens that the base does not."""
+    if adapter and any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return adapter
+    return folder
+
+
 def fetch(source: Source, progress: ProgressSink) -> Path:
     """The folder with the weights; downloads them where they are not on disk."""
     if source.folder is not None:
+        _refuse_pickles(source.folder)
         return source.folder
     from localgemma_cli.backends.local import hub
 
@@ -93,17 +175,19 @@ def fetch(source: Source, progress: ProgressSink) -> Path:
 
 def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
     """A folder with at least the tokenizer; downloads no weights."""
+    adapter = fetch_adapter(source, progress)
     if source.folder is not None:
-        return source.folder
+        return tokenizer_folder(source.folder, adapter)
     from localgemma_cli.backends.local import hub
 
-    return hub.fetch_tokenizer(
+    folder = hub.fetch_tokenizer(
         source.facts.id,
         revision=source.revision,
         offline=source.offline,
         gated=source.facts.gated or None,
         progress=progress,
     )
+    return tokenizer_folder(folder, adapter)
 
 
 def fetch_assistant(source: Source, progress: ProgressSink) -> Path | None:
@@ -124,18 +208,27 @@ def _about_the_assistant() -> Iterator[None]:
         raise type(error)(f"The assistant: {error.message}", hint) from error
 
 
-def _local_config(folder: Path) -> dict[str, object]:
+def _refuse_pickles(folder: Path) -> None:
+    if any(folder.glob("*.safetensors")) or not any(any(folder.glob(kind)) for kind in _PICKLES):
+        return
+    raise NotFoundError(
+        f"{folder} has no safetensors weights, the only ones loaded: pickle files can run code.",
+        "Convert it where you trust it (transformers' save_pretrained writes safetensors).",
+    )
+
+
+def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
+        what = "a model" if name == "config.json" else "an adapter"
         raise NotFoundError(
-            f"{folder} holds no config.json, so it is not a model.",
-            "Give the folder that the weights are in.",
+            f"{folder} holds no {name}, so it is not {what}.", "Give the folder that the weights are in."
         ) from None
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"{folder}/config.json cannot be read: {error}", "Download the model again."
+            f"{folder}/{name} cannot be read: {error}", "Download the model again."
         ) from error
     if not isinstance(config, dict):
-        raise NotFoundError(f"{folder}/config.json is not a model's config.", "Download the model again.")
+        raise NotFoundError(f"{folder}/{name} is not a model's config.", "Download the model again.")
     return config

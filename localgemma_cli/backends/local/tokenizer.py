@@ -8,7 +8,9 @@ from localgemma_cli.errors import NotFoundError
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises NotFoundError where the folder holds no tokenizer that can be read."""
+    """Raises NotFoundError where the folder, or the GGUF file, holds no tokenizer that can be read."""
+    if folder.is_file():
+        return _gguf_tokenizer(folder)
     if not (folder / "tokenizer.json").is_file():  # transformers would make one up, without a vocabulary
         only = (folder / "tokenizer.model").is_file()
         raise NotFoundError(
@@ -22,6 +24,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, KeyError) as error:
         raise unloadable("tokenizer", folder, error) from error
     return tokenizer
+
+
+def _gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    from localgemma_cli.backends.local.formats.gguf_model import load_gguf_tokenizer
+
+    try:
+        return load_gguf_tokenizer(path)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise unloadable("tokenizer", path, error) from error
 
 
 def unloadable(what: str, folder: Path, error: Exception) -> NotFoundError:

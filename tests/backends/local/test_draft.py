@@ -12,7 +12,7 @@ from support.models import DEMO, demo_fp32, demo_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from localgemma_cli.backends.local import decoding
-from localgemma_cli.backends.local.backend import LocalBackend, load
+from localgemma_cli.backends.local.backend import LocalBackend, Parts, load
 from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
 from localgemma_cli.backends.local.draft import Draft
 from localgemma_cli.backends.local.kvcache import KVCache
@@ -285,5 +285,5 @@ def test_another_tokenizer_is_refused_before_any_weights_are_read(other: Path, t
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(UsageError, match="their tokenizers differ") as caught:
-        load(plan_for(folder), DEMO, silent, folder)
+        load(plan_for(folder), DEMO, silent, Parts(draft=folder))
     assert "--assistant lookup" in caught.value.hint

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.models import DEMO, demo_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from localgemma_cli.backends.local.backend import load
+from localgemma_cli.backends.local.backend import Parts, load
 from localgemma_cli.backends.local.forms import built_in
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.source import resolve
@@ -204,7 +204,7 @@ def test_a_second_alpaca_turn_continues_the_first_ones_ids_and_a_stop_text_ends_
     plan = make_plan(facts, "exact", probe("cpu"), Overrides(device="cpu", dtype="float32"), load_presets())
     greedy = Sampling(temperature=0, max_new_tokens=24)
     for form in ("alpaca", "alpaca-chat"):
-        backend = load(plan, DEMO, silent, form)
+        backend = load(plan, DEMO, silent, Parts(template=form))
         first = [Message("user", "What is the memory preset?")]
         *deltas, finished = backend.stream(first, greedy, Cancel())
         assert isinstance(finished, Finished)
