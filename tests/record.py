@@ -29,6 +29,21 @@ def first_chat(program: Program) -> Iterator[str]:
         yield from coloured(terminal.screen)
 
 
+def code(program: Program) -> Iterator[str]:
+    with Terminal(program, ["-m", "demo", "--temperature", "0"]) as terminal:
+        for line in ("How do I use a pipe?", "/stats"):
+            terminal.wait("exact · ")
+            terminal.wait_for_prompt()
+            for letter in line:
+                terminal.type(letter)
+            terminal.wait(line[:20].replace("?", "."))
+            terminal.type("\r")
+            terminal.read(0.5)
+        terminal.wait("this chat")
+        terminal.wait_for_prompt()
+        yield from coloured(terminal.screen)
+
+
 def plan(program: Program) -> Iterator[str]:
     with Terminal(program, PLAN.split()[1:]) as terminal:
         terminal.wait_for_end()
@@ -79,7 +94,7 @@ def style(char: pyte.screens.Char) -> Style:
 
 
 def main(folder: Path) -> None:
-    for title, make in (("first-chat", first_chat), ("plan", plan), ("pipe", pipe)):
+    for title, make in (("first-chat", first_chat), ("code", code), ("plan", plan), ("pipe", pipe)):
         with tempfile.TemporaryDirectory() as home:
             lines = list(make(Program(Path(home))))
         while lines and not lines[-1].plain:

@@ -47,11 +47,12 @@ def plans_table(plans: Sequence[LoadPlan]) -> Table:
     cells = {(plan.model.name, plan.preset): plan for plan in plans}
     models = tuple(dict.fromkeys(plan.model.name for plan in plans))
     complete = len(cells) == len(models) * len(presets)
-    table = Table(box=box.SIMPLE_HEAD, caption=_caption(plans, complete), caption_justify="left")
+    caption = _caption(plans, complete)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=caption, caption_justify="left")
     for heading in ("model", *presets):
         # a long model name folds, so that the verdicts stay whole in 80 columns
         first = heading == "model"
-        table.add_column(Text(heading), no_wrap=not first, max_width=11 if first else None, overflow="fold")
+        table.add_column(Text(heading), no_wrap=not first, max_width=20 if first else None, overflow="fold")
     for name in models:
         table.add_row(Text(name), *(_cell(cells.get((name, preset))) for preset in presets))
     return table
