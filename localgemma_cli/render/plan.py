@@ -47,8 +47,8 @@ def plans_table(plans: Sequence[LoadPlan]) -> Table:
     cells = {(plan.model.name, plan.preset): plan for plan in plans}
     models = tuple(dict.fromkeys(plan.model.name for plan in plans))
     complete = len(cells) == len(models) * len(presets)
-    caption = _caption(plans, complete)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, caption=caption, caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.caption, table.caption_justify = _caption(plans, complete), "left"
     for heading in ("model", *presets):
         # a long model name folds, so that the verdicts stay whole in 80 columns
         first = heading == "model"

@@ -11,7 +11,7 @@ from localgemma_cli.backends.local.backend import LocalBackend, load
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.chat.turn import Settings, run_turn
-from localgemma_cli.conversation import Conversation, Message
+from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ContextOverflowError, NotFoundError
 from localgemma_cli.events import Delta, Finished
 from localgemma_cli.planning.hardware import probe
@@ -134,13 +134,15 @@ def test_a_seed_repeats_the_answer(fp32: LocalBackend) -> None:
 def test_a_full_context_is_an_error_or_drops_the_oldest_turns_but_never_the_system_text() -> None:
     backend = backend_for(context=256)
     conversation = Conversation("Answer in one word.")
-    dropped: list[int] = []
-    trimming = Settings(GREEDY, OnOverflow.TRIM, dropped.append)
+    dropped: list[Turn] = []
+    trimming = Settings(GREEDY, OnOverflow.TRIM, dropped.extend)
     for number in range(9):
         question = f"My number is {number}. " + "Please keep it in mind for later. " * 3
         conversation, answer = run_turn(backend, conversation, question, trimming, Silent(), Cancel())
+    assert [turn.question.content.split(".")[0] for turn in dropped] == [
+        f"My number is {number}" for number in range(len(dropped))
+    ]
     assert dropped
-    assert all(turns >= 1 for turns in dropped)
     assert answer.finished.usage.prompt_tokens + answer.finished.usage.completion_tokens <= 256
     assert conversation.system == "Answer in one word."
     assert conversation.turns[-1].question.content.startswith("My number is 8")

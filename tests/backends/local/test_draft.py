@@ -16,6 +16,7 @@ from localgemma_cli.backends.local.backend import LocalBackend, Parts, load
 from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
 from localgemma_cli.backends.local.draft import Draft
 from localgemma_cli.backends.local.kvcache import KVCache
+from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.backends.local.speculation import LONGEST, Guesses
 from localgemma_cli.conversation import Message
@@ -45,13 +46,17 @@ class Pays:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's first two layers as a model of its own: often right, and often not."""
+    """The demo's first two layers, roughened, as a model of its own: often right, and often not."""
     folder = tmp_path_factory.mktemp("other")
     config = AutoConfig.from_pretrained(DEMO)
     config.num_hidden_layers, config.layer_types = 2, config.layer_types[:2]
     model = AutoModelForCausalLM.from_config(config)
     kept = model.load_state_dict(demo_fp32().state_dict(), strict=False)
     assert not kept.missing_keys
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter) * 0.2 * parameter.std()
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
         shutil.copy(DEMO / name, folder)
@@ -91,8 +96,7 @@ def answer(
 
 
 def prompt_of(text: str) -> list[int]:
-    tokenizer = demo_tokenizer()
-    return [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+    return Prompter(demo_tokenizer()).encode((Message("user", text),))
 
 
 class Counted:
@@ -272,7 +276,7 @@ def test_a_whole_chat_with_an_assistant_is_the_chat_without(other: Path) -> None
 
     plan = plan_for(other)
     alone = make_plan(plan.model, "exact", probe("cpu"), Overrides(dtype="float32"), load_presets())
-    assert said(load(plan, DEMO, silent, other)) == said(load(alone, DEMO, silent))
+    assert said(load(plan, DEMO, silent, Parts(draft=other))) == said(load(alone, DEMO, silent))
 
 
 def test_another_tokenizer_is_refused_before_any_weights_are_read(other: Path, tmp_path: Path) -> None:

