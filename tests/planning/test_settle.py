@@ -89,7 +89,7 @@ def test_flash_attention_has_no_mask_for_the_empty_part_of_a_static_cache(preset
         assert any("flash_attention_2 would read" in reason for reason in settled.reasons)
     with pytest.raises(UsageError, match="empty part"):
         settle(GEMMA_2, presets["speed"], gpu, replace(flash, compile=True))
-    off = settle(GEMMA_2, presets["memory"], gpu, replace(flash, compile=False))
+    off = settle(GEMMA_2, presets["memory_extreme"], gpu, replace(flash, compile=False))
     assert not any("compiled" in reason for reason in off.reasons)
 
 
