@@ -206,7 +206,7 @@ def _label(job: Job) -> str:
 
 
 def _reads_files(plan: LoadPlan) -> bool:
-    """On a CPU the weights are their file, mapped; kept 4-bit copies and layers that wait are made from files."""
+    """On a CPU the weights are their file, mapped; kept copies and layers that wait come from files."""
     return plan.device == "cpu" or plan.streamed or plan.resident_layers is not None
 
 

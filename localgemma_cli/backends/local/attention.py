@@ -26,18 +26,17 @@ def grouped_attention(
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, q, d], key and value [1, kv_heads, n, d], mask [1, 1, q, n] -> [1, q, heads, d].
 
-    One key head at a time: a chunk's scores for all would be the peak of memory, and of keys that lie in a
-    larger buffer only a single head's are contiguous, without which the product takes twenty times as long.
+    A chunk of a prompt goes one key head at a time: the scores of all would be the peak of memory.
     """
     batch, heads, length, width = query.shape
     kv_heads = key.shape[1]
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads * length, width)
-    parts = [
-        _attend(grouped[0, head], key[0, head], value[0, head], attention_mask, scaling, softcap)
-        for head in range(kv_heads)
-    ]
-    output = torch.stack(parts).view(batch, heads, length, width)
-    return output.transpose(1, 2).contiguous(), None
+    grouped = query.reshape(kv_heads, heads // kv_heads * length, width)
+    output = torch.empty_like(grouped)
+    step = 1 if length > 1 else kv_heads
+    for first in range(0, kv_heads, step):
+        some = slice(first, first + step)
+        _attend(grouped[some], key[0, some], value[0, some], attention_mask, scaling, softcap, output[some])
+    return output.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
 def _attend(
@@ -47,15 +46,24 @@ def _attend(
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float | None,
-) -> torch.Tensor:
-    """query [rows, d], a row for each query head and token, key and value [n, d] -> [rows, d]."""
-    scores = torch.matmul(query, key.T).mul_(scaling)
+    output: torch.Tensor,
+) -> None:
+    """query and output [kv_heads, rows, d], a row for each query head and token; key, value [kv_heads, n, d].
+
+    Each product is of one head: of keys that lie in a larger buffer only a single head's are contiguous,
+    without which it takes twenty times as long.
+    """
+    scores = query.new_empty(*query.shape[:2], key.shape[1])
+    for head, keys in enumerate(key):
+        torch.mm(query[head], keys.T, out=scores[head])
+    scores.mul_(scaling)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
         scores.view(-1, *mask.shape[-2:]).add_(mask[0])
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(weights, value)
+    for head, values in enumerate(value):
+        torch.mm(weights[head], values, out=output[head])
 
 
 def mask_where_needed(
