@@ -51,6 +51,17 @@ def test_an_answer_as_from_a_local_model(program: Program, server: ChatServer) -
     assert "authorization" not in post.headers
 
 
+def test_a_name_of_models_toml_may_be_a_server(program: Program, server: ChatServer) -> None:
+    (program.config / "models.toml").write_text(
+        f'[board]\nendpoint = "{server.url}"\nrepository = "gemma-w8a8"\nsystem = "Be brief."\n'
+    )
+    server.answers(sse("Hi."))
+    done = program("-m", "board", "Hello", stdin="")
+    assert (done.returncode, done.stdout) == (0, "Hi.\n")
+    assert server.posts[0].body["model"] == "gemma-w8a8"
+    assert server.posts[0].body["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
 def test_json_says_what_the_server_counted(program: Program, server: ChatServer) -> None:
     counts = {"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
     server.answers(sse("a", "b", finish="length", usage=counts))

@@ -137,6 +137,11 @@ def write_checkpoint(architecture: Architecture, folder: Path, seed: int) -> Non
 
 def config_of(architecture: Architecture) -> PreTrainedConfig:
     """What a config.json of that shape would say; anything else is its family's default."""
+    if architecture.gemma4 is not None or architecture.family == "other":
+        raise UsageError(
+            "There are no dummy weights of Gemma 4, whose layers differ among themselves.",
+            "Measure its real weights: leave --load-format out.",
+        )
     values: dict[str, object] = {
         "vocab_size": architecture.vocabulary,
         "hidden_size": architecture.hidden,
