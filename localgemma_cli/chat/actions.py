@@ -189,7 +189,7 @@ def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling
     name = key.replace("-", "_")
     if name not in KEYS or not value:
         raise UsageError(
-            f"{command} takes {slash.COMMANDS[command].takes}.",
+            f"Usage: {slash.usage(command)}",
             f"Keys: {', '.join(KEYS)}; off removes one."
             + (f" Or render {' or '.join(slash.RENDERS)}." if command == "/set" else ""),
         )

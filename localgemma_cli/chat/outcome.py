@@ -66,7 +66,8 @@ def number(command: str, argument: str) -> int:
 
 def takes(command: str) -> UsageError:
     use = slash.COMMANDS[command]
-    return UsageError(f"{command} takes {use.takes or 'nothing after it'}.", f"It is there to {use.what}.")
+    alone = "" if use.takes else ", and nothing after it"
+    return UsageError(f"Usage: {slash.usage(command)}{alone}", f"It is there to {use.what}.")
 
 
 def paths(argument: str) -> list[str]:
