@@ -32,7 +32,7 @@ from localgemma_cli.chat.interrupt import cancelling
 from localgemma_cli.chat.keys import EnterKey
 from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted
 from localgemma_cli.chat.session import ChatSession
-from localgemma_cli.chat.terminal import key_presses, pasting_in_brackets, pressed, unechoed
+from localgemma_cli.chat.terminal import key_presses, pressed, unechoed
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.render.base import Answer
@@ -88,7 +88,7 @@ class Repl:
 
     def run(self, first: str | None) -> None:
         """Chat until the user leaves; raises what loading raised."""
-        with unechoed(self._keyboard, self._resumed) as typed:
+        with self._own_terminal() as typed:
             store_typeahead(self._prompt.input, key_presses(typed))
             draft = ""
             if first:
@@ -105,19 +105,34 @@ class Repl:
                     return
 
     @contextmanager
+    def _own_terminal(self) -> Iterator[str]:
+        """A signal that ends the program leaves the prompt no time to put its own modes back."""
+        try:
+            with unechoed(self._keyboard, self._resumed) as typed:
+                yield typed
+        finally:
+            if not is_dumb_terminal():
+                with suppress(OSError):  # it has hung up
+                    self._prompt.output.disable_bracketed_paste()
+                    self._prompt.output.reset_attributes()
+                    self._prompt.output.show_cursor()
+                    self._prompt.output.flush()
+
+    @contextmanager
     def _at_work(self) -> Iterator[None]:
         """While no prompt is up."""
         if is_dumb_terminal():
             yield
             return
-        with pasting_in_brackets(self._prompt.output):
-            self._busy = True
-            try:
-                yield
-            finally:
-                self._busy = False
+        self._busy = True
+        self._resumed()
+        try:
+            yield
+        finally:
+            self._busy = False
 
     def _resumed(self) -> None:
+        """A page pasted while no prompt is up is one message as well."""
         if self._busy:
             self._prompt.output.enable_bracketed_paste()
             self._prompt.output.flush()

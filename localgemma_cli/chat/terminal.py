@@ -13,7 +13,6 @@ from prompt_toolkit.input import Input
 from prompt_toolkit.input.typeahead import get_typeahead
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPress
-from prompt_toolkit.output import Output
 
 _ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the terminal as it is now
 
@@ -55,19 +54,6 @@ def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
 
 def _leave(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
-
-
-@contextmanager
-def pasting_in_brackets(output: Output) -> Iterator[None]:
-    """A page pasted while no prompt is up is one message as well: the prompt's own mode ends with it."""
-    output.enable_bracketed_paste()
-    output.flush()
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # it has hung up
-            output.disable_bracketed_paste()
-            output.flush()
 
 
 def pressed(keyboard: Input) -> list[KeyPress]:
