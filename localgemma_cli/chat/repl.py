@@ -18,6 +18,7 @@ from prompt_toolkit.input import create_input
 from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
+from prompt_toolkit.output.plain_text import PlainTextOutput
 from prompt_toolkit.utils import is_dumb_terminal
 
 from localgemma_cli.backends.base import Backend
@@ -85,6 +86,8 @@ class Repl:
             input=create_input(keyboard),
             output=None if is_dumb_terminal() else create_output(self._terminal),
         )
+        if is_dumb_terminal():  # the prompt's plain form is chosen by itself, but writes a few escapes
+            self._prompt.app.output = PlainTextOutput(self._terminal)
 
     def run(self, first: str | None) -> None:
         """Chat until the user leaves; raises what loading raised."""

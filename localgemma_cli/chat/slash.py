@@ -112,7 +112,7 @@ def help_text() -> str:
     keys = [
         '  Enter sends, Alt-Enter or Ctrl-J starts a new line; so does Enter after an opening """.',
         "  Ctrl-C stops an answer or clears the line, Ctrl-D leaves, Ctrl-R searches what you typed before.",
-        "  Ctrl-X Ctrl-E opens your editor, Tab completes commands and paths.",
+        "  Ctrl-X Ctrl-E opens your editor and sends what you save, Tab completes commands and paths.",
         "  //text sends a text that begins with a slash, @PATH attaches a file.",
     ]
     return "\n".join(["Commands:", *commands, "Keys:", *keys])

@@ -2,7 +2,7 @@
 
 import re
 
-from support.program import Program
+from support.program import COMMAND, Program
 from support.terminal import Terminal
 
 DEMO = ["-m", "demo", "--temperature", "0"]
@@ -15,8 +15,7 @@ def test_a_narrow_terminal(program: Program) -> None:
         terminal.wait("exact · /help")
         terminal.enter(QUESTION)
         terminal.enter("/help")
-        bar = terminal.screen.display[-1].rstrip()
-        assert re.fullmatch(r" demo · exact · \d+/1024 tokens", bar)  # no half a figure
+        terminal.wait(r"\n demo · exact · \d+/1024 tokens(\n|$)")  # no half a figure
 
 
 def test_for_screen_readers_nothing_is_drawn_again(program: Program) -> None:
@@ -43,10 +42,10 @@ def test_without_colours_and_as_the_model_wrote_it(program: Program) -> None:
 
 def test_a_dumb_terminal_gets_no_escapes(program: Program) -> None:
     with Terminal(program.with_environment(TERM="dumb"), DEMO) as terminal:
-        terminal.wait("> ")
+        terminal.wait("^>")
         terminal.type(f"{QUESTION}\r")
         terminal.wait("4[- ]bit")
-        terminal.wait(r"\n>", count=1)
+        terminal.wait(r"\n>")
         terminal.type("/exit\r")
         assert terminal.wait_for_end() == 0
         assert b"\x1b" not in terminal.raw
@@ -65,11 +64,10 @@ def test_no_save_leaves_no_trace_and_a_full_disk_is_told_once(program: Program) 
     assert program("--no-save", "--session", "x", *DEMO, "Hello!").returncode == 0
     assert not (program.folder / "home" / "data").exists()
     assert program(*DEMO, "--session", "x", "Hello!").returncode == 0
-    limited = f"ulimit -f 60; exec python -m localgemma_cli {' '.join(DEMO)} --session x"
-    with Terminal(program, shell=limited.replace("python", __import__("sys").executable)) as terminal:
+    limited = f"ulimit -f 100; exec {' '.join([*COMMAND, *DEMO])} --session x"
+    with Terminal(program, shell=limited) as terminal:
         terminal.wait("exact · /help")
-        for _ in range(12):
-            terminal.enter("Hello! " + "and so on " * 400)
+        for _ in range(20):
             terminal.enter("Hello!")
             if "goes on unsaved" in terminal.text:
                 break

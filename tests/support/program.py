@@ -25,7 +25,6 @@ class Program:
             "HF_ENDPOINT": "http://127.0.0.1:9",  # the discard port: nothing answers
             "PYTHONDONTWRITEBYTECODE": "1",
             "COLUMNS": "80",
-            "PYTHONFAULTHANDLER": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         return {**kept, **own, **self.environment}

@@ -101,9 +101,6 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while len(re.findall(pattern, self.text)) < count:
             if time.monotonic() > deadline:
-                self.child.kill(signal.SIGABRT)  # TEMP
-                for _ in range(20):  # TEMP
-                    self.read(0.1)  # TEMP
                 raise AssertionError(f"no {pattern!r} ({count}x) after {seconds} s in:\n{self.text}")
             if not self.read():
                 raise AssertionError(f"the program ended without {pattern!r}:\n{self.text}")
