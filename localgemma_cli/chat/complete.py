@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from prompt_toolkit.application.current import get_app_or_none
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
@@ -59,3 +60,10 @@ class ChatCompleter(Completer):
             whole = begun + found.text
             text = f'"{whole}"' if " " in whole else whole
             yield Completion(text, -len(begun), display=one_line(found.display_text))
+
+
+def completes_by_itself() -> bool:
+    """By itself only for commands and @paths; elsewhere on Tab."""
+    app = get_app_or_none()
+    text = app.current_buffer.document.text_before_cursor if app else ""
+    return text.startswith("/") or text.split(" ")[-1].startswith("@")

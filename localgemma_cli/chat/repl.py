@@ -11,7 +11,7 @@ from typing import TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.application.current import get_app_or_none
+from prompt_toolkit.application.current import create_app_session
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
 from prompt_toolkit.input import create_input
@@ -27,7 +27,7 @@ from localgemma_cli.chat.actions import KEYS, perform
 from localgemma_cli.chat.background import BackgroundLoad
 from localgemma_cli.chat.bar import figures, fitted
 from localgemma_cli.chat.clipboard import copy
-from localgemma_cli.chat.complete import ChatCompleter
+from localgemma_cli.chat.complete import ChatCompleter, completes_by_itself
 from localgemma_cli.chat.inputhistory import input_history
 from localgemma_cli.chat.interrupt import cancelling
 from localgemma_cli.chat.keys import EnterKey
@@ -70,24 +70,24 @@ class Repl:
         self._enter = EnterKey(cleared=self._keep_turns)
         self._terminal = streams.stdout if streams.stdout.isatty() else streams.stderr
         editing = EditingMode.VI if frame.vi else EditingMode.EMACS
-        self._prompt: PromptSession[str] = PromptSession(
-            "> ",
-            multiline=True,
-            prompt_continuation="  ",
-            key_bindings=self._enter.bindings(editing),
-            editing_mode=editing,
-            history=input_history(frame.input_history),
-            completer=ChatCompleter(KEYS, self._names),
-            complete_while_typing=Condition(_completes) & Condition(lambda: not frame.accessible),
-            reserve_space_for_menu=4,
-            enable_open_in_editor=True,
-            enable_suspend=True,
-            bottom_toolbar=None if frame.accessible else self._toolbar,
-            input=create_input(keyboard),
-            output=None if is_dumb_terminal() else create_output(self._terminal),
-        )
-        if is_dumb_terminal():  # the prompt's plain form is chosen by itself, but writes a few escapes
-            self._prompt.app.output = PlainTextOutput(self._terminal)
+        output = (PlainTextOutput if is_dumb_terminal() else create_output)(self._terminal)
+        with create_app_session(output=output):  # given directly, it would rule the prompt's dumb form out
+            self._prompt: PromptSession[str] = PromptSession(
+                "> ",
+                multiline=True,
+                prompt_continuation="  ",
+                key_bindings=self._enter.bindings(editing),
+                editing_mode=editing,
+                history=input_history(frame.input_history),
+                completer=ChatCompleter(KEYS, self._names),
+                complete_while_typing=Condition(completes_by_itself)
+                & Condition(lambda: not frame.accessible),
+                reserve_space_for_menu=4,
+                enable_open_in_editor=True,
+                enable_suspend=True,
+                bottom_toolbar=None if frame.accessible else self._toolbar,
+                input=create_input(keyboard),
+            )
 
     def run(self, first: str | None) -> None:
         """Chat until the user leaves; raises what loading raised."""
@@ -299,10 +299,3 @@ class Repl:
             with suppress(LocalGemmaError):
                 return [each.name or str(each.id) for each in store.summaries(limit=_NAMES)]
         return []
-
-
-def _completes() -> bool:
-    """By itself only for commands and @paths; elsewhere on Tab."""
-    app = get_app_or_none()
-    text = app.current_buffer.document.text_before_cursor if app else ""
-    return text.startswith("/") or text.split(" ")[-1].startswith("@")
