@@ -151,8 +151,7 @@ class Repl:
                 return self._command(name, argument)
             case slash.Unknown(name, nearest):
                 hint = f"Did you mean {nearest}?" if nearest else "/help lists the commands."
-                name = one_line(name)
-                self._session.say(f"There is no command {name}. {hint} To send it as text: /{name}")
+                self._session.say(f"There is no command {one_line(name)}. {hint} //… sends it as text.")
             case None:
                 self._keep_turns()
         return ""
