@@ -156,8 +156,7 @@ class Repl:
                 self._keep_turns()
         return ""
 
-    def _keep_turns(self) -> None:
-        """What was to be replaced stays."""
+    def _keep_turns(self) -> None:  # those that an edit was to replace
         self._session.rewind = 0
 
     def _command(self, name: str, argument: str) -> str:
