@@ -135,7 +135,7 @@ def test_a_full_context_is_an_error_or_drops_the_oldest_turns_but_never_the_syst
     backend = backend_for(context=256)
     conversation = Conversation("Answer in one word.")
     dropped: list[int] = []
-    trimming = Settings(GREEDY, OnOverflow.TRIM, lambda turns, _how: dropped.append(turns))
+    trimming = Settings(GREEDY, OnOverflow.TRIM, lambda turns, _how: dropped.append(len(turns)))
     for number in range(9):
         question = f"My number is {number}. " + "Please keep it in mind for later. " * 3
         conversation, answer = run_turn(backend, conversation, question, trimming, Silent(), Cancel())
