@@ -47,8 +47,18 @@ class _ChatByDefault(TyperGroup):
     """A first word that names no command belongs to the chat."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing and not args:  # completing the first word
+            return super().parse_args(ctx, args)
         known = (*self.commands, "--install-completion", "--show-completion")
         return super().parse_args(ctx, args if args and args[0] in known else [CHAT, *args])
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """A first word may be a command, or an option of the chat."""
+        if incomplete.startswith("-"):
+            chat = self.commands[CHAT]
+            inner = chat.make_context(CHAT, [], parent=ctx, resilient_parsing=True)
+            return list(chat.shell_complete(inner, incomplete))
+        return [each for each in super().shell_complete(ctx, incomplete) if each.value != CHAT]
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)

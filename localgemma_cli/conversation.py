@@ -1,5 +1,6 @@
 """Values of a chat: messages, turns, conversations. All frozen; a turn joins whole or not at all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,12 @@ class Message:
     role: Role
     content: str
     token_ids: tuple[int, ...] | None = None
+
+    def __add__(self, more: "Message") -> "Message":
+        """Gone on with; its ids are known where those of both parts are."""
+        known = self.token_ids is not None and more.token_ids is not None
+        ids = (self.token_ids or ()) + (more.token_ids or ()) if known else None
+        return replace(self, content=self.content + more.content, token_ids=ids)
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,14 @@ class Conversation:
     def with_turn(self, turn: Turn) -> "Conversation":
         return replace(self, turns=(*self.turns, turn))
 
-    def with_saved(self, place: int | None) -> "Conversation":
-        """The last turn's place in the file."""
-        *past, last = self.turns
-        return replace(self, turns=(*past, replace(last, saved=place)))
+    def with_places(self, places: Sequence[int | None]) -> "Conversation":
+        """The places in the file of the last turns."""
+        first = len(self.turns) - len(places)
+        placed = (replace(turn, saved=at) for turn, at in zip(self.turns[first:], places, strict=True))
+        return replace(self, turns=(*self.turns[:first], *placed))
+
+    def without_last(self, count: int) -> "Conversation":
+        return replace(self, turns=self.turns[: len(self.turns) - count])
 
     def without_oldest(self, count: int = 1) -> "Conversation":
         return replace(self, turns=self.turns[count:])

@@ -8,7 +8,19 @@ from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat import slash
 from localgemma_cli.chat.attach import read_attachment
 from localgemma_cli.chat.context import draw
-from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted, number, short, takes
+from localgemma_cli.chat.outcome import (
+    Ask,
+    Copy,
+    Do,
+    Edit,
+    Facts,
+    Outcome,
+    counted,
+    number,
+    paths,
+    short,
+    takes,
+)
 from localgemma_cli.chat.saved import export, load, save, sessions, title
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.conversation import Conversation
@@ -16,7 +28,6 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.render.sanitize import one_line, visible
 from localgemma_cli.sampling import Sampling, checked
 
-_RENDERS = ("markdown", "plain")
 KEYS: Mapping[str, Callable[[str], Any]] = {
     "temperature": float,
     "top_p": float,
@@ -30,6 +41,8 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
 
 def perform(session: ChatSession, facts: Facts, name: str, argument: str) -> Outcome:
     """Do one command; a UsageError that says what it takes where `argument` is not that."""
+    if argument and not slash.COMMANDS[name].takes:
+        raise takes(name)
     return _ACTIONS[name](session, facts, argument)
 
 
@@ -54,8 +67,7 @@ def _retry(session: ChatSession, facts: Facts, argument: str) -> Outcome:
     for word in argument.split():
         key, equals, value = word.partition("=")
         sampling = _changed(sampling, "/retry", key, value if equals else "")
-    question = session.replaces(1)
-    return Ask(question, sampling)
+    return Ask(session.replaces(1), sampling)
 
 
 def _undo(session: ChatSession, facts: Facts, argument: str) -> None:
@@ -89,19 +101,22 @@ def _fork(session: ChatSession, facts: Facts, argument: str) -> None:
 def _file(session: ChatSession, facts: Facts, argument: str) -> None:
     if not argument:
         raise takes("/file")
-    found = [read_attachment(path) for path in _paths(argument)]
+    if argument == "-":
+        session.attachments = []
+        session.say("[nothing is attached]")
+        return
+    found = [read_attachment(path) for path in paths(argument)]
     session.attachments += found
-    backend = facts.loaded()
     for each in found:
-        session.say(f"[attached to your next message: {one_line(each.name)}, {each.size(backend)}]")
+        session.say(f"[attached to your next message: {one_line(each.name)}, {each.size(facts.ready())}]")
 
 
 def _show(session: ChatSession, facts: Facts, argument: str) -> None:
     match argument:
         case "plan":
-            session.say(facts.plan())
+            session.say(visible(facts.plan()))
         case "model":
-            session.say(facts.model)
+            session.say(visible(facts.model()))
         case "params":
             session.say(_parameters(session))
         case "context" | "prompt":
@@ -112,8 +127,8 @@ def _show(session: ChatSession, facts: Facts, argument: str) -> None:
 
 
 def _set(session: ChatSession, facts: Facts, argument: str) -> None:
-    key, _, value = argument.partition(" ")
-    if key == "render" and value.strip() in _RENDERS:
+    key, _, value = argument.replace("=", " ", 1).partition(" ")
+    if key == "render" and value.strip() in slash.RENDERS:
         session.render = value.strip()
     elif key:
         sampling = _changed(session.settings.sampling, "/set", key, value.strip())
@@ -143,10 +158,7 @@ def _stats(session: ChatSession, facts: Facts, argument: str) -> None:
 
 
 def _copy(session: ChatSession, facts: Facts, argument: str) -> Outcome:
-    turns, count = session.conversation.turns, number("/copy", argument)
-    if not 1 <= count <= len(turns):
-        raise UsageError("There is no such answer to copy.", "Ask something first.")
-    return Copy(turns[-count].answer.content)
+    return Copy(session.answer(number("/copy", argument)))
 
 
 def _summarize(session: ChatSession, facts: Facts, argument: str) -> Outcome:
@@ -177,23 +189,15 @@ def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling
     name = key.replace("-", "_")
     if name not in KEYS or not value:
         raise UsageError(
-            f"{command} takes {slash.COMMANDS[command].takes}.",
-            f"Keys: {', '.join([*KEYS, 'render'])}; off removes one.",
+            f"Usage: {slash.usage(command)}",
+            f"Keys: {', '.join(KEYS)}; off removes one."
+            + (f" Or render {' or '.join(slash.RENDERS)}." if command == "/set" else ""),
         )
     try:
         new = getattr(Sampling(), name) if value == "off" else KEYS[name](value)
     except ValueError:
         raise UsageError(f"{name} cannot be {value!r}.", "Give a number, or off.") from None
     return checked(replace(sampling, **{name: new}))
-
-
-def _paths(argument: str) -> list[str]:
-    import shlex
-
-    try:
-        return shlex.split(argument)
-    except ValueError as error:
-        raise UsageError(f"The paths cannot be read: {error}.", "Put names with blanks in quotes.") from None
 
 
 _ACTIONS: Mapping[str, Callable[[ChatSession, Facts, str], Outcome]] = {

@@ -10,8 +10,13 @@ from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.incoming import STDIN_LIMIT
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import NotFoundError, UsageError
+from localgemma_cli.render.sanitize import one_line
 
 _MENTION = re.compile(r"(?<!\S)@(\"[^\"\n]+\"|\S+)")
+_BLOCK = re.compile(
+    r"(?:^File (?P<name>[^\n]+):\n)?^(?P<fence>`{3,}).*?(?:^(?P=fence)$|\Z)", re.MULTILINE | re.DOTALL
+)
+_LIKE_PATH = re.compile(r"[/\\.]")
 _TRAILING = ".,;:!?)"
 
 
@@ -25,7 +30,7 @@ class Attachment:
         """As the model reads it; the fence is longer than any within."""
         longest = max(map(len, re.findall(r"`{3,}", self.text)), default=2)
         fence = "`" * (longest + 1)
-        return f"File {self.name}:\n{fence}\n{self.text.removesuffix(chr(10))}\n{fence}"
+        return f"File {one_line(self.name)}:\n{fence}\n{self.text.removesuffix(chr(10))}\n{fence}"
 
     def size(self, backend: Backend | None) -> str:
         """In tokens; a server's are guessed."""
@@ -51,17 +56,22 @@ def read_attachment(path: str) -> Attachment:
 
 
 def mentioned(question: str) -> tuple[list[str], list[str]]:
-    """(files, what only looks like one) behind an @ in `question`; a name with blanks stands in quotes."""
+    """(files, what only looks like one) behind an @ in `question`; a name with blanks stands in quotes.
+
+    Not in blocks of code; and not those that an earlier asking has made blocks of already.
+    """
     found: list[str] = []
     missing: list[str] = []
-    for match in _MENTION.finditer(question):
+    attached = {match["name"] for match in _BLOCK.finditer(question)}
+    for match in _MENTION.finditer(_BLOCK.sub("", question)):
         name = match[1].strip('"')
-        for candidate in (name, name.rstrip(_TRAILING)):
-            if candidate and Path(candidate).expanduser().exists():
-                found.append(candidate)
-                break
-        else:
-            missing.append(name)
+        paths = [each for each in (name, name.rstrip(_TRAILING)) if each]
+        if any(one_line(Path(each).name) in attached for each in paths):
+            continue
+        if there := next((each for each in paths if os.path.lexists(os.path.expanduser(each))), None):
+            found.append(there)
+        elif _LIKE_PATH.search(paths[-1] if paths else ""):
+            missing.append(paths[-1])
     return list(dict.fromkeys(found)), missing
 
 

@@ -23,7 +23,12 @@ def copy(text: str, terminal: TextIO) -> str:
         if fits and shutil.which(command[0]):
             try:
                 subprocess.run(
-                    command, input=text.encode(), check=True, timeout=_SECONDS, stderr=subprocess.DEVNULL
+                    command,
+                    input=text.encode(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    check=True,
+                    timeout=_SECONDS,
                 )
             except (OSError, subprocess.SubprocessError):
                 continue

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+from prompt_toolkit.application.current import get_app_or_none
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from localgemma_cli.chat.slash import COMMANDS
+from localgemma_cli.chat.slash import COMMANDS, RENDERS
+from localgemma_cli.render.sanitize import one_line
 
 _PATHS = ("/file", "/export")
 _MENTION = re.compile(r"(?<!\S)@(\S*)$")
@@ -43,12 +45,25 @@ class ChatCompleter(Completer):
         if name == "/set":
             words = (*self._keys, "render")
             if argument.startswith("render "):
-                words, argument = ("markdown", "plain"), argument.removeprefix("render ")
+                words, argument = RENDERS, argument.removeprefix("render ")
         elif name == "/retry":
             words, argument = [f"{key}=" for key in self._keys], argument.split(" ")[-1]
         elif name == "/load":
             words = self._names()
-        yield from (Completion(word, -len(argument)) for word in words if word.startswith(argument))
+        for word in words:
+            if word.startswith(argument):
+                yield Completion(word, -len(argument), display=one_line(word))
 
     def _path(self, begun: str, event: CompleteEvent) -> Iterator[Completion]:
-        yield from self._paths.get_completions(Document(begun), event)
+        """Names with blanks in quotes, as they have to be typed."""
+        for found in self._paths.get_completions(Document(begun), event):
+            whole = begun + found.text
+            text = f'"{whole}"' if " " in whole else whole
+            yield Completion(text, -len(begun), display=one_line(found.display_text))
+
+
+def completes_by_itself() -> bool:
+    """By itself only for commands and @paths; elsewhere on Tab."""
+    app = get_app_or_none()
+    text = app.current_buffer.document.text_before_cursor if app else ""
+    return text.startswith("/") or text.split(" ")[-1].startswith("@")

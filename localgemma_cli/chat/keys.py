@@ -1,24 +1,29 @@
 """What keys do at the prompt."""
 
+from collections.abc import Callable
+
 from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import Condition, has_completions
-from prompt_toolkit.input.vt100_parser import Vt100Parser
-from prompt_toolkit.key_binding import KeyBindings, KeyPress, KeyPressEvent
+from prompt_toolkit.filters import Condition, has_completions, is_searching
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 _BLOCK = '"""'
 
 
 class EnterKey:
-    """Enter sends and Alt-Enter begins a new line; `swapped` the other way round."""
+    """Enter sends and Alt-Enter begins a new line; `swapped` the other way round.
 
-    def __init__(self) -> None:
+    `cleared` hears that Ctrl-C has taken back what was typed.
+    """
+
+    def __init__(self, cleared: Callable[[], None]) -> None:
         self.swapped = False
+        self._cleared = cleared
 
     def bindings(self, editing: EditingMode) -> KeyBindings:
         """Ctrl-C clears what is typed; Ctrl-J begins a line; in vi mode Alt-Enter is Escape, then Enter."""
         bindings = KeyBindings()
 
-        @bindings.add("enter")
+        @bindings.add("enter", filter=~is_searching)
         def _(event: KeyPressEvent) -> None:
             self._pressed(event, sends=not self.swapped)
 
@@ -38,9 +43,10 @@ class EnterKey:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.cancel_completion()
 
-        @bindings.add("c-c")
+        @bindings.add("c-c", filter=~is_searching)
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.reset()
+            self._cleared()
 
         return bindings
 
@@ -57,9 +63,3 @@ class EnterKey:
 def _block_is_open(text: str) -> bool:
     stripped = text.strip()
     return stripped.startswith(_BLOCK) and not (len(stripped) >= 6 and stripped.endswith(_BLOCK))
-
-
-def key_presses(typed: str) -> list[KeyPress]:
-    presses: list[KeyPress] = []
-    Vt100Parser(presses.append).feed_and_flush(typed)
-    return presses

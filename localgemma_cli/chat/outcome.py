@@ -1,5 +1,6 @@
 """What a slash command may ask of the terminal's loop, and what the commands share."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,16 +41,19 @@ class Do:
 
 
 Outcome = Ask | Edit | Copy | Do | None
-Loaded = Callable[[], Backend | None]  # waits for the model; None where Ctrl-C came first
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What `/show` knows that is not in the conversation."""
+    """What the commands know that is not in the conversation.
+
+    `loaded` waits for the model and is None where Ctrl-C came first; `ready` does not wait.
+    """
 
     plan: Callable[[], str]
-    model: str
-    loaded: Loaded
+    model: Callable[[], str]
+    loaded: Callable[[], Backend | None]
+    ready: Callable[[], Backend | None]
 
 
 def number(command: str, argument: str) -> int:
@@ -62,7 +66,16 @@ def number(command: str, argument: str) -> int:
 
 def takes(command: str) -> UsageError:
     use = slash.COMMANDS[command]
-    return UsageError(f"It is: {slash.usage(command)}", f"{command} is to {use.what}.")
+    alone = "" if use.takes else ", and nothing after it"
+    return UsageError(f"Usage: {slash.usage(command)}{alone}", f"It is there to {use.what}.")
+
+
+def paths(argument: str) -> list[str]:
+    """As a shell would split them."""
+    try:
+        return shlex.split(argument)
+    except ValueError as error:
+        raise UsageError(f"The paths cannot be read: {error}.", "Put names with blanks in quotes.") from None
 
 
 def counted(count: int, what: str) -> str:

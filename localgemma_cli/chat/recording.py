@@ -6,7 +6,7 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from localgemma_cli.conversation import Conversation, Message, Turn
-from localgemma_cli.errors import SavingError
+from localgemma_cli.errors import LocalGemmaError, SavingError
 from localgemma_cli.render.base import Answer
 from localgemma_cli.sessions.store import Store
 
@@ -27,8 +27,27 @@ class Recorder:
 
     @contextmanager
     def question(self, text: str, system: str | None) -> Iterator["Recording"]:
-        """Around one turn: the question is on disk before its answer; with no answer at all it goes again."""
-        recording = Recording(self, self.attempt(lambda store: self._begin(store, text, system)))
+        """Around one turn: the question is on disk before its answer; where it fails, it goes again."""
+        with self._recording(self.attempt(lambda store: self._begin(store, text, system))) as recording:
+            try:
+                yield recording
+            except LocalGemmaError:
+                recording.forget()
+                raise
+
+    @contextmanager
+    def continuation(self, turn: Turn) -> Iterator["Recording"]:
+        """Around what is added to an answer; where it fails, the answer stays as it was."""
+        with self._recording(turn.saved, turn.answer) as recording:
+            try:
+                yield recording
+            except LocalGemmaError:
+                recording.restore(turn)
+                raise
+
+    @contextmanager
+    def _recording(self, turn: int | None, begun: Message | None = None) -> Iterator["Recording"]:
+        recording = Recording(self, turn, begun)
         try:
             yield recording
         finally:
@@ -42,21 +61,20 @@ class Recorder:
         """The same conversation as one of its own; the one so far stays as it is."""
         if (old := self.session) is None:
             return conversation
-        session = self.attempt(lambda store: store.copy(old, conversation.turns, self.model))
-        if session is None:
+        copied = self.attempt(lambda store: store.copy(old, conversation.turns, self.model))
+        if copied is None:
             return conversation
-        self.session = session
-        return self.attempt(lambda store: store.conversation(session, self.model)) or conversation
+        self.session, places = copied
+        return conversation.with_places(places)
 
-    def keep(self, conversation: Conversation, system: str | None) -> int:
-        """The session that holds all of `conversation`; raises SavingError."""
+    def keep(self, conversation: Conversation, system: str | None) -> tuple[int, Conversation]:
+        """The session that holds all of `conversation` from now on; raises SavingError."""
         assert self.store is not None  # the caller has opened one
         if self.session is None:
-            self.session = self.store.create(system)
-        for turn in conversation.turns:
-            if turn.saved is None:
-                self.store.add(self.session, turn, self.model)
-        return self.session
+            self.session = self.store.session(self.name, system)
+        places = [self.store.put(self.session, turn, self.model) for turn in conversation.turns]
+        self.store.set_system(self.session, system)
+        return self.session, conversation.with_places(places)
 
     def set_system(self, system: str | None) -> None:
         if (session := self.session) is not None:
@@ -64,7 +82,7 @@ class Recorder:
 
     def _begin(self, store: Store, question: str, system: str | None) -> int:
         if self.session is None:
-            self.session = store.create(system, self.name)
+            self.session = store.session(self.name, system)
             self.name = None
         return store.begin(self.session, question, self.model)
 
@@ -81,49 +99,67 @@ class Recorder:
 
 
 class Recording:
-    """One answer as a renderer sees it; a thread writes it, so that decoding never waits for a disk."""
+    """One answer as a renderer sees it; a thread writes it, so that decoding never waits for a disk.
 
-    def __init__(self, recorder: Recorder, turn: int | None) -> None:
+    `begun` is what it had before, where it is gone on with; `turn` None records nothing.
+    """
+
+    def __init__(self, recorder: Recorder, turn: int | None, begun: Message | None) -> None:
         self._recorder, self.turn = recorder, turn
-        self._pieces: list[str] = []
+        self._begun = begun or Message("assistant", "", ())
+        self._pieces = [self._begun.content]
         self._ended = Event()
-        self._finished = False
+        self._settled = turn is None
         self._writer = Thread(target=self._write, name="save", daemon=True)
-        if turn is not None:
+        if turn is not None and recorder.store is not None:
             self._writer.start()
 
     def delta(self, text: str) -> None:
         self._pieces.append(text)
 
     def finish(self, answer: Answer) -> None:
-        self._stop()
-        self._finished = True
-        message = Message("assistant", answer.text, answer.finished.token_ids)
-        if (turn := self.turn) is not None:
-            self._recorder.attempt(lambda store: store.finish(turn, message, answer.finished.finish_reason))
+        more = Message("assistant", answer.text, answer.finished.token_ids)
+        self._settle(
+            lambda store, turn: store.finish(turn, self._begun + more, answer.finished.finish_reason)
+        )
 
     def abort(self) -> None:
         """Another try may follow."""
 
-    def close(self) -> None:
-        self._stop()
-        if self._finished or (turn := self.turn) is None:
-            return
-        text = "".join(self._pieces)
-        if text:
-            message = Message("assistant", text)
-            self._recorder.attempt(lambda store: store.finish(turn, message, "interrupted"))
-        else:
-            self._recorder.attempt(lambda store: store.remove_turns([turn]))
+    def forget(self) -> None:
+        self._settle(lambda store, turn: store.remove_turns([turn]))
 
-    def _stop(self) -> None:
+    def restore(self, before: Turn) -> None:
+        self._settle(lambda store, turn: store.finish(turn, before.answer, before.finish_reason))
+
+    def close(self) -> None:
+        """Where nothing else was told of its end, the program is ending: what came is kept."""
+        text = "".join(self._pieces)
+        self._ended.set()
+        if not text:
+            self.forget()
+        elif len(self._pieces) > 1:
+            message = Message("assistant", text)
+            self._settle(lambda store, turn: store.finish(turn, message, "interrupted"))
+
+    def _settle(self, action: Callable[[Store, int], None]) -> None:
+        """Only the first end counts."""
         self._ended.set()
         if self._writer.is_alive():
             self._writer.join()
+        if not self._settled and (turn := self.turn) is not None:
+            self._settled = True
+            self._recorder.attempt(lambda store: action(store, turn))
 
     def _write(self) -> None:
-        written = 0
+        """A failure is told at the end, by the thread that writes on the terminal."""
+        store, turn, written = self._recorder.store, self.turn, 1
+        assert store is not None  # the thread is started only
+        assert turn is not None  # where there are both
         while not self._ended.wait(_WRITE_SECONDS):
-            if (count := len(self._pieces)) > written and (turn := self.turn) is not None:
-                text, written = "".join(self._pieces[:count]), count
-                self._recorder.attempt(lambda store, text=text, turn=turn: store.stream(turn, text))  # type: ignore[misc]
+            if (count := len(self._pieces)) > written:
+                written = count
+                try:
+                    store.stream(turn, "".join(self._pieces[:count]))
+                except SavingError:
+                    return

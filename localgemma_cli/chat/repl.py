@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Cancel
@@ -10,33 +11,37 @@ from typing import TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app
-from prompt_toolkit.application.current import get_app_or_none
+from prompt_toolkit.application.current import create_app_session
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
-from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import create_input
-from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
+from prompt_toolkit.input.typeahead import store_typeahead
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
+from prompt_toolkit.output.plain_text import PlainTextOutput
+from prompt_toolkit.utils import is_dumb_terminal
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat import slash
 from localgemma_cli.chat.actions import KEYS, perform
 from localgemma_cli.chat.background import BackgroundLoad
+from localgemma_cli.chat.bar import figures, fitted
 from localgemma_cli.chat.clipboard import copy
-from localgemma_cli.chat.complete import ChatCompleter
+from localgemma_cli.chat.complete import ChatCompleter, completes_by_itself
+from localgemma_cli.chat.inputhistory import input_history
 from localgemma_cli.chat.interrupt import cancelling
-from localgemma_cli.chat.keys import EnterKey, key_presses
-from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts
+from localgemma_cli.chat.keys import EnterKey
+from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted
 from localgemma_cli.chat.session import ChatSession
-from localgemma_cli.chat.terminal import pasting_in_brackets, pending, unechoed
+from localgemma_cli.chat.terminal import key_presses, pressed, unechoed
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.progress import describe, on_stderr
-from localgemma_cli.render.sanitize import visible
+from localgemma_cli.render.sanitize import one_line
 
 _WATCH_SECONDS = 0.1
+_NAMES = 20  # of saved conversations that are offered
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Frame:
 
     label: Callable[[], str]
     plan: Callable[[], str]
-    model: str
+    model: Callable[[], str]
     report: Callable[[LocalGemmaError], None]
     quiet: bool
     accessible: bool
@@ -60,72 +65,112 @@ class Repl:
         self._session, self._frame, self._load = session, frame, load
         self._streams, self._keyboard = streams, keyboard
         self._cancel = Cancel()
-        self._facts = Facts(frame.plan, frame.model, self._loaded)
-        self._left = self._noted = self._in_editor = False
-        self._enter = EnterKey()
+        self._facts = Facts(frame.plan, frame.model, self._loaded, self._ready)
+        self._left = self._noted = self._in_editor = self._busy = False
+        self._enter = EnterKey(cleared=self._keep_turns)
+        self._terminal = streams.stdout if streams.stdout.isatty() else streams.stderr
         editing = EditingMode.VI if frame.vi else EditingMode.EMACS
-        self._prompt: PromptSession[str] = PromptSession(
-            "> ",
-            multiline=True,
-            prompt_continuation="  ",
-            key_bindings=self._enter.bindings(editing),
-            editing_mode=editing,
-            history=_input_history(frame.input_history),
-            completer=ChatCompleter(KEYS, self._names),
-            complete_while_typing=Condition(_completes) & Condition(lambda: not frame.accessible),
-            reserve_space_for_menu=4,
-            enable_open_in_editor=True,
-            enable_suspend=True,
-            bottom_toolbar=None if frame.accessible else self._toolbar,
-            input=create_input(keyboard),
-            output=create_output(streams.stdout if streams.stdout.isatty() else streams.stderr),
-        )
+        output = (PlainTextOutput if is_dumb_terminal() else create_output)(self._terminal)
+        with create_app_session(output=output):  # given directly, it would rule the prompt's dumb form out
+            self._prompt: PromptSession[str] = PromptSession(
+                "> ",
+                multiline=True,
+                prompt_continuation="  ",
+                key_bindings=self._enter.bindings(editing),
+                editing_mode=editing,
+                history=input_history(frame.input_history),
+                completer=ChatCompleter(KEYS, self._names),
+                complete_while_typing=Condition(completes_by_itself)
+                & Condition(lambda: not frame.accessible),
+                reserve_space_for_menu=4,
+                enable_open_in_editor=True,
+                enable_suspend=True,
+                bottom_toolbar=None if frame.accessible else self._toolbar,
+                input=create_input(keyboard),
+            )
 
     def run(self, first: str | None) -> None:
         """Chat until the user leaves; raises what loading raised."""
-        with unechoed(self._keyboard) as typed:
+        with self._own_terminal() as typed:
             store_typeahead(self._prompt.input, key_presses(typed))
-            draft = self._ask(Ask(first)) if first else ""
+            draft = ""
+            if first:
+                with self._at_work():
+                    draft = self._ask(Ask(first))
             while not self._left:
                 try:
                     line = self._prompt.prompt(default=draft, pre_run=self._before_prompt)
-                    with pasting_in_brackets(self._prompt.output):
+                    with self._at_work():
                         draft = self._handle(line)
                 except KeyboardInterrupt:
                     draft = ""
                 except EOFError:
                     return
 
+    @contextmanager
+    def _own_terminal(self) -> Iterator[str]:
+        """A signal that ends the program leaves the prompt no time to put its own modes back."""
+        try:
+            with unechoed(self._keyboard, self._resumed) as typed:
+                yield typed
+        finally:
+            if not is_dumb_terminal():
+                with suppress(OSError):  # it has hung up
+                    self._prompt.output.disable_bracketed_paste()
+                    self._prompt.output.reset_attributes()
+                    self._prompt.output.show_cursor()
+                    self._prompt.output.flush()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """While no prompt is up."""
+        if is_dumb_terminal():
+            yield
+            return
+        self._busy = True
+        self._resumed()
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _resumed(self) -> None:
+        """A page pasted while no prompt is up is one message as well."""
+        if self._busy:
+            self._prompt.output.enable_bracketed_paste()
+            self._prompt.output.flush()
+
     def _handle(self, line: str) -> str:
         """Do what a line says; what is left of it to edit, where it could not be sent."""
+        line = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # as a terminal sent it
         match slash.parse(line):
             case slash.Say(question):
                 return self._ask(Ask(question))
             case slash.Command(name, argument):
-                self._session.rewind = 0
+                self._keep_turns()
                 return self._command(name, argument)
             case slash.Unknown(name, nearest):
                 hint = f"Did you mean {nearest}?" if nearest else "/help lists the commands."
-                self._session.say(f"There is no command {visible(name)}. {hint} As a text: /{visible(name)}")
+                self._session.say(f"There is no command {one_line(name)}. {hint} //… sends it as text.")
             case None:
-                self._session.rewind = 0
+                self._keep_turns()
         return ""
 
+    def _keep_turns(self) -> None:  # those that an edit was to replace
+        self._session.rewind = 0
+
     def _command(self, name: str, argument: str) -> str:
-        try:
-            outcome = perform(self._session, self._facts, name, argument)
-        except LocalGemmaError as error:
-            self._frame.report(error)
-            return ""
-        match outcome:
-            case Ask():
-                self._ask(outcome)
-                self._session.rewind = 0
+        outcomes: list[Outcome] = []
+        self._cancellable(lambda: outcomes.append(perform(self._session, self._facts, name, argument)))
+        match outcomes[0] if outcomes else None:
+            case Ask() as ask:
+                self._ask(ask)
+                self._keep_turns()
             case Edit(text):
                 self._in_editor = bool(os.environ.get("VISUAL") or os.environ.get("EDITOR"))
-                return text
+                return slash.typed(text)
             case Copy(text):
-                self._session.say(copy(text, self._streams.stdout))
+                self._session.say(copy(text, self._terminal))
             case Do("continue"):
                 self._answered(lambda backend: self._session.go_on(backend, self._cancel))
             case Do("summarize"):
@@ -143,13 +188,14 @@ class Repl:
         done = self._answered(
             lambda backend: self._session.ask(backend, ask.question, self._cancel, ask.sampling)
         )
-        return "" if done else ask.question
+        return "" if done else slash.typed(ask.question)
 
     def _summarize(self) -> None:
         def action(backend: Backend) -> None:
+            self._session.say("[summarizing; Ctrl-C stops it]")
             count = self._session.summarize(backend, self._cancel)
-            if not self._cancel.is_set():
-                self._session.say(f"[{count} turns summarized; the whole conversation stays saved]")
+            saved = "; they stay saved" if self._session.recorder.session is not None else ""
+            self._session.say(f"[{counted(count, 'turn')} summarized{saved}]")
 
         self._with_model(action)
 
@@ -161,15 +207,21 @@ class Repl:
         return bool(answers)
 
     def _with_model(self, action: Callable[[Backend], None]) -> None:
-        """Once the model is there; errors are reported, and Ctrl-C sets `_cancel`."""
+        """Once the model is there."""
+
+        def go() -> None:
+            if not self._cancelled_already() and (backend := self._loaded()) is not None:
+                self._tell_once(backend.note)
+                action(backend)
+
+        self._cancellable(go)
+
+    def _cancellable(self, action: Callable[[], None]) -> None:
+        """Errors are reported, and Ctrl-C sets `_cancel`."""
         self._cancel = Cancel()
         with cancelling(self._cancel, second_raises=False):
-            if self._cancelled_already():
-                return
             try:
-                if (backend := self._loaded()) is not None:
-                    self._tell_once(backend.note)
-                    action(backend)
+                action()
             except LocalGemmaError as error:
                 if error is self._load.error:
                     raise
@@ -193,11 +245,13 @@ class Repl:
 
     def _cancelled_already(self) -> bool:
         """Whether a Ctrl-C followed so fast on Enter that the prompt still took it for a key."""
-        keyboard = self._prompt.input
-        presses = get_typeahead(keyboard) + key_presses(pending(self._keyboard))
+        presses = pressed(self._prompt.input)
         last = max((at for at, press in enumerate(presses) if press.key == Keys.ControlC), default=-1)
-        store_typeahead(keyboard, presses[last + 1 :])
+        store_typeahead(self._prompt.input, presses[last + 1 :])
         return last >= 0
+
+    def _ready(self) -> Backend | None:
+        return self._load.result() if self._load.done.is_set() else None
 
     def _loaded(self) -> Backend | None:
         """Wait for the model, saying how far it is; None where Ctrl-C came first."""
@@ -230,44 +284,16 @@ class Repl:
             self._prompt.app.exit(exception=self._load.error)
 
     def _toolbar(self) -> str:
-        label = self._frame.label()
+        label = one_line(self._frame.label())
         if not self._load.done.is_set():
-            return f" {label} · {describe(self._load.progress)} (you can type already)"
+            return fitted([label, describe(self._load.progress), "you can type already"])
         last = self._session.last
-        figures = _figures(last, self._load.result().context_length) if last else ("/help",)
+        known = figures(last, self._load.result().context_length) if last else ("/help",)
         files = len(self._session.attachments)
-        attached = (f"{files} attached",) if files else ()
-        return " · ".join((f" {label}", *figures, *attached))
+        return fitted([label, *known, *([f"{files} attached"] if files else [])])
 
     def _names(self) -> list[str]:
-        store = self._session.recorder.store
-        return [each.name or str(each.id) for each in store.summaries(limit=20)] if store else []
-
-
-def _completes() -> bool:
-    """By itself only for commands and @paths; elsewhere on Tab."""
-    app = get_app_or_none()
-    text = app.current_buffer.document.text_before_cursor if app else ""
-    return text.startswith("/") or text.split(" ")[-1].startswith("@")
-
-
-def _input_history(path: Path | None) -> History:
-    """Of all chats of this user, multi-line entries whole; private, and in memory only where it cannot be."""
-    if path is None:
-        return InMemoryHistory()
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
-    except OSError:
-        return InMemoryHistory()
-    return FileHistory(path)
-
-
-def _figures(answer: Answer, context: int | None) -> Iterator[str]:
-    """What is known of them: a server need not count."""
-    usage, rate = answer.finished.usage, answer.finished.timing.decode_tokens_per_second
-    if usage.prompt_tokens is not None and usage.completion_tokens is not None:
-        used = usage.prompt_tokens + usage.completion_tokens
-        yield f"{used}/{context} tokens" if context else f"{used} tokens"
-    if rate is not None:
-        yield f"{rate:.1f} tok/s"
+        if (store := self._session.recorder.store) is not None:
+            with suppress(LocalGemmaError):
+                return [each.name or str(each.id) for each in store.summaries(limit=_NAMES)]
+        return []

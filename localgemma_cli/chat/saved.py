@@ -1,11 +1,12 @@
 """The slash commands that have to do with saved conversations."""
 
+import shlex
 import time
 from pathlib import Path
 
-from localgemma_cli.chat.outcome import Facts, counted, takes
+from localgemma_cli.chat.outcome import Facts, counted, paths, takes
 from localgemma_cli.chat.session import ChatSession
-from localgemma_cli.errors import SavingError, UsageError
+from localgemma_cli.errors import NotFoundError, SavingError, UsageError
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sessions.exchange import form_of, written
 from localgemma_cli.sessions.files import write_new
@@ -18,13 +19,12 @@ def save(session: ChatSession, facts: Facts, argument: str) -> None:
     recorder = session.recorder
     if recorder.store is None:
         recorder.store = Store(default_path())
-    id = recorder.keep(session.conversation, session.system)
+    id, session.conversation = recorder.keep(session.conversation, session.system)
     if argument:
         recorder.store.rename(id, name=argument)
-    session.conversation = recorder.store.conversation(id, recorder.model)
-    session.set_system(session.system)
     name = f" as {one_line(argument)}" if argument else ""
-    session.say(f"Saved{name}: conversation {id}. `localgemma --session {argument or id}` goes on with it.")
+    again = one_line(shlex.quote(argument or str(id)))
+    session.say(f"[saved{name}: localgemma --session {again} goes on with it]")
 
 
 def title(session: ChatSession, facts: Facts, argument: str) -> None:
@@ -63,13 +63,17 @@ def load(session: ChatSession, facts: Facts, argument: str) -> None:
 def export(session: ChatSession, facts: Facts, argument: str) -> None:
     if not argument:
         raise takes("/export")
-    path = Path(argument).expanduser()
+    if not session.conversation.turns:
+        raise UsageError("There is nothing to export yet.", "Ask something first.")
+    path = Path(*paths(argument)).expanduser()
     write_new(path, written(session.conversation, form_of(path.name)))
     session.say(f"[written: {one_line(str(path))}]")
 
 
 def _store(session: ChatSession) -> Store:
-    """Reading what is saved needs no permission to save more."""
+    """What is saved may be read also where no more is to be saved; no file is made for that."""
+    if session.recorder.store is None and not default_path().exists():
+        raise NotFoundError("Nothing is saved yet.", "/save saves this conversation.")
     return session.recorder.store or Store(default_path())
 
 

@@ -12,7 +12,7 @@ from localgemma_cli.chat.turn import Settings, continue_turn, run_turn
 from localgemma_cli.conversation import Conversation, Turn
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.base import Answer, Both, Renderer
-from localgemma_cli.render.sanitize import visible
+from localgemma_cli.render.sanitize import one_line, visible
 from localgemma_cli.sampling import Mode, Sampling, system_for
 
 _GO_ON = "Go on exactly where you stopped."
@@ -59,46 +59,49 @@ class ChatSession:
         self, backend: Backend, question: str, cancel: Cancel, sampling: Sampling | None = None
     ) -> Answer:
         """One turn more; an error leaves everything as it was, what was to be replaced included."""
-        text = self._with_files(question)
-        kept = replace(
-            self.conversation, turns=self.conversation.turns[: len(self.conversation.turns) - self.rewind]
-        )
+        text = self._with_files(question, backend)
+        kept = self.conversation.without_last(self.rewind)
         settings = replace(self.settings, sampling=sampling or self.settings.sampling)
         with self.recorder.question(text, self.system) as recording:
             renderer = Both(self.make_renderer(self.render), recording)
             conversation, answer = run_turn(backend, kept, text, settings, renderer, cancel)
         self.recorder.turns_removed(self.conversation.turns[len(kept.turns) :])
-        self.conversation = conversation.with_saved(recording.turn)
+        self.conversation = conversation.with_places([recording.turn])
         self.attachments, self.rewind = [], 0
         return self._noted(answer)
 
     def go_on(self, backend: Backend, cancel: Cancel) -> Answer:
         """The last answer, continued from its last token; a server is asked to in words."""
-        if not self.conversation.turns:
-            raise UsageError("There is no answer to continue.", "Ask something first.")
+        turn = self._last(1)
+        if turn.finish_reason == "stop":
+            raise UsageError("The last answer came to its end.", "Ask for more in your own words.")
         if not backend.continues:
             return self.ask(backend, _GO_ON, cancel)
-        renderer = self.make_renderer(self.render)
-        self.conversation, answer = continue_turn(backend, self.conversation, self.settings, renderer, cancel)
-        turn = self.conversation.turns[-1]
-        if turn.saved is not None:
-            saved = turn.saved
-            self.recorder.attempt(lambda store: store.finish(saved, turn.answer, turn.finish_reason))
+        with self.recorder.continuation(turn) as recording:
+            renderer = Both(self.make_renderer(self.render), recording)
+            self.conversation, answer = continue_turn(
+                backend, self.conversation, self.settings, renderer, cancel
+            )
         return self._noted(answer)
 
     def undo(self, count: int) -> Sequence[Turn]:
         """The turns that are gone; UsageError where there are not as many."""
-        removed = self.conversation.turns[len(self._before(count).turns) :]
-        self.conversation = self._before(count)
+        self._last(count)
+        removed = self.conversation.turns[-count:]
+        self.conversation = self.conversation.without_last(count)
         self.recorder.turns_removed(removed)
         self.last = None
         return removed
 
     def replaces(self, count: int) -> str:
         """The question `count` turns back; the next one takes its place and that of all after it."""
-        self._before(count)
+        question = self._last(count).question.content
         self.rewind = count
-        return self.conversation.turns[-count].question.content
+        return question
+
+    def answer(self, count: int) -> str:
+        """The one `count` turns back."""
+        return self._last(count).answer.content
 
     def summarize(self, backend: Backend, cancel: Cancel) -> int:
         """Put a summary in the place of all but the last turn; how many went. The file keeps them all."""
@@ -106,8 +109,7 @@ class ChatSession:
             raise UsageError("There is too little to summarize.", "It needs two turns or more.")
         count = len(self.conversation.turns) - 1
         shorter = summarized(backend, self.conversation, count, self.settings.sampling, cancel)
-        if not cancel.is_set():
-            self.conversation = self.recorder.fork(shorter)
+        self.conversation, self.last = self.recorder.fork(shorter), None
         return count
 
     def fresh(self, conversation: Conversation, session: int | None) -> None:
@@ -129,18 +131,23 @@ class ChatSession:
         self.conversation = replace(self.conversation, system=system_for(self.mode, text))
         self.recorder.set_system(text)
 
-    def _before(self, count: int) -> Conversation:
+    def _last(self, count: int) -> Turn:
+        """The turn so many back."""
         turns = self.conversation.turns
-        if not 1 <= count <= len(turns):
-            said = "nothing has been said yet" if not turns else f"there are {len(turns)} turns"
-            raise UsageError(f"{count} turns cannot be taken back: {said}.", "Give a smaller number.")
-        return replace(self.conversation, turns=turns[: len(turns) - count])
+        if not turns:
+            raise UsageError("Nothing has been said yet.", "Ask something first.")
+        if count > len(turns):
+            raise UsageError(f"There is no turn {count}: they are {len(turns)}.", "Give a smaller number.")
+        return turns[-count]
 
-    def _with_files(self, question: str) -> str:
+    def _with_files(self, question: str, backend: Backend) -> str:
         names, missing = mentioned(question)
         for name in missing:
-            self.say(f"[there is no file {name}: @{name} is sent as text]")
-        return with_attachments(question, [*self.attachments, *map(read_attachment, names)])
+            self.say(f"[there is no file {one_line(name)}: it is sent as text]")
+        files = [*self.attachments, *map(read_attachment, names)]
+        for file in files:
+            self.say(f"[with {one_line(file.name)}: {file.size(backend)}]")
+        return with_attachments(question, files)
 
     def _noted(self, answer: Answer) -> Answer:
         self.last = answer

@@ -23,9 +23,11 @@ COMMANDS: Mapping[str, Usage] = {
     "/edit": Usage("[N]", "edit the last question, or the one N turns back, and ask it anew"),
     "/continue": Usage("", "go on with an answer that was interrupted or cut off"),
     "/fork": Usage("", "go on in a copy of this conversation; the one so far stays as it is"),
-    "/file": Usage("PATH ...", "attach files to your next message (@PATH in a message does it too)"),
+    "/file": Usage("PATH ...", "attach files to your next message, as @PATH in it does; - takes them off"),
     "/show": Usage(
-        "WHAT", "plan, prompt, context, model or params", ("plan", "prompt", "context", "model", "params")
+        "WHAT",
+        "show the plan, prompt, context, model or params",
+        ("plan", "prompt", "context", "model", "params"),
     ),
     "/set": Usage("[KEY VALUE]", "show or change how answers are sampled, or render plain|markdown"),
     "/stats": Usage("", "tokens and speed of the last answer, and of this chat"),
@@ -40,6 +42,8 @@ COMMANDS: Mapping[str, Usage] = {
     "/exit": Usage("", "leave (so do Ctrl-D and quit)"),
 }
 
+RENDERS = ("markdown", "plain")
+_QUOTES = '"""'
 _OLD_SPELLINGS = {
     "!help": "/help",
     "!new session": "/new",
@@ -76,7 +80,7 @@ def parse(line: str) -> Say | Command | Unknown | None:
     text = line.strip()
     if not text:
         return None
-    if text.startswith('"""') and text.endswith('"""') and len(text) >= 6:
+    if text.startswith(_QUOTES) and text.endswith(_QUOTES) and len(text) >= 6:
         inner = text[3:-3].strip("\n")
         return Say(inner) if inner.strip() else None
     text = _OLD_SPELLINGS.get(text.lower(), text)
@@ -91,6 +95,13 @@ def parse(line: str) -> Say | Command | Unknown | None:
     return Unknown(name, close[0] if close else None)
 
 
+def typed(text: str) -> str:
+    """The line that says `text`, for it to be edited."""
+    if parse(text) == Say(text):
+        return text
+    return f"/{text}" if parse(f"/{text}") == Say(text) else f"{_QUOTES}\n{text}\n{_QUOTES}"
+
+
 def usage(name: str) -> str:
     return f"{name} {COMMANDS[name].takes}".rstrip()
 
@@ -101,7 +112,7 @@ def help_text() -> str:
     keys = [
         '  Enter sends, Alt-Enter or Ctrl-J starts a new line; so does Enter after an opening """.',
         "  Ctrl-C stops an answer or clears the line, Ctrl-D leaves, Ctrl-R searches what you typed before.",
-        "  Ctrl-X Ctrl-E opens your editor, Tab completes commands and paths.",
+        "  Ctrl-X Ctrl-E opens your editor and sends what you save, Tab completes commands and paths.",
         "  //text sends a text that begins with a slash, @PATH attaches a file.",
     ]
     return "\n".join(["Commands:", *commands, "Keys:", *keys])

@@ -6,6 +6,7 @@ from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.conversation import Conversation, Message, Turn
+from localgemma_cli.errors import InterruptedAnswer
 from localgemma_cli.events import Delta, Event, Finished
 from localgemma_cli.sampling import Sampling
 
@@ -20,12 +21,12 @@ _LONGEST = 512  # tokens
 def summarized(
     backend: Backend, conversation: Conversation, count: int, sampling: Sampling, cancel: Cancel
 ) -> Conversation:
-    """The first `count` turns as one turn; unchanged where `cancel` came first."""
+    """The first `count` turns as one turn; InterruptedAnswer where `cancel` came first."""
     old = replace(conversation, turns=conversation.turns[:count])
     short = replace(sampling, max_new_tokens=_LONGEST)
     text, finished = _collected(backend.stream(old.messages(_WISH), short, cancel))
     if finished.finish_reason == "interrupted":
-        return conversation
+        raise InterruptedAnswer("Nothing was summarized.", "The conversation is as it was.")
     if finished.error is not None:
         raise finished.error
     summary = Turn(Message("user", _QUESTION), Message("assistant", text, finished.token_ids), "stop")

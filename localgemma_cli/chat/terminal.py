@@ -1,24 +1,29 @@
 """The terminal's state around the chat: kept out of the answers' way, and given back as it was."""
 
 import os
+import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, TextIO
 
-from prompt_toolkit.output import Output
+from prompt_toolkit.input import Input
+from prompt_toolkit.input.typeahead import get_typeahead
+from prompt_toolkit.input.vt100_parser import Vt100Parser
+from prompt_toolkit.key_binding import KeyPress
 
 _ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the terminal as it is now
 
 
 @contextmanager
-def unechoed(stdin: TextIO) -> Iterator[str]:
+def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
     """Keep what is typed while no prompt is up: unechoed, Enter as Enter, for the next prompt to read.
 
     In the terminal's line mode it would be printed into the answer, and Enter would arrive as Ctrl-J.
-    Yields what was typed in that mode, before this program could change it, with its Enters mended.
+    Yields what was typed in that mode, before this program could change it, with its Enters mended. Calls
+    `resumed` when the program goes on after a Ctrl-Z.
     """
     if sys.platform == "win32":
         yield ""
@@ -34,11 +39,12 @@ def unechoed(stdin: TextIO) -> Iterator[str]:
 
     def resume(_signal: int, _frame: FrameType | None) -> None:
         termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # a shell had it meanwhile
+        resumed()
 
     handlers: dict[int, Any] = {getattr(signal, name): _leave for name in _ENDS} | {signal.SIGCONT: resume}
     replaced = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield pending(stdin).replace("\n", "\r")
+        yield _pending(stdin).replace("\n", "\r")
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
@@ -50,21 +56,29 @@ def _leave(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-@contextmanager
-def pasting_in_brackets(output: Output) -> Iterator[None]:
-    """A page pasted while no prompt is up is one message as well: the prompt's own mode ends with it."""
-    output.enable_bracketed_paste()
-    output.flush()
-    yield
+def pressed(keyboard: Input) -> list[KeyPress]:
+    """The keys that wait to be read; by the prompt's own parser, which may be in the middle of a paste."""
+    presses = get_typeahead(keyboard)
+    while _waiting(keyboard.fileno()) and not keyboard.closed:
+        presses += keyboard.read_keys()
+    return presses
 
 
-def pending(stdin: TextIO) -> str:
+def key_presses(typed: str) -> list[KeyPress]:
+    presses: list[KeyPress] = []
+    Vt100Parser(presses.append).feed_and_flush(typed)
+    return presses
+
+
+def _pending(stdin: TextIO) -> str:
     """What was typed and not read yet."""
-    if sys.platform == "win32":
-        return ""
-    import select
-
     typed = b""
-    while select.select([stdin], [], [], 0)[0] and (data := os.read(stdin.fileno(), 65536)):
+    while _waiting(stdin.fileno()) and (data := os.read(stdin.fileno(), 65536)):
         typed += data
     return typed.decode("utf-8", errors="ignore")
+
+
+def _waiting(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return False  # only sockets can be asked
+    return bool(select.select([descriptor], [], [], 0)[0])

@@ -16,11 +16,11 @@ from localgemma_cli.sampling import OnOverflow, Sampling
 
 @dataclass(frozen=True)
 class Settings:
-    """What stays the same from turn to turn; `on_trim` hears which of the oldest turns have to go."""
+    """What stays the same from turn to turn; `on_trim` hears which of the oldest turns go, and how."""
 
     sampling: Sampling
     on_overflow: OnOverflow
-    on_trim: Callable[[Sequence[Turn]], None]
+    on_trim: Callable[[Sequence[Turn], str], None]
 
 
 def run_turn(
@@ -52,13 +52,10 @@ def continue_turn(
     backend: Backend, conversation: Conversation, settings: Settings, renderer: Renderer, cancel: Cancel
 ) -> tuple[Conversation, Answer]:
     """The last answer goes on from its last token, and stays one answer."""
-    *past, last = conversation.turns
-    before = replace(conversation, turns=tuple(past))
+    before, last = conversation.without_last(1), conversation.turns[-1]
     messages = (*before.messages(last.question.content), last.answer)
     answer = _answer(backend, messages, settings, renderer, cancel, ())
-    ids, more = last.answer.token_ids, answer.finished.token_ids
-    joined = None if ids is None or more is None else ids + more
-    whole = Message("assistant", last.answer.content + answer.text, joined)
+    whole = last.answer + Message("assistant", answer.text, answer.finished.token_ids)
     turn = replace(last, answer=whole, finish_reason=answer.finished.finish_reason)
     return before.with_turn(turn), answer
 
@@ -66,13 +63,12 @@ def continue_turn(
 def _shortened(
     backend: Backend, conversation: Conversation, settings: Settings, cancel: Cancel
 ) -> tuple[Conversation, tuple[Turn, ...]]:
-    """Without the oldest turn; or its older half, at least two turns, as a summary."""
+    """Without its oldest turn, which is given too; or its older half, two turns or more, as a summary."""
     half = (len(conversation.turns) + 1) // 2
     if settings.on_overflow is OnOverflow.SUMMARIZE and half > 1:
+        settings.on_trim(conversation.turns[:half], "being summarized")
         with suppress(ContextOverflowError):  # not even the older half leaves room to sum it up
-            shorter = summarized(backend, conversation, half, settings.sampling, cancel)
-            if shorter is not conversation:
-                return shorter, conversation.turns[:half]
+            return summarized(backend, conversation, half, settings.sampling, cancel), ()
     return conversation.without_oldest(), conversation.turns[:1]
 
 
@@ -89,14 +85,14 @@ def _answer(
     try:
         for event in backend.stream(messages, settings.sampling, cancel):
             if not announced:  # only now is it known that what is left fits
-                settings.on_trim(dropped)
+                settings.on_trim(dropped, "left out")
                 announced = True
             match event:
                 case Delta(piece):
                     text.append(piece)
                     renderer.delta(piece)
                 case Finished():
-                    answer = Answer("".join(text), event, len(dropped))
+                    answer = Answer("".join(text), event)
     except BaseException:
         renderer.abort()
         raise

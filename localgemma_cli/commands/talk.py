@@ -73,7 +73,7 @@ class Talk:
 
         assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
         attached = [read_attachment(path) for path in self.files]
-        recorder, conversation = self._opened(saves=self.saving.session is not None or self.saving.latest)
+        recorder, conversation = self._opened(scripted=True)
         started = time.perf_counter()
         with on_stderr(self.streams.stderr, quiet=self.manner.quiet or self.manner.accessible) as progress:
             backend = self.target.load(progress)
@@ -96,7 +96,7 @@ class Talk:
         from localgemma_cli.chat.session import ChatSession
 
         keyboard = self.streams.stdin if self.streams.stdin.isatty() else _controlling_terminal()
-        recorder, conversation = self._opened(saves=self.saving.keep)
+        recorder, conversation = self._opened(scripted=False)
         session = ChatSession(
             system=conversation.system,
             mode=self.mode,
@@ -111,7 +111,7 @@ class Talk:
         frame = Frame(
             label=lambda: self.target.label,
             plan=lambda: "\n".join(self.target.reasons) or "A server makes its own plan.",
-            model=self.target.model,
+            model=lambda: self.target.model,
             report=self._report,
             quiet=self.manner.quiet,
             accessible=self.manner.accessible,
@@ -121,29 +121,32 @@ class Talk:
         if conversation.turns:
             session.replay()
         Repl(session, frame, BackgroundLoad(self.target.load), self.streams, keyboard).run(incoming.prompt)
-        if recorder.session is not None and not self.manner.quiet:
+        if recorder.store and recorder.session is not None and not self.manner.quiet:
             self._say(f"[saved: localgemma --session {recorder.session} goes on with it]")
         return 0
 
-    def _opened(self, *, saves: bool) -> tuple["Recorder", "Conversation"]:
-        """Where this conversation is saved, and what was said in it before; `--system` replaces its own."""
+    def _opened(self, *, scripted: bool) -> tuple["Recorder", "Conversation"]:
+        """Where this conversation is saved, and what was said in it before; `--system` replaces its own.
+
+        What a script asks is saved only where it names a conversation.
+        """
         from localgemma_cli.chat.recording import Recorder
         from localgemma_cli.conversation import Conversation
+        from localgemma_cli.sessions.store import default_path
 
         store = None
         wanted = self.saving.session is not None or self.saving.latest
-        if saves or wanted:
+        saves = self.saving.keep and (wanted or not scripted)
+        if saves or (wanted and default_path().exists()):
             store = self._store(needed=wanted)
         recorder = Recorder(store if saves else None, self.target.model, self._unsaved)
-        if store is None or not wanted:
+        if not wanted:
             return recorder, Conversation(self.system)
         if self.saving.session is not None:
-            id = store.named(self.saving.session)
-        elif (latest := store.latest()) is None:
+            id = store.named(self.saving.session) if store else None
+        elif (id := store.latest() if store else None) is None:
             raise NotFoundError("There is no saved conversation yet.", "Begin one: localgemma")
-        else:
-            id = latest
-        if id is None:
+        if store is None or id is None:
             recorder.name = self.saving.session
             return recorder, Conversation(self.system)
         recorder.session = id
@@ -191,14 +194,16 @@ class Talk:
 
         return PlainRenderer(stdout, sanitize=self.manner.sanitize or stdout.isatty())
 
-    def _tell_trimmed(self, turns: "Sequence[Turn]") -> None:
-        if not self.manner.quiet:
-            how = "summarized" if self.on_overflow is OnOverflow.SUMMARIZE and len(turns) > 1 else "left out"
-            names = ", ".join(
-                f"“{one_line(turn.question.content)[:30]}”" for turn in (turns[0], turns[-1])[: len(turns)]
-            )
-            count = "the oldest turn is" if len(turns) == 1 else f"the {len(turns)} oldest turns are"
-            self._say(f"[the context is full: {count} {how}: {names}]")
+    def _tell_trimmed(self, turns: "Sequence[Turn]", how: str) -> None:
+        from localgemma_cli.chat.outcome import short
+
+        if self.manner.quiet:
+            return
+        first, last = (f"“{short(turn.question.content)}”" for turn in (turns[0], turns[-1]))
+        which = f"the oldest turn is {how}: {first}"
+        if len(turns) > 1:
+            which = f"the {len(turns)} oldest turns are {how}: from {first} to {last}"
+        self._say(f"[the context is full: {which}]")
 
     def _unsaved(self, error: SavingError) -> None:
         self._report(error)

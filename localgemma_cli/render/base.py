@@ -8,11 +8,10 @@ from localgemma_cli.events import Finished
 
 @dataclass(frozen=True)
 class Answer:
-    """One whole answer, and how many old turns had to go to make room for it."""
+    """One whole answer."""
 
     text: str
     finished: Finished
-    dropped_turns: int = 0
 
 
 class Renderer(Protocol):

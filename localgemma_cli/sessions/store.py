@@ -52,6 +52,12 @@ class Store:
                 (name, title, system, time.time()),
             )
 
+    def session(self, name: str | None, system: str | None) -> int:
+        """The session of that name, a new one where there is none; of two who ask at once, one makes it."""
+        with self._writing():
+            id = self.named(name) if name is not None else None
+            return self.create(system, name) if id is None else id
+
     def begin(self, session: int, question: str, model: str) -> int:
         """A turn's id, its answer still to come."""
         with self._writing():
@@ -61,9 +67,9 @@ class Store:
             )
 
     def stream(self, turn: int, answer: str) -> None:
-        """The answer as far as it has come."""
+        """The answer as far as it has come; its ids are not known before its end."""
         with self._writing():
-            self._run("UPDATE turns SET answer = ? WHERE id = ? AND finish IS NULL", (answer, turn))
+            self._run("UPDATE turns SET answer = ?, tokens = NULL WHERE id = ?", (answer, turn))
 
     def finish(self, turn: int, answer: Message, reason: FinishReason) -> None:
         with self._writing():
@@ -93,14 +99,12 @@ class Store:
         with self._writing():
             self._run("UPDATE sessions SET system = ? WHERE id = ?", (system, session))
 
-    def copy(self, session: int, turns: Sequence[Turn], model: str) -> int:
-        """A new session with the same system text and just `turns`."""
+    def copy(self, session: int, turns: Sequence[Turn], model: str) -> tuple[int, list[int]]:
+        """A new session with the same system text and just `turns`; their places in it."""
         with self._writing():
             row = self._rows("SELECT system, title FROM sessions WHERE id = ?", (session,))[0]
             copied = self.create(row["system"], title=row["title"])
-            for turn in turns:
-                self.add(copied, turn, model)
-            return copied
+            return copied, [self.add(copied, turn, model) for turn in turns]
 
     def add(self, session: int, turn: Turn, model: str) -> int:
         """A whole turn at once."""
@@ -108,6 +112,15 @@ class Store:
             id = self.begin(session, turn.question.content, model)
             self.finish(id, turn.answer, turn.finish_reason)
             return id
+
+    def put(self, session: int, turn: Turn, model: str) -> int:
+        """A whole turn's place: the one it has, its end written if that is missing, or a new one."""
+        with self._writing():
+            if turn.saved is None:
+                return self.add(session, turn, model)
+            if self._rows("SELECT id FROM turns WHERE id = ? AND finish IS NULL", (turn.saved,)):
+                self.finish(turn.saved, turn.answer, turn.finish_reason)
+            return turn.saved
 
     def conversation(self, session: int, model: str) -> Conversation:
         """What was said; token ids only where `model` wrote them, and a turn cut off is interrupted."""

@@ -23,8 +23,20 @@ def test_files_behind_an_at_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b c.txt"):
         (tmp_path / name).write_text("x")
-    question = 'Compare @a.txt, @"b c.txt" and (@a.txt). Mail me@home.org, ask @someone'
-    assert mentioned(question) == (["a.txt", "b c.txt"], ["someone"])
+    question = 'Compare @a.txt, @"b c.txt" and (@a.txt). Mail me@home.org, ask @someone, see @gone.txt.'
+    assert mentioned(question) == (["a.txt", "b c.txt"], ["gone.txt"])
+
+
+def test_code_and_what_was_attached_before_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("```\n@b.txt @c.txt\n```")
+    once = with_attachments("Sum up @a.txt", [read_attachment("a.txt")])
+    assert mentioned(once) == ([], [])
+    assert mentioned(f"{once} and @b.txt") == (["b.txt"], [])
+    assert mentioned("```\n@a.txt\n```\n@b.txt") == (["b.txt"], [])
 
 
 @pytest.mark.parametrize(

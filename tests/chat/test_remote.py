@@ -109,7 +109,7 @@ def test_a_full_context_drops_the_oldest_turns(program: Program, server: ChatSer
             terminal.wait_for_prompt()
             terminal.type(f"{question}\r")
             terminal.wait("Fine", count=turn)
-        terminal.wait("oldest turn was dropped")
+        terminal.wait("the oldest turn is left out: “First”")
         assert contents(server) == ["user: Second", "assistant: Fine.", "user: Third"]
 
 

@@ -37,7 +37,7 @@ def talk(server: ChatServer, dialect: str = "auto") -> tuple[RemoteBackend, list
     said: list[str] = []
     backend = connect(endpoint, said.append, said.append)
     conversation = Conversation("Answer in one word.")
-    settings = Settings(Sampling(), OnOverflow.TRIM, lambda dropped: None)
+    settings = Settings(Sampling(), OnOverflow.TRIM, lambda dropped, how: None)
     for question in ("I am Ada.", "I am 36.", "Who am I?"):
         conversation, answer = run_turn(backend, conversation, question, settings, Unseen(), Event())
         assert answer.finished.finish_reason == "stop"

@@ -111,7 +111,7 @@ def test_a_copy_is_a_conversation_of_its_own(path: Path) -> None:
     store = Store(path)
     session = store.create("S", name="one")
     store.add(session, turn("a", "b", (7,)), "m")
-    copy = store.copy(session, store.conversation(session, "m").turns, "m")
+    copy, _ = store.copy(session, store.conversation(session, "m").turns, "m")
     store.remove(session)
     assert said(store, copy) == [("a", "b", "stop")]
     assert store.conversation(copy, "m").turns[0].answer.token_ids == (7,)

@@ -1,6 +1,7 @@
 """A person at an 80x24 terminal: a real pseudo-terminal, its bytes read by a terminal emulator."""
 
 import re
+import signal
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -10,8 +11,16 @@ import pyte
 from support.program import COMMAND, Program
 
 
+def paste(text: str) -> str:
+    """As a terminal sends what is pasted."""
+    return f"\x1b[200~{text}\x1b[201~"
+
+
 class Terminal:
-    """Runs `localgemma WORDS`, or a `shell` line; answers cursor position requests as a terminal does."""
+    """Runs `localgemma WORDS`, or a `shell` line; answers cursor position requests as a terminal does.
+
+    An `interactive` shell has jobs, so that Ctrl-Z and fg work.
+    """
 
     def __init__(
         self,
@@ -19,6 +28,7 @@ class Terminal:
         words: Sequence[str] = (),
         *,
         shell: str | None = None,
+        interactive: bool = False,
         rows: int = 24,
         columns: int = 80,
     ) -> None:
@@ -26,7 +36,7 @@ class Terminal:
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
         env = {"TERM": "xterm-256color", **program.env, "COLUMNS": str(columns), "LINES": str(rows)}
-        command = ["bash", "-c", shell] if shell else [*COMMAND, *words]
+        command = ["bash", *(["-m"] if interactive else []), "-c", shell] if shell else [*COMMAND, *words]
         self.child = pexpect.spawn(
             command[0], command[1:], env=env, dimensions=(rows, columns), cwd=program.folder, timeout=5
         )
@@ -38,10 +48,31 @@ class Terminal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self.child.isalive():
+            self.child.kill(signal.SIGKILL)
         self.child.close(force=True)
 
     def type(self, text: str) -> None:
         self.child.send(text)
+
+    def enter(self, line: str, seconds: float = 60) -> str:
+        """Send a line; what came until the next empty prompt."""
+        before = self._row
+        self.type(f"{line}\r")
+        deadline = time.monotonic() + seconds
+        while not (self._row > before and self._at_prompt):
+            assert time.monotonic() < deadline, f"no prompt after {line!r} in:\n{self.text}"
+            assert self.read(), f"the program ended after {line!r}:\n{self.text}"
+        return "\n".join(self.text.split("\n")[before : self._row])
+
+    @property
+    def _row(self) -> int:
+        """Of the cursor, counted from the first line that ever was."""
+        return len(self.screen.history.top) + self.screen.cursor.y
+
+    @property
+    def _at_prompt(self) -> bool:
+        return self.screen.display[self.screen.cursor.y].rstrip() == ">" and self.screen.cursor.x == 2
 
     def read(self, seconds: float = 0.05) -> bool:
         """Take in what came; False once the program has closed the terminal."""
@@ -78,7 +109,7 @@ class Terminal:
     def wait_for_prompt(self, seconds: float = 60) -> None:
         """Until the cursor stands behind an empty prompt."""
         deadline = time.monotonic() + seconds
-        while self.screen.display[self.screen.cursor.y].rstrip() != ">" or self.screen.cursor.x != 2:
+        while not self._at_prompt:
             assert time.monotonic() < deadline, f"no prompt in:\n{self.text}"
             assert self.read(), f"the program ended:\n{self.text}"
 

@@ -56,6 +56,7 @@ class LocalBackend:
         cached = self._kv.reuse(prompt)
         clock = _Clock(started)
         ids: list[int] = []
+        whole = 0  # tokens up to the last whole character
         finish: FinishReason = "length"
         detokenizer = Detokenizer(self._prompter.tokenizer.backend_tokenizer)
         stop_text = StopText(self._prompter.form.stops)
@@ -67,15 +68,18 @@ class LocalBackend:
             ids.append(token)
             if text := stop_text.add(detokenizer.step(token)):
                 yield Delta(text)
+            whole = whole if detokenizer.is_open else len(ids)
             if stop_text.found:
                 finish = "stop"
                 break
         if finish != "stop" and cancel.is_set():
             finish = "interrupted"
-        if rest := "" if stop_text.found else stop_text.rest(detokenizer.flush()):
+        end = detokenizer.flush() if finish == "stop" else ""  # else it may go on
+        if rest := "" if stop_text.found else stop_text.rest(end):
             yield Delta(rest)
+        kept = stop_text.tokens if finish == "stop" else whole
         usage = Usage(len(prompt), cached, clock.tokens)
-        yield Finished(finish, usage, clock.timing(), tuple(ids[: stop_text.tokens]))
+        yield Finished(finish, usage, clock.timing(), tuple(ids[:kept]))
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))

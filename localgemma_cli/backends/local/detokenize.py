@@ -27,6 +27,11 @@ class Detokenizer:
             return self._utf8.decode(bytes.fromhex(byte[1]))
         return self.flush() + str(self._tokenizer.decode([token], skip_special_tokens=True))
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a character has begun and is not whole."""
+        return bool(self._utf8.getstate()[0])
+
     def flush(self) -> str:
         """What is left of a character that will not be finished: U+FFFD, or nothing."""
         rest = self._utf8.decode(b"", final=True)

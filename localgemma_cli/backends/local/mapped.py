@@ -6,6 +6,7 @@ lies in the largest. A hundred rows of a table added 190 MB to a process that ha
 
 import ctypes
 import mmap
+from functools import cache
 
 import torch
 
@@ -18,7 +19,13 @@ def let_go(tensor: torch.Tensor) -> None:
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """Once: each opening leaves classes that only a garbage collection frees, and the heap grows around them."""
+    return ctypes.CDLL(None)
 
 
 def in_file(tensor: torch.Tensor) -> bool:

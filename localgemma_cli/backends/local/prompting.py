@@ -134,7 +134,9 @@ class Prompter:
         """Ids of `text` with the names of special tokens read as ordinary text."""
         if not text:
             return []
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
         return ids
 
     @cached_property

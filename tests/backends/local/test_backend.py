@@ -54,7 +54,7 @@ def fp32() -> LocalBackend:
 
 
 def settings(sampling: Sampling = GREEDY, on_overflow: OnOverflow = OnOverflow.ERROR) -> Settings:
-    return Settings(sampling, on_overflow, lambda _turns: None)
+    return Settings(sampling, on_overflow, lambda _turns, _how: None)
 
 
 def reference(messages: tuple[Message, ...], count: int) -> list[int]:
@@ -135,7 +135,7 @@ def test_a_full_context_is_an_error_or_drops_the_oldest_turns_but_never_the_syst
     backend = backend_for(context=256)
     conversation = Conversation("Answer in one word.")
     dropped: list[Turn] = []
-    trimming = Settings(GREEDY, OnOverflow.TRIM, dropped.extend)
+    trimming = Settings(GREEDY, OnOverflow.TRIM, lambda turns, _how: dropped.extend(turns))
     for number in range(9):
         question = f"My number is {number}. " + "Please keep it in mind for later. " * 3
         conversation, answer = run_turn(backend, conversation, question, trimming, Silent(), Cancel())

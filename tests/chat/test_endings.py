@@ -1,0 +1,144 @@
+"""However a chat is stopped: the terminal is as it was, and what was said is saved."""
+
+import os
+import re
+import signal
+import subprocess
+import termios
+import time
+
+import pytest
+from support.program import COMMAND, Program
+from support.terminal import Terminal
+
+DEMO = ["-m", "demo", "--temperature", "0"]
+RAMBLING = ["-m", "demo", "--temperature", "20", "--seed", "3"]  # never ends by itself
+ANSWERING = r"> Hello\n.*\S"
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("state", ["loading", "prompt", "answering"])
+def test_signals_that_end_the_program(program: Program, signal_number: int, state: str) -> None:
+    if state == "loading" and signal_number == signal.SIGHUP:
+        return
+    shell = (
+        f"stty -a > before; {' '.join([*COMMAND, *RAMBLING])} & echo pid $!; fg; stty -a > after; echo left"
+    )
+    with Terminal(program, shell=f"{shell}; read -r", interactive=True) as terminal:
+        found = re.search(r"pid (\d+)", terminal.wait(r"pid \d+"))
+        assert found
+        terminal.wait_for_prompt()
+        if state != "loading":
+            terminal.wait("exact · /help")
+        if state == "answering":
+            terminal.type("Hello\r")
+            terminal.wait(ANSWERING)
+            time.sleep(0.3)
+        os.kill(int(found[1]), signal_number)
+        started = time.monotonic()
+        terminal.wait("left")
+        assert time.monotonic() - started < 5
+        assert (program.folder / "before").read_text() == (program.folder / "after").read_text()
+        assert terminal.raw.rindex(b"\x1b[?2004l") > terminal.raw.rindex(b"\x1b[?2004h")
+    if state == "answering":
+        shown = program("history", "show", "1").stdout
+        assert re.search(r"## You\n\nHello\n+## Gemma\n+.*\S", shown)
+
+
+def local_flags(terminal: Terminal) -> int:
+    """ECHO and ICANON of the terminal's line mode."""
+    flags: int = termios.tcgetattr(terminal.child.child_fd)[3] & (termios.ECHO | termios.ICANON)
+    return flags
+
+
+def test_ctrl_z_and_back_at_the_prompt_and_in_an_answer(program: Program) -> None:
+    back = "echo stopped; read -r; fg"
+    shell = f"{' '.join([*COMMAND, *RAMBLING])}; {back}; {back}; echo end"
+    with Terminal(program, shell=shell, interactive=True) as terminal:
+        terminal.wait("exact · /help")
+        terminal.type("half a li\x1a")
+        terminal.wait(r"^stopped|\nstopped")
+        assert local_flags(terminal) == termios.ECHO | termios.ICANON
+        terminal.type("\n")
+        terminal.type("ne")
+        terminal.wait(r"localgemma_cli [^\n]*\n> half a line")
+        assert local_flags(terminal) == 0
+        terminal.type("\x03Hello\r")
+        terminal.wait(ANSWERING)
+        terminal.type("\x1a")
+        terminal.wait("stopped", count=2)
+        terminal.raw = b""
+        terminal.type("\n")
+        terminal.read(0.5)
+        while b"\x1b[?2004h" not in terminal.raw:
+            assert terminal.read()
+        assert local_flags(terminal) == 0
+        terminal.type("\x03")
+        terminal.wait(r"\[interrupted|\[cut off")
+        terminal.wait_for_prompt()
+        started = time.monotonic()
+        terminal.type("\x04")
+        terminal.wait("end$|end\n")
+        assert time.monotonic() - started < 2
+
+
+def test_ctrl_c_ten_times_in_the_commands_that_take_time(program: Program) -> None:
+    with Terminal(program, RAMBLING) as terminal:
+        terminal.wait("exact · /help")
+        for line in ("Hello", "Hello again", "/summarize", "/retry", "/continue"):
+            terminal.type(f"{line}\r")
+            terminal.wait(re.escape(line) + r"\n.*\S")
+            for _ in range(10):
+                terminal.type("\x03")
+                time.sleep(0.02)
+            terminal.wait_for_prompt()
+        text = terminal.enter("/show context")
+        assert "1. Hello" in text
+        assert "2. Hello again" in text
+        started = time.monotonic()
+        terminal.type("\x04")
+        assert terminal.wait_for_end() == 0
+        assert time.monotonic() - started < 2
+
+
+def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:
+    with Terminal(program, DEMO) as terminal:
+        terminal.wait("exact · /help")
+        terminal.enter("Hello, my name is Ada.")
+        terminal.enter("/set temperature 20")
+        terminal.enter("/set seed 3")
+        terminal.enter("/save ada")
+        terminal.type("Go on and on\r")
+        terminal.wait(r"> Go on and on\n.*\S")
+        deadline = time.monotonic() + 1.3
+        while time.monotonic() < deadline:
+            terminal.read()
+        early = terminal.text.split("Go on and on\n")[1].split()[0]
+        os.kill(terminal.child.pid, signal.SIGKILL)
+    shown = program("history", "show", "ada").stdout
+    assert "Hello, my name is Ada." in shown
+    assert early in shown.split("Go on and on")[1]
+    program("history", "search", "Ada")
+    with Terminal(program, [*DEMO, "-c", "--max-new-tokens", "30"]) as terminal:
+        terminal.wait_for_prompt()
+        text = terminal.text
+        assert "> Hello, my name is Ada." in text
+        assert "[interrupted]" in text
+        terminal.wait("exact · /help")
+        terminal.enter("/undo")
+        assert "Ada" in terminal.enter("What is my name?")
+        terminal.type("\x04")
+        terminal.wait(r"localgemma --session 1 goes on")
+    both = [
+        subprocess.Popen(
+            [*COMMAND, *DEMO, "--session", "ada", "What is my name?"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=program.env,
+            cwd=program.folder,
+        )
+        for _ in range(2)
+    ]
+    assert all("Ada" in process.communicate()[0] for process in both)
+    assert program("history", "show", "ada").stdout.count("What is my name?") == 3
