@@ -2,7 +2,6 @@
 
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -188,12 +187,10 @@ def _close(streams: Streams, code: int) -> int:
 
 
 def _leave(streams: Streams, code: int) -> NoReturn:
-    """Threads that still load or compile end with the process; Python would wait, or abort in their midst."""
-    if any(thread.daemon for thread in threading.enumerate()):
-        with suppress(OSError):
-            streams.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    """At once: torch takes its time to be taken down, and threads that still load or compile would abort."""
+    with suppress(OSError):
+        streams.stderr.flush()
+    os._exit(code)
 
 
 def _discard(streams: Streams) -> None:

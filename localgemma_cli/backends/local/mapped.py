@@ -24,7 +24,7 @@ def let_go(tensor: torch.Tensor) -> None:
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """Once: each opening leaves classes that only a garbage collection frees, and the heap grows around them."""
+    """Once: each opening leaves classes behind that only a garbage collection frees."""
     return ctypes.CDLL(None)
 
 
