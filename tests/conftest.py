@@ -1,9 +1,13 @@
 """Fixtures that run the real program."""
 
+import os
 from pathlib import Path
 
 import pytest
 from support.program import Program
+
+# Before torch reads it, here and in the programs that tests start: two test processes share the processor.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
