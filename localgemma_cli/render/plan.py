@@ -47,7 +47,7 @@ def plans_table(plans: Sequence[LoadPlan]) -> Table:
     cells = {(plan.model.name, plan.preset): plan for plan in plans}
     models = tuple(dict.fromkeys(plan.model.name for plan in plans))
     complete = len(cells) == len(models) * len(presets)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.caption, table.caption_justify = _caption(plans, complete), "left"
     for heading in ("model", *presets):
         # a long model name folds, so that the verdicts stay whole in 80 columns
