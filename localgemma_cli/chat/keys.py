@@ -52,7 +52,8 @@ class EnterKey:
 
     def _pressed(self, event: KeyPressEvent, *, sends: bool) -> None:
         buffer = event.current_buffer
-        if buffer.complete_state and buffer.complete_state.current_completion:
+        menu = buffer.complete_state
+        if menu and menu.current_completion and len(menu.completions) > 1:
             buffer.complete_state = None  # takes what is chosen, and sends nothing yet
         elif sends and not _block_is_open(buffer.text):
             buffer.validate_and_handle()

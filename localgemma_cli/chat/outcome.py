@@ -67,7 +67,7 @@ def number(command: str, argument: str) -> int:
 def takes(command: str) -> UsageError:
     use = slash.COMMANDS[command]
     alone = "" if use.takes else ", and nothing after it"
-    return UsageError(f"Usage: {slash.usage(command)}{alone}", f"It is there to {use.what}.")
+    return UsageError(f"Usage: {slash.usage(command)}{alone}", f"{command}: {use.what}.")
 
 
 def paths(argument: str) -> list[str]:

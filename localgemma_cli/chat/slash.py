@@ -17,28 +17,28 @@ class Usage:
 COMMANDS: Mapping[str, Usage] = {
     "/help": Usage("", "show this list"),
     "/new": Usage("", "begin another conversation; the system text stays"),
-    "/system": Usage("[TEXT]", "show the system text, or set it; - removes it"),
-    "/retry": Usage("[KEY=VALUE ...]", "answer the last question again, once with other parameters"),
+    "/system": Usage("[TEXT]", "show the system text or set it; - removes it"),
+    "/retry": Usage("[KEY=VALUE ...]", "answer the last question again, perhaps otherwise"),
     "/undo": Usage("[N]", "take back the last N turns"),
-    "/edit": Usage("[N]", "edit the last question, or the one N turns back, and ask it anew"),
+    "/edit": Usage("[N]", "edit your last question, or that N turns back"),
     "/continue": Usage("", "go on with an answer that was interrupted or cut off"),
-    "/fork": Usage("", "go on in a copy of this conversation; the one so far stays as it is"),
-    "/file": Usage("PATH ...", "attach files to your next message, as @PATH in it does; - takes them off"),
+    "/fork": Usage("", "go on in a copy; the conversation so far stays"),
+    "/file": Usage("PATH ...", "attach files, as @PATH in a message does; - for none"),
     "/show": Usage(
         "WHAT",
         "show the plan, prompt, context, model or params",
         ("plan", "prompt", "context", "model", "params"),
     ),
-    "/set": Usage("[KEY VALUE]", "show or change how answers are sampled, or render plain|markdown"),
-    "/stats": Usage("", "tokens and speed of the last answer, and of this chat"),
-    "/copy": Usage("[N]", "copy the last answer, or the one N turns back, to the clipboard"),
-    "/summarize": Usage("", "replace the older turns by a summary that the model writes"),
-    "/save": Usage("[NAME]", "name this conversation; with --no-save, begin to save it"),
+    "/set": Usage("[KEY VALUE]", "how answers are sampled, or render plain|markdown"),
+    "/stats": Usage("", "tokens and speed, of the last answer and the chat"),
+    "/copy": Usage("[N]", "copy the last answer, or that N turns back"),
+    "/summarize": Usage("", "put a summary in the place of the older turns"),
+    "/save": Usage("[NAME]", "name the conversation; after --no-save, save it"),
     "/title": Usage("TEXT", "give this conversation a title"),
-    "/sessions": Usage("[QUERY]", "list the saved conversations, or those with these words"),
+    "/sessions": Usage("[QUERY]", "the saved conversations, or those with these words"),
     "/load": Usage("NAME", "go on with a saved conversation, by name or number"),
-    "/export": Usage("FILE", "write this conversation to a .md, .json or .jsonl file"),
-    "/multiline": Usage("", "let Enter begin a new line and Alt-Enter send, or back"),
+    "/export": Usage("FILE", "write the conversation to a .md, .json or .jsonl"),
+    "/multiline": Usage("", "let Enter begin a line and Alt-Enter send, or back"),
     "/exit": Usage("", "leave (so do Ctrl-D and quit)"),
 }
 
@@ -110,9 +110,10 @@ def help_text() -> str:
     width = max(len(usage(name)) for name in COMMANDS)
     commands = [f"  {usage(name):<{width}}  {each.what}" for name, each in COMMANDS.items()]
     keys = [
-        '  Enter sends, Alt-Enter or Ctrl-J starts a new line; so does Enter after an opening """.',
-        "  Ctrl-C stops an answer or clears the line, Ctrl-D leaves, Ctrl-R searches what you typed before.",
-        "  Ctrl-X Ctrl-E opens your editor and sends what you save, Tab completes commands and paths.",
+        '  Enter sends. Alt-Enter and Ctrl-J start a new line; Enter too, within """.',
+        "  Ctrl-C stops an answer or clears the line. Ctrl-D leaves.",
+        "  Ctrl-R searches what you typed before. Tab completes commands and paths.",
+        "  Ctrl-X Ctrl-E opens your editor and sends what you save.",
         "  //text sends a text that begins with a slash, @PATH attaches a file.",
     ]
     return "\n".join(["Commands:", *commands, "Keys:", *keys])
