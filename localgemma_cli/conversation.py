@@ -23,6 +23,14 @@ class Message:
         return replace(self, content=self.content + more.content, token_ids=ids)
 
 
+def folded(messages: Sequence[Message]) -> Sequence[Message]:
+    """The system text and a blank line open the first user turn, as for a template that refuses it."""
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
+    system, first, *rest = messages
+    return [Message("user", f"{system.content.strip()}\n\n{first.content.strip()}"), *rest]
+
+
 @dataclass(frozen=True)
 class Turn:
     """`saved` is its place in the file of saved conversations, where there is one."""

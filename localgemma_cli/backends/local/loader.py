@@ -16,10 +16,11 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from localgemma_cli.backends.local.attention import implementation
+from localgemma_cli.backends.local.formats.assemble import incomplete
 from localgemma_cli.backends.local.formats.choose import as_the_files_are, own_loader
 from localgemma_cli.backends.local.packing import can_pack, pack_linears
 from localgemma_cli.backends.local.tokenizer import unloadable
-from localgemma_cli.errors import DoesNotFitError, NotFoundError
+from localgemma_cli.errors import DoesNotFitError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.planning.spread import Share
@@ -54,11 +55,7 @@ def load_model(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise unloadable("model", folder, error) from error
     if info["missing_keys"]:  # transformers would go on with random weights in their place
-        missing = sorted(info["missing_keys"])
-        raise NotFoundError(
-            f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
-            "Download it again; a partial copy cannot answer.",
-        )
+        raise incomplete(folder, sorted(info["missing_keys"]))
     return _ready(model, plan, adapter)
 
 

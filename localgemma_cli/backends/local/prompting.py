@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from localgemma_cli.backends.local.forms import Form, form_of, template_error
-from localgemma_cli.conversation import Message
+from localgemma_cli.conversation import Message, folded
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import PromptForm
 from localgemma_cli.planning.own_models import AUTO
@@ -45,14 +45,14 @@ class Prompter:
             *before, last = messages
             begun = self._encode_plain(last.content) if last.token_ids is None else last.token_ids
             return [*self.encode(before), *begun]
-        folded = self._fold(messages)
-        edge, joint = _unused_characters("".join(message.content for message in folded), 2)
+        told = self._fold(messages)
+        edge, joint = _unused_characters("".join(message.content for message in told), 2)
         marked = [
             (message.role, _marked(message, index, self._control, edge, joint))
-            for index, message in enumerate(folded)
+            for index, message in enumerate(told)
         ]
         rendered = self._render(marked)
-        self._require_own_control_tokens(rendered, folded)
+        self._require_own_control_tokens(rendered, told)
         ids: list[int] = []
         for part in self._control.split(rendered):
             if self._control.fullmatch(part):
@@ -60,7 +60,7 @@ class Prompter:
                 continue
             for piece in part.split(edge):
                 if piece.startswith(joint * 2):
-                    ids.extend(folded[int(piece[2:])].token_ids or ())
+                    ids.extend(told[int(piece[2:])].token_ids or ())
                 else:
                     ids.extend(self._encode_plain(piece.replace(joint, "")))
         bos = self.tokenizer.bos_token_id
@@ -107,8 +107,7 @@ class Prompter:
             )
         if self.takes_system:
             return list(messages)
-        system, first, *rest = messages
-        return [Message("user", f"{system.content.strip()}\n\n{first.content.strip()}"), *rest]
+        return list(folded(messages))
 
     def _render(self, messages: Sequence[tuple[str, str]]) -> str:
         chat = [{"role": role, "content": content} for role, content in messages]

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedModel
 
-from localgemma_cli.backends.local.attention import implementation
 from localgemma_cli.backends.local.device_weights import Copy, attach_on
-from localgemma_cli.backends.local.formats.assemble import same_matrix
+from localgemma_cli.backends.local.formats.assemble import (
+    add_generation_config,
+    incomplete,
+    same_matrix,
+    skeleton,
+)
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable, Layout, attach, layout
 from localgemma_cli.backends.local.nf4_weights import Part, all_entries, file_size, linear_kind, write
 from localgemma_cli.backends.local.offload import CudaLink, Link
@@ -26,7 +28,7 @@ from localgemma_cli.backends.local.paging import Span, page_through, spans_of
 from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
 from localgemma_cli.backends.local.textpart import text_config
 from localgemma_cli.backends.local.weights_cache import Wanted, open_or_make, source_of
-from localgemma_cli.errors import DiskSpaceError, NotFoundError
+from localgemma_cli.errors import DiskSpaceError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.plan import LoadPlan
@@ -47,7 +49,8 @@ def load_quantized(
         link = CudaLink(torch.device("cuda", torch.cuda.current_device()))
     dtype: torch.dtype = getattr(torch, plan.dtype)
     checkpoint = read_checkpoint(folder)
-    model = _skeleton(plan, folder, dtype)
+    model = skeleton(plan, text_config(folder), dtype)
+    add_generation_config(model, folder)
     kind = layout(plan.device)
     parts = _parts(model, checkpoint, folder, kind)
     source, files = source_of(plan.model.id, folder)
@@ -85,18 +88,6 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
-def _skeleton(plan: LoadPlan, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its buffers, and parameters that have a shape but no memory."""
-    config = text_config(folder)
-    with init_empty_weights(include_buffers=False), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=implementation(plan), trust_remote_code=False
-        )
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return model
-
-
 def _parts(
     model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Layout
 ) -> list[Part]:
@@ -130,10 +121,7 @@ def _require(
     """Every parameter is in the checkpoint, in its shape and in a type that can be read."""
     missing = sorted({source for source in names.values() if source not in checkpoint})
     if missing:
-        raise NotFoundError(
-            f"The checkpoint in {folder} lacks {len(missing)} tensors, {missing[0]} among them.",
-            "Download it again; a partial copy cannot answer.",
-        )
+        raise incomplete(folder, missing)
     for name, source in names.items():
         stored = checkpoint[source]
         if stored.shape != tuple(parameters[name]) or stored.dtype not in _FLOATS:

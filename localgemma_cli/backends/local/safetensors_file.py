@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ITEM_BYTES: Mapping[str, int] = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
-_NESTED = {
+NESTED = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
@@ -69,7 +69,7 @@ def read_checkpoint(folder: Path) -> dict[str, Stored]:
 
 def language_name(name: str) -> str:
     """Gemma 3 with a vision tower calls its layers `language_model.model.…`, or `model.language_model.…`."""
-    for prefix, own in _NESTED.items():
+    for prefix, own in NESTED.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)
     return name

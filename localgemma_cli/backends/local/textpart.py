@@ -1,15 +1,13 @@
 """The text part of a checkpoint that also sees or hears: the same decoder, under other names."""
 
+import re
 from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 
-# Gemma 3's released files say the first, what transformers 5 saves the third; patterns for `key_mapping`.
-DECODER_NAMES = {
-    r"^language_model\.model\.": "model.",
-    r"^language_model\.lm_head\.": "lm_head.",
-    r"^model\.language_model\.": "model.",
-}
+from localgemma_cli.backends.local.safetensors_file import NESTED
+
+DECODER_NAMES = {f"^{re.escape(prefix)}": own for prefix, own in NESTED.items()}  # for `key_mapping`
 
 
 def text_config(folder: Path) -> PreTrainedConfig:

@@ -8,7 +8,7 @@ from threading import Event as Cancel
 
 from localgemma_cli.backends.remote.adapt import Manner, adapted
 from localgemma_cli.backends.remote.detect import Found, address, find
-from localgemma_cli.backends.remote.dialect import Ask, Piece, ServerError, folded, server_words
+from localgemma_cli.backends.remote.dialect import Ask, Piece, ServerError, server_words
 from localgemma_cli.backends.remote.endpoint import Endpoint
 from localgemma_cli.backends.remote.failures import (
     PassingError,
@@ -23,7 +23,7 @@ from localgemma_cli.backends.remote.failures import (
 from localgemma_cli.backends.remote.stops import until_stop
 from localgemma_cli.backends.remote.transport import Cancelled, Exchange
 from localgemma_cli.backends.remote.voice import Voice, wait_out
-from localgemma_cli.conversation import FinishReason, Message
+from localgemma_cli.conversation import FinishReason, Message, folded
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Delta, Event, Finished, Timing, Usage
 from localgemma_cli.sampling import Sampling

@@ -10,29 +10,18 @@ from localgemma_cli.backends.remote.dialect import (
     ServerError,
     count,
     flattened,
-    folded,
+    options,
     plain,
     server_words,
 )
 from localgemma_cli.backends.remote.framing import lines, objects
+from localgemma_cli.conversation import folded
 from localgemma_cli.events import Usage
 
 
 def chat_body(ask: Ask) -> dict[str, object]:
     """`/api/chat`; rkllama calls the longest answer `max_new_tokens`, Ollama `num_predict`."""
-    sampling = ask.sampling
-    penalty = None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty
-    options = {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "repeat_penalty": penalty,
-        "seed": sampling.seed,
-        "max_new_tokens": sampling.max_new_tokens,
-        "num_predict": sampling.max_new_tokens,
-    }
-    said = {name: value for name, value in options.items() if value is not None}
+    said = options(ask.sampling, "repeat_penalty", "max_new_tokens", "num_predict")
     return {"model": ask.model, "messages": plain(ask.messages), "stream": True, "options": said}
 
 

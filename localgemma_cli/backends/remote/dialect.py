@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localgemma_cli.conversation import Message
+from localgemma_cli.conversation import Message, folded
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Usage
 from localgemma_cli.sampling import Sampling
@@ -57,16 +57,23 @@ def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
+def options(sampling: Sampling, penalty_name: str, *longest_names: str) -> dict[str, object]:
+    """What is set of `sampling`; servers differ in what they call the penalty and the longest answer."""
+    penalty = None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty
+    values = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        penalty_name: penalty,
+        "seed": sampling.seed,
+        **dict.fromkeys(longest_names, sampling.max_new_tokens),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def as_is(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
-
-
-def folded(messages: Sequence[Message]) -> Sequence[Message]:
-    """The system text and a blank line open the first user turn, as for a template that refuses it."""
-    if len(messages) < 2 or messages[0].role != "system":
-        return messages
-    system, first, *rest = messages
-    return [Message("user", f"{system.content.strip()}\n\n{first.content.strip()}"), *rest]
 
 
 def flattened(messages: Sequence[Message]) -> Sequence[Message]:

@@ -12,11 +12,12 @@ from localgemma_cli.backends.remote.dialect import (
     as_is,
     count,
     flattened,
-    folded,
+    options,
     plain,
     server_words,
 )
 from localgemma_cli.backends.remote.framing import events, lines, parse_object
+from localgemma_cli.conversation import folded
 from localgemma_cli.events import Usage
 
 # What a server may refuse without the answer losing its sense.
@@ -34,24 +35,13 @@ DROPPABLE = (
 
 
 def body(ask: Ask) -> dict[str, object]:
-    sampling = ask.sampling
-    penalty = None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty
-    options = {
-        "model": ask.model,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        ask.penalty_name: penalty,
-        "seed": sampling.seed,
-        "max_tokens": sampling.max_new_tokens,
-    }
-    said = {name: value for name, value in options.items() if value is not None}
+    model = {} if ask.model is None else {"model": ask.model}
     return {
         "messages": plain(ask.messages),
         "stream": True,
         "stream_options": {"include_usage": True},
-        **said,
+        **model,
+        **options(ask.sampling, ask.penalty_name, "max_tokens"),
     }
 
 

@@ -5,10 +5,10 @@ from email.utils import formatdate
 
 import pytest
 
-from localgemma_cli.backends.remote.dialect import flattened, folded
+from localgemma_cli.backends.remote.dialect import flattened
 from localgemma_cli.backends.remote.endpoint import parse_endpoint
 from localgemma_cli.backends.remote.failures import is_overflow, quoted, retry_after
-from localgemma_cli.conversation import Message
+from localgemma_cli.conversation import Message, folded
 from localgemma_cli.errors import UsageError
 
 

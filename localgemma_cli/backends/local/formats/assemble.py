@@ -10,7 +10,6 @@ import torch
 from accelerate import init_empty_weights  # type: ignore[import-untyped]
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     PretrainedConfig,
@@ -20,6 +19,7 @@ from transformers.initialization import no_init_weights
 
 from localgemma_cli.backends.local.attention import implementation
 from localgemma_cli.backends.local.safetensors_file import Stored
+from localgemma_cli.backends.local.textpart import text_config
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
@@ -45,7 +45,7 @@ def assemble(
     config.tie_word_embeddings = HEAD not in parts.tensors or (
         config.tie_word_embeddings and _equal(parts.tensors[HEAD](), parts.tensors[EMBEDDING]())
     )
-    model = _skeleton(plan, config, dtype)
+    model = skeleton(plan, config, dtype)
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     if config.tie_word_embeddings:
         shapes.pop(HEAD, None)
@@ -99,7 +99,7 @@ def dense(weight: torch.Tensor) -> nn.Linear:
     return linear
 
 
-def _skeleton(plan: LoadPlan, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def skeleton(plan: LoadPlan, config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its buffers, and parameters that have a shape but no memory."""
     with init_empty_weights(include_buffers=False), no_init_weights():
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -110,8 +110,7 @@ def _skeleton(plan: LoadPlan, config: PretrainedConfig, dtype: torch.dtype) -> P
 
 def plain_config(folder: Path) -> PretrainedConfig:
     """The language model's config, as if its weights were not quantized."""
-    whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config: PretrainedConfig = whole.get_text_config()
+    config = text_config(folder)
     for each in ("quantization_config", "compression_config"):
         if hasattr(config, each):
             delattr(config, each)
