@@ -135,16 +135,22 @@ def _nf4_bytes(count: int, weights: WeightFormat) -> int:
 
 
 def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:
-    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only."""
+    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only.
+
+    int8: one byte, and for each head a scale in 16 bits.
+    """
     window = context
     if cache == "sliding" and architecture.sliding_window is not None:
         window = min(context, architecture.sliding_window)
     kept = (
-        group.count * group.kv_heads * group.head_dim * (context if group.full else window)
+        group.count
+        * group.kv_heads
+        * (group.head_dim + 2 if cache == "int8" else group.head_dim * DTYPE_BYTES[dtype])
+        * (context if group.full else window)
         for group in architecture.groups
         if group.projected
     )
-    return 2 * sum(kept) * DTYPE_BYTES[dtype]
+    return 2 * sum(kept)
 
 
 def workspace_bytes(load: Load) -> int:

@@ -30,6 +30,7 @@ STREAMED: Mapping[DeviceKind, str] = {
     "cpu": f"{_HEAD}; embeddings are read from the model's file",
     "cuda": _HEAD,
 }
+_INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
 _FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
 
@@ -72,7 +73,8 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     mode, cache, why_mode = _compile(settings, weights, attention, hardware, overrides)
     context, why_context = _context(facts, overrides)
     assistant, cache, why_assistant = _assistant(settings, cache, mode, overrides)
-    reasons = (why_dtype, why_weights, why_attention, why_mode, why_assistant, why_context)
+    cache, why_cache = _cache(facts, cache, attention, hardware)
+    reasons = (why_dtype, why_weights, why_attention, why_mode, why_cache, why_assistant, why_context)
     return Settled(
         weights=weights,
         attention=attention,
@@ -172,6 +174,19 @@ def _compile(
     if overrides.compile is None:
         return "none", cache, _FLASH if flash else ""
     return "none", cache, "not compiled, as asked" if settings.compile != "none" else ""
+
+
+def _cache(
+    facts: ModelFacts, cache: CacheKind, attention: Attention, hardware: Hardware
+) -> tuple[CacheKind, str]:
+    """8 bits only where our own attention reads them: the kernel takes 32 numbers of a head at a time."""
+    shape = facts.architecture
+    if cache != "int8":
+        return cache, ""
+    ours = hardware.device == "cpu" and attention == "eager" and shape.family not in ("gemma4_text", "other")
+    if ours and all(group.head_dim % 32 == 0 for group in shape.groups):
+        return cache, _INT8_CACHE
+    return "full", ""
 
 
 def _assistant(

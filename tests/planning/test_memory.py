@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import BitsAndBytesConfig, DynamicCache, Gemma2Config, Gemma2ForCausalLM, GemmaForCausalLM
 from transformers import GemmaConfig as Gemma1Config
 
+from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.planning.architecture import Architecture
@@ -172,6 +173,16 @@ def test_the_cache_is_as_large_as_transformers_own(kind, config, tokens):
     estimate = kv_cache_bytes(architecture(shape), "bfloat16", kind, tokens)
     # transformers keeps one token less than the window, and the next one's place is what is counted here
     assert real <= estimate <= real * 1.04
+
+
+def test_a_cache_in_8_bits_is_as_large_as_its_buffers():
+    shape, tokens = Gemma2Config(**MEDIUM), 512
+    layers = KVCache(shape, "int8", tokens).cache.layers
+    for layer in layers:
+        states = torch.zeros(1, shape.num_key_value_heads, tokens, shape.head_dim, dtype=torch.bfloat16)
+        layer.update(states, states)
+    real = sum(buffer.nbytes for layer in layers for buffer in layer._buffers)
+    assert kv_cache_bytes(architecture(shape), "bfloat16", "int8", tokens) == real
 
 
 def test_a_static_cache_is_full_length():
