@@ -137,7 +137,9 @@ class ChatSession:
         if not turns:
             raise UsageError("Nothing has been said yet.", "Ask something first.")
         if count > len(turns):
-            raise UsageError(f"There is no turn {count}: they are {len(turns)}.", "Give a smaller number.")
+            raise UsageError(
+                f"There is no turn {count}; the turns are {len(turns)}.", "Give a smaller number."
+            )
         return turns[-count]
 
     def _with_files(self, question: str, backend: Backend) -> str:
