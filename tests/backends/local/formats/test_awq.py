@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.local.formats.awq import unpacked
-from localgemma_cli.backends.local.formats.int4 import Int4Linear, _row_block
+from localgemma_cli.backends.local.int4 import Int4Linear, _row_block
 from localgemma_cli.errors import NotFoundError
 
 
