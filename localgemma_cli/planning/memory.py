@@ -25,10 +25,10 @@ RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_0
 class WeightFormat:
     """`dtype` is that of embeddings, norms and arithmetic, and of the layers where nothing is quantized.
 
-    `streamed`: NF4 as this program makes and keeps it. Its scales are in 16 bits, which holds those of 16-bit
-    weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
+    `streamed`: NF4 or int4 as this program makes and keeps it. Scales are in 16 bits, which holds NF4's of
+    16-bit weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
     checkpoint's own file as they are looked up, so that next to nothing of it is in memory.
-    `wide`: those scales are in fp32 on the device, as CUDA's kernel reads them, and not made so at each step.
+    `wide`: NF4's are in fp32 on the device, as CUDA's kernel reads them, and not made so at each step.
     """
 
     dtype: Dtype
@@ -94,7 +94,8 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
 
 def streamed_head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
-    return _nf4_bytes(architecture.vocabulary * architecture.hidden, weights)
+    count = architecture.vocabulary * architecture.hidden
+    return _int4_bytes(count, 64) if weights.kind == "int4" else _nf4_bytes(count, weights)
 
 
 def embedding_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -111,7 +112,8 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
     NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
     fp32 one per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
-    row. AWQ, as PyTorch's kernels take it: half a byte, and per 128 a scale and an offset in 16 bits each.
+    row. int4 and AWQ, as PyTorch's kernels take them: half a byte, and per 64 or 128 a scale and an offset in
+    16 bits each.
     """
     count = architecture.layer_linear_parameters
     match weights.kind:
@@ -121,8 +123,10 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
             return _nf4_bytes(count, weights)
         case "int8" | "w8a8":
             return count + 4 * architecture.layer_linear_rows
+        case "int4":
+            return _int4_bytes(count, 64)
         case "awq":
-            return count // 2 + count // 128 * 4
+            return _int4_bytes(count, 128)
         case "gguf":
             raise ValueError("a GGUF file is unpacked as it is loaded")
 
@@ -132,6 +136,10 @@ def _nf4_bytes(count: int, weights: WeightFormat) -> int:
     if weights.streamed:
         return count // 2 + (4 if weights.wide else 2) * blocks
     return count // 2 + (blocks + 4 * -(-blocks // 256) if weights.nested else 4 * blocks)
+
+
+def _int4_bytes(count: int, group: int) -> int:
+    return count // 2 + count // group * 4
 
 
 def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:
@@ -177,10 +185,13 @@ def _attention_bytes(load: Load, chunk: int) -> int:
 
 
 def _mlp_bytes(load: Load, chunk: int) -> int:
-    """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection."""
+    """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection.
+
+    int4 and AWQ are unpacked a few megabytes at a time.
+    """
     architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
     ffn = architecture.widest_ffn
-    unpacked = 0 if load.weights.kind == "none" else architecture.hidden * ffn * size
+    unpacked = 0 if load.weights.kind in ("none", "int4", "awq") else architecture.hidden * ffn * size
     return 4 * chunk * ffn * size + unpacked
 
 

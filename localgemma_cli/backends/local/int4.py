@@ -55,7 +55,7 @@ class Int4Linear(nn.Module):
         return product[:, : self.out_features]
 
     def _unpacked(self, first: int, last: int, scratch: Tensor) -> Tensor:
-        """[in, last - first] in float32; within a block a feature's first rows are low halves, others high."""
+        """[in, last - first] in float32, over `scratch`; halves of a byte are as `interleaved` has them."""
         assert self._block is not None
         groups, half = self.scales.shape[0], self._block // 2
         pairs = self.packed[first:last].view(-1, groups, self.group, half).permute(1, 2, 0, 3)

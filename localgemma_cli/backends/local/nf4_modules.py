@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from localgemma_cli.backends.local.int4 import Int4Linear
 from localgemma_cli.backends.local.mapped import in_file, rows_of
 from localgemma_cli.backends.local.nf4_kernel import kernel, nf4_rows, run
-from localgemma_cli.backends.local.quantized_weights import Part
 from localgemma_cli.backends.local.quantize import BLOCK
 from localgemma_cli.backends.local.quantize_int4 import GROUP
+from localgemma_cli.backends.local.quantized_weights import Part
 
 
 def layout(device: str = "cpu") -> Literal["interleaved", "plain"]:

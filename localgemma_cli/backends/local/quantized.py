@@ -1,7 +1,7 @@
 """A plan with 4-bit weights to a model: the kept copy mapped, or made first; nothing is ever whole in memory.
 
-Linear layers become NF4 or int4, as the plan says, the head too, even where it is tied: the embedding stays a table of its own in the
-checkpoint's file, of which only looked-up rows are read. Norms are copied.
+Linear layers become NF4 or int4, as the plan says, the head too, even where it is tied: the embedding stays a
+table of its own in the checkpoint's file, of which only looked-up rows are read. Norms are copied.
 """
 
 import math
@@ -23,6 +23,8 @@ from localgemma_cli.backends.local.formats.assemble import (
 )
 from localgemma_cli.backends.local.int4 import row_block
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable, attach, layout
+from localgemma_cli.backends.local.offload import CudaLink, Link
+from localgemma_cli.backends.local.paging import Span, page_through, spans_of
 from localgemma_cli.backends.local.quantize_int4 import GROUP
 from localgemma_cli.backends.local.quantized_weights import (
     Kind,
@@ -32,8 +34,6 @@ from localgemma_cli.backends.local.quantized_weights import (
     linear_kind,
     write,
 )
-from localgemma_cli.backends.local.offload import CudaLink, Link
-from localgemma_cli.backends.local.paging import Span, page_through, spans_of
 from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
 from localgemma_cli.backends.local.textpart import text_config
 from localgemma_cli.backends.local.weights_cache import Wanted, open_or_make, source_of
@@ -63,8 +63,12 @@ def load_quantized(
     kind: Kind = "int4" if plan.quantization == "int4" else layout(plan.device)
     parts = _parts(model, checkpoint, folder, kind)
     source, files = source_of(plan.model.id, folder)
-    stored = _int4_layout() if kind == "int4" else kind
-    form = {"quantization": plan.quantization, "head": plan.quantization, "layout": stored, "dtype": plan.dtype}
+    form = {
+        "quantization": plan.quantization,
+        "head": plan.quantization,
+        "layout": _int4_layout() if kind == "int4" else kind,
+        "dtype": plan.dtype,
+    }
     entries = all_entries(parts, dtype)
     wanted = Wanted(plan.model.name, source, form, files, header(entries), file_size(entries))
     weights = open_or_make(wanted, lambda sink: write(parts, dtype, sink, progress), progress)
@@ -109,9 +113,7 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
-def _parts(
-    model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Kind
-) -> list[Part]:
+def _parts(model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Kind) -> list[Part]:
     """What to make of each parameter, in the order of the layers; the embedding is not among them."""
     embedding, head = checkpoint.get(f"{_EMBEDDING}.weight"), checkpoint.get(f"{_HEAD}.weight")
     # As transformers has it: a head that is stored and differs is the head, whatever the config says.
