@@ -59,7 +59,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_for(folder: Path, dtype: str = "bfloat16", preset: str = "memory") -> LoadPlan:
     source = resolve(str(folder), revision=None, offline=True)
-    return make_plan(source.facts, preset, probe("cpu"), Overrides(dtype=dtype), load_presets())
+    overrides = Overrides(dtype=dtype, quantization="nf4")
+    return make_plan(source.facts, preset, probe("cpu"), overrides, load_presets())
 
 
 def silent(_: object) -> None:
