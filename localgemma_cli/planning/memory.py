@@ -187,7 +187,7 @@ def _attention_bytes(load: Load, chunk: int) -> int:
 def _mlp_bytes(load: Load, chunk: int) -> int:
     """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection.
 
-    int4 and AWQ are unpacked a few megabytes at a time.
+    int4 and AWQ are unpacked a few megabytes at a time, or not at all.
     """
     architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
     ffn = architecture.widest_ffn

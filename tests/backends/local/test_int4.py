@@ -71,7 +71,7 @@ def test_normal_numbers_and_the_demos_weights_lose_less_than_in_nf4() -> None:
 def test_awkward_groups_lose_nothing_or_little() -> None:
     weights = torch.randn(7, 64, generator=torch.Generator().manual_seed(1))
     weights[0], weights[1] = 0, 3.25
-    weights[2] *= 1e-30
+    weights[2] *= 1e-15
     weights[3] *= 1e15
     weights[4, :40], weights[4, 40:] = -2, 5
     weights[5], weights[5, 9] = 0, -1e-7
@@ -101,7 +101,7 @@ def test_every_layer_and_the_head_compute_what_their_numbers_say(checkpoint: Pat
         source = "model.embed_tokens" if name == "lm_head" else name
         weight = load_file(stored[f"{source}.weight"].file)[f"{source}.weight"]
         expected_weight = unpacked(weight.to(getattr(torch, dtype)).float().numpy())
-        for rows in (1, 5, 63, 64, 200):
+        for rows in (1, 5, 95, 96, 200):
             x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(rows))
             x = x.to(getattr(torch, dtype))
             expected = x.float() @ expected_weight.T
@@ -109,7 +109,7 @@ def test_every_layer_and_the_head_compute_what_their_numbers_say(checkpoint: Pat
                 product = model.get_submodule(name)(x[None])[0]
             assert product.dtype == x.dtype
             assert product.shape == expected.shape
-            allowed = 0.01 if rows < 64 or dtype == "bfloat16" else 1e-3
+            allowed = 0.01 if rows < 96 or dtype == "bfloat16" else 1e-3
             assert (product.float() - expected).abs().max() < allowed * expected.abs().max()
 
 
