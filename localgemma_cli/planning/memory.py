@@ -19,6 +19,7 @@ PREFILL_CHUNK = 512  # tokens; a prompt is read in pieces of this, so that atten
 # 0.6 GB on Ampere and later as users report it; not measured here). Metal: taken for the same. CPU: 0.4 GB
 # resident once torch, transformers and bitsandbytes are imported (measured), and some for thread scratch.
 RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
+_PIECE_BYTES = 16_000_000  # of an int4 or AWQ matrix, unpacked; as int4.py does it
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,12 @@ def _attention_bytes(load: Load, chunk: int) -> int:
 
 
 def _mlp_bytes(load: Load, chunk: int) -> int:
-    """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection.
-
-    int4 and AWQ are unpacked a few megabytes at a time, or not at all.
-    """
+    """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection."""
     architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
     ffn = architecture.widest_ffn
-    unpacked = 0 if load.weights.kind in ("none", "int4", "awq") else architecture.hidden * ffn * size
+    unpacked = 0 if load.weights.kind == "none" else architecture.hidden * ffn * size
+    if load.weights.kind in ("int4", "awq"):
+        unpacked = min(unpacked, _PIECE_BYTES)
     return 4 * chunk * ffn * size + unpacked
 
 
