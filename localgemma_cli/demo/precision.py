@@ -71,16 +71,16 @@ def _sample(prompter: Prompter, question: str, answer: str) -> Sample:
 
 @torch.inference_mode()
 def measure(folder: Path, limit: int | None = None) -> Iterator[Precision]:
-    """The unquantized model first, then each pair of layers or cache, and head."""
+    """The unquantized model first, then each pair of layers or cache, and head; int4 where it runs here."""
     asked = samples(Prompter(load_tokenizer(folder)), limit)
-    exact, packed = _load(folder, "exact"), _load(folder, "memory")
+    kinds = ("nf4", "int4") if probe("cpu").int4 else ("nf4",)
+    exact, packed = _load(folder, "none"), {kind: _load(folder, kind) for kind in kinds}
     table = exact.get_input_embeddings().weight
-    heads: dict[str, Head] = {"bfloat16": exact.lm_head, "int8": _int8(table), "nf4": packed.lm_head}
-    states = {
-        "bfloat16": _states(exact, asked, "full"),
-        "nf4": _states(packed, asked, "full"),
-        "int8 kv": _states(exact, asked, "int8"),
-    }
+    heads: dict[str, Head] = {"bfloat16": exact.lm_head, "int8": _int8(table)}
+    heads |= {kind: model.lm_head for kind, model in packed.items()}
+    states = {"bfloat16": _states(exact, asked, "full")}
+    states |= {kind: _states(model, asked, "full") for kind, model in packed.items()}
+    states["int8 kv"] = _states(exact, asked, "int8")
     targets = torch.tensor([token for sample in asked for token in sample.ids[sample.start :]])
     cap = exact.config.final_logit_softcapping
     truth = _logits(states["bfloat16"], heads["bfloat16"], cap)
@@ -89,9 +89,10 @@ def measure(folder: Path, limit: int | None = None) -> Iterator[Precision]:
             yield _compared(layers, name, _logits(inputs, head, cap), truth, targets)
 
 
-def _load(folder: Path, preset: str) -> PreTrainedModel:
+def _load(folder: Path, quantization: str) -> PreTrainedModel:
     facts = resolve(str(folder), revision=None, offline=True).facts
-    plan = make_plan(facts, preset, probe("cpu"), Overrides(dtype="bfloat16"), load_presets())
+    overrides = Overrides(dtype="bfloat16", quantization=quantization)
+    plan = make_plan(facts, "memory", probe("cpu"), overrides, load_presets())
     return load_model(plan, folder, silent)
 
 

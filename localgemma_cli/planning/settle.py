@@ -17,6 +17,7 @@ from localgemma_cli.planning.choices import (
     DeviceKind,
     Dtype,
     OffloadRule,
+    Quantization,
     chosen,
 )
 from localgemma_cli.planning.hardware import DeviceMemory, Hardware
@@ -107,8 +108,9 @@ def _weights(
     overrides: Overrides,
     hardware: Hardware,
 ) -> tuple[WeightFormat, str]:
-    asked = overrides.quantization
-    kind = settings.quantization if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
+    asked, streams = overrides.quantization, _streams(facts) and not facts.adapter
+    preferred = _preferred(settings, hardware, streams)
+    kind = preferred if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
     if facts.stored:
         return as_stored(facts, facts.stored, preset, hardware, dtype, None if asked is None else kind)
     if asked not in (None, "none") and preset.name in LOSSLESS:
@@ -117,11 +119,27 @@ def _weights(
             "Leave one of them out, or take --preset memory.",
         )
     device = hardware.device
-    streamed = kind == "nf4" and device in STREAMED and _streams(facts) and not facts.adapter
+    streamed = kind in ("nf4", "int4") and device in STREAMED and streams
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     wide = streamed and device == "cuda" and not settings.nested_quantization
-    why = (f"weights in {kind}, as asked" if asked else "", STREAMED[device] if streamed else "")
+    why = (_why_kind(settings, kind, asked, hardware), STREAMED[device] if streamed else "")
     return WeightFormat(dtype, kind, nested, streamed, wide), "; ".join(filter(None, why))
+
+
+def _preferred(settings: Settings, hardware: Hardware, streams: bool) -> Quantization:
+    """The preset's kind of weights; int4 is made by streaming only."""
+    if settings.quantization != "4-bit":
+        return settings.quantization
+    has_int4 = hardware.device == "cpu" and hardware.int4 and streams
+    return "int4" if has_int4 and not hardware.nf4_kernel else "nf4"
+
+
+def _why_kind(settings: Settings, kind: Quantization, asked: str | None, hardware: Hardware) -> str:
+    if asked:
+        return f"weights in {kind}, as asked"
+    if kind == "int4" and settings.quantization == "4-bit":
+        return f"weights in int4: PyTorch has a fast product for them here, and {hardware.nf4_kernel.why}"
+    return ""
 
 
 def _streams(facts: ModelFacts) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.models import needs_int4
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -130,10 +131,14 @@ def test_the_2b_quantized_keeps_its_embedding_whole(kind, nested, size):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_streamed_weights_are_within_two_percent_of_what_is_loaded(checkpoint, tmp_path, monkeypatch, dtype):
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int4", marks=needs_int4)])
+def test_streamed_weights_are_within_two_percent_of_what_is_loaded(
+    checkpoint, tmp_path, monkeypatch, kind, dtype
+):
     monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
     facts = resolve(str(checkpoint), revision=None, offline=True).facts
-    plan = make_plan(facts, "memory", probe("cpu"), Overrides(dtype=dtype), load_presets(tmp_path))
+    overrides = Overrides(dtype=dtype, quantization=kind)
+    plan = make_plan(facts, "memory", probe("cpu"), overrides, load_presets(tmp_path))
     assert plan.streamed
     model = load_model(plan, checkpoint, lambda _: None)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -141,7 +146,7 @@ def test_streamed_weights_are_within_two_percent_of_what_is_loaded(checkpoint, t
     real = sum(tensor.nbytes for tensor in tensors.values())
     assert plan.memory.weights_bytes == pytest.approx(real, rel=0.02)
     assert plan.memory.weights_bytes == weights_bytes(
-        facts.architecture, WeightFormat(dtype, "nf4", streamed=True)
+        facts.architecture, WeightFormat(dtype, plan.quantization, streamed=True)
     )
 
 
@@ -149,6 +154,8 @@ def test_the_2b_streamed_has_its_head_in_4_bits():
     shape = lookup("2b").architecture
     size = weights_bytes(shape, WeightFormat("bfloat16", "nf4", streamed=True))
     assert size == (shape.linear_parameters + 256_000 * 2304) * 0.53125 + 2 * shape.norm_parameters
+    size = weights_bytes(shape, WeightFormat("float32", "int4", streamed=True))
+    assert size == (shape.linear_parameters + 256_000 * 2304) * 0.5625 + 4 * shape.norm_parameters
 
 
 def test_awq_is_half_a_byte_and_its_scales():

@@ -29,8 +29,9 @@ def test_the_built_in_presets_keep_their_promises(folder):
         assert (exact.offload, exact.dtype) == ("none", "native")
         assert speed.quantization == "none"
         rolls_back = {"cuda": "static", "mps": "full", "cpu": "int8"}[device]
-        assert (memory.quantization, memory.nested_quantization, memory.cache) == ("nf4", False, rolls_back)
-        assert (extreme.quantization, extreme.nested_quantization, extreme.cache) == ("nf4", True, "sliding")
+        assert memory.quantization == extreme.quantization == "4-bit"
+        assert (memory.nested_quantization, memory.cache) == (False, rolls_back)
+        assert (extreme.nested_quantization, extreme.cache) == (True, "sliding")
 
 
 def test_only_a_gpu_is_compiled_for_and_offloads_to_its_host(folder):

@@ -186,6 +186,21 @@ def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag
         settle(GEMMA_2, presets["memory"], gpu, overrides)
 
 
+@pytest.mark.parametrize("name", ["memory", "memory_extreme"])
+def test_on_a_processor_without_nf4s_product_4_bits_are_int4(presets, name, desktop_cpu, server_cpu, arm_cpu):
+    settled = settle(GEMMA_2, presets[name], desktop_cpu, Overrides())
+    assert settled.weights == WeightFormat("float32", "int4", streamed=True)
+    assert any("int4" in reason and "AVX512-BF16" in reason for reason in settled.reasons)
+    for cpu in (server_cpu, arm_cpu):
+        assert settle(GEMMA_2, presets[name], cpu, Overrides()).weights.kind == "nf4"
+    asked = settle(GEMMA_2, presets[name], desktop_cpu, Overrides(quantization="nf4"))
+    assert asked.weights == WeightFormat("float32", "nf4", streamed=True)
+    other = settle(GEMMA_2, presets[name], server_cpu, Overrides(quantization="int4"))
+    assert other.weights == WeightFormat("bfloat16", "int4", streamed=True)
+    adapted = settle(replace(GEMMA_2, adapter=Adapter("a", "b", 8)), presets[name], desktop_cpu, Overrides())
+    assert (adapted.weights.kind, adapted.weights.streamed) == ("nf4", False)
+
+
 def test_4_bit_weights_are_our_own_and_the_plan_says_what_that_costs(presets, server_cpu, gpu, mac):
     for name in ("memory", "memory_extreme"):
         settled = settle(GEMMA_2, presets[name], server_cpu, Overrides())
