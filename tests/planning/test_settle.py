@@ -58,6 +58,17 @@ def test_memory_on_a_cpu_keeps_its_cache_in_8_bits_where_our_attention_reads_it(
     assert settle(GEMMA_2, mine, gpu, Overrides(compile=False)).cache == "full"
 
 
+def test_memory_extreme_on_a_cpu_takes_the_smaller_cache(presets, server_cpu, old_cpu):
+    def cache(name, machine, **overrides):
+        return settle(lookup(name), presets["memory_extreme"], machine, Overrides(**overrides)).cache
+
+    assert {cache(name, server_cpu) for name in ("2b", "7b", "9b", "27b")} == {"int8"}
+    assert cache("3-4b", server_cpu) == "sliding"  # windows of 1024 of 8192 tokens
+    assert cache("3-4b", server_cpu, context=1024) == "int8"
+    assert cache("3-4b", server_cpu, assistant="lookup") == "full"
+    assert cache("4-e4b", server_cpu) == "sliding"
+
+
 def test_int8_has_no_scales_to_nest(presets, gpu):
     settled = settle(GEMMA_2, presets["memory_extreme"], gpu, Overrides(quantization="int8"))
     assert settled.weights == WeightFormat("bfloat16", "int8")
