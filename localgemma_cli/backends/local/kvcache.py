@@ -113,7 +113,9 @@ class Int8Layer(WholeLayer):
         _, heads, _, width = states.shape
         shapes = ((heads, tokens, width), (heads, width, tokens), (heads, tokens), (heads, tokens))
         dtypes = (torch.int8, torch.int8, torch.bfloat16, torch.bfloat16)
-        grown = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
+        grown = tuple(
+            states.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+        )
         for old, new, axis in zip(self._buffers, grown, (1, 2, 1, 1), strict=False):
             new.narrow(axis, 0, self.length).copy_(old.narrow(axis, 0, self.length))
         self._buffers = grown
