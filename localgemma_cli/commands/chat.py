@@ -123,7 +123,7 @@ def chat(
             own,
             model=model,
             preset=preset,
-            adapter=adapter or (own.adapter if own else None),
+            adapter=adapter,
             revision=revision,
             offline=offline,
             force=force,
