@@ -6,14 +6,16 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import Event, Thread
 from types import FrameType
 from typing import Any, TextIO
 
 from prompt_toolkit.input import Input
-from prompt_toolkit.input.typeahead import get_typeahead
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPress
 
+_READ_SECONDS = 0.05
 _ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the terminal as it is now
 
 
@@ -35,6 +37,7 @@ def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
     quiet = termios.tcgetattr(descriptor)
     quiet[0] &= ~termios.ICRNL
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] |= termios.NOFLSH  # or a Ctrl-C would throw a paste's second half away
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
 
     def resume(_signal: int, _frame: FrameType | None) -> None:
@@ -64,6 +67,26 @@ def pressed(keyboard: Input) -> list[KeyPress]:
     return presses
 
 
+@contextmanager
+def read_ahead(keyboard: Input) -> Iterator[None]:
+    """Keep what is typed for the next prompt: a terminal holds 4 KB, and a Ctrl-C behind more has to wait."""
+    ended = Event()
+
+    def read() -> None:
+        while not ended.wait(_READ_SECONDS):
+            with suppress(OSError):  # it has hung up
+                if _in_foreground(keyboard.fileno()):
+                    store_typeahead(keyboard, pressed(keyboard))
+
+    reader = Thread(target=read, name="keys", daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reader.join()
+
+
 def key_presses(typed: str) -> list[KeyPress]:
     presses: list[KeyPress] = []
     Vt100Parser(presses.append).feed_and_flush(typed)
@@ -76,6 +99,11 @@ def _pending(stdin: TextIO) -> str:
     while _waiting(stdin.fileno()) and (data := os.read(stdin.fileno(), 65536)):
         typed += data
     return typed.decode("utf-8", errors="ignore")
+
+
+def _in_foreground(descriptor: int) -> bool:
+    """Whether this program may read what is typed; after `bg` that would stop it."""
+    return sys.platform != "win32" and os.tcgetpgrp(descriptor) == os.getpgrp()
 
 
 def _waiting(descriptor: int) -> bool:
