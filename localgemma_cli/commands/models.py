@@ -120,8 +120,7 @@ def pull_model(
         raise UsageError("Downloading asks the network, which --offline forbids.", "Leave --offline out.")
     source = source_of(Choice(model=name, revision=revision, force=force), hardware)
     if not quiet:
-        streams.stderr.write(visible(_verdict(source.facts, hardware)) + "\n")
-        streams.stderr.flush()
+        streams.say(visible(_verdict(source.facts, hardware)))
     with on_stderr(streams.stderr, quiet=quiet) as progress:
         folder, adapter = fetch(source, progress), fetch_adapter(source, progress)
     _tell_where(streams, source.facts.id, folder)
@@ -162,7 +161,7 @@ def _agreed(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
     if yes:
         return True
     if not streams.stdin.isatty():
-        streams.stderr.write(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too\n")
+        streams.say(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too")
         return False
     streams.stderr.write(f"Remove the downloaded {model_id} as well, {gigabytes(size)}? [y/N] ")
     streams.stderr.flush()
