@@ -103,7 +103,9 @@ Device = Annotated[
     str | None, _option("--device", metavar="DEV", help="cuda, mps or cpu. Default: the best.")
 ]
 Dtype = Annotated[str | None, _option("--dtype", metavar="TYPE", help="bfloat16, float16 or float32.")]
-Quantization = Annotated[str | None, _option("--quantization", metavar="KIND", help="none, nf4 or int8.")]
+Quantization = Annotated[
+    str | None, _option("--quantization", metavar="KIND", help="none, nf4, int4 or int8.")
+]
 Attention = Annotated[
     str | None,
     _option("--attention", metavar="KIND", help="eager, sdpa or flash_attention_2."),

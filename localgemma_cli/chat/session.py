@@ -137,7 +137,8 @@ class ChatSession:
         if not turns:
             raise UsageError("Nothing has been said yet.", "Ask something first.")
         if count > len(turns):
-            raise UsageError(f"There is no turn {count}: they are {len(turns)}.", "Give a smaller number.")
+            said = "one turn" if len(turns) == 1 else f"{len(turns)} turns"
+            raise UsageError(f"This chat has {said}, not {count}.", "Give a smaller number.")
         return turns[-count]
 
     def _with_files(self, question: str, backend: Backend) -> str:

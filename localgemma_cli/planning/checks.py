@@ -12,7 +12,7 @@ _OVERFLOWS_FROM = 20_000_000_000  # parameters; of Gemma 2's sizes only 27b (27.
 def refuse(facts: ModelFacts, settled: Settled, hardware: Hardware) -> None:
     """A UsageError for the first combination that cannot give an answer."""
     _refuse_dtype(facts, settled, hardware)
-    _refuse_weights(settled, hardware)
+    _refuse_weights(facts, settled, hardware)
     _refuse_attention(facts, settled, hardware)
 
 
@@ -27,8 +27,15 @@ def _refuse_dtype(facts: ModelFacts, settled: Settled, hardware: Hardware) -> No
         raise UsageError(f"bfloat16 does not run here: {hardware.bf16.why}.", "Take --dtype float32.")
 
 
-def _refuse_weights(settled: Settled, hardware: Hardware) -> None:
+def _refuse_weights(facts: ModelFacts, settled: Settled, hardware: Hardware) -> None:
     kind = settled.weights.kind
+    if kind == "int4" and not hardware.int4:
+        raise UsageError(
+            f"int4 weights do not run on {hardware.name}: {hardware.int4.why}.", "Take --quantization nf4."
+        )
+    if kind == "int4" and not settled.weights.streamed:
+        what = "an adapter beside it" if facts.adapter else "its layers' shapes"
+        raise UsageError(f"{facts.name} cannot be in int4 with {what}.", "Take --quantization nf4.")
     ability = {"nf4": hardware.nf4, "int8": hardware.int8}.get(kind)
     if ability is not None and not ability:
         raise UsageError(
@@ -85,7 +92,8 @@ def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hard
         (dtype == "float16" and on_cpu, "float16 is slow on a CPU; float32 or bfloat16 is faster"),
         (
             kind == "nf4" and on_cpu and not hardware.nf4_kernel,
-            f"4-bit will be slower than {native}: {hardware.nf4_kernel.why}",
+            f"4-bit will be slower than {native}: {hardware.nf4_kernel.why}"
+            + ("; --quantization int4 has one here" if hardware.int4 and settled.weights.streamed else ""),
         ),
         (
             settled.compile != "none" and hardware.device != "cuda",

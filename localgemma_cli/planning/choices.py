@@ -7,12 +7,12 @@ from localgemma_cli.errors import UsageError
 
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["bfloat16", "float16", "float32"]
-Quantization = Literal["none", "nf4", "int8"]
+Quantization = Literal["none", "nf4", "int4", "int8"]
 # What a checkpoint can already be in; the last three are never made here.
 StoredQuantization = Literal["nf4", "int8", "awq", "w8a8", "gguf"]
 WeightKind = Quantization | StoredQuantization
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
-CacheKind = Literal["full", "sliding", "static"]
+CacheKind = Literal["full", "int8", "sliding", "static"]
 CompileMode = Literal[
     "none",
     "graph",  # as written, its kernels recorded once and replayed
@@ -33,7 +33,7 @@ DTYPES: Mapping[str, Dtype] = {
     "fp16": "float16",
     "fp32": "float32",
 }
-QUANTIZATIONS: Mapping[str, Quantization] = {"none": "none", "nf4": "nf4", "int8": "int8"}
+QUANTIZATIONS: Mapping[str, Quantization] = {"none": "none", "nf4": "nf4", "int4": "int4", "int8": "int8"}
 ATTENTIONS: Mapping[str, Attention] = {
     "eager": "eager",
     "sdpa": "sdpa",

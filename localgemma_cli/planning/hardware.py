@@ -50,7 +50,8 @@ class Hardware:
     """One device and its host; memory in bytes, and on a CPU or a Mac the two memories are one.
 
     `devices`: how many GPUs are visible; `others`: those after this one that can do all that it can.
-    `nf4_kernel`: whether 4-bit weights are multiplied as they are, and not unpacked first, which is slow.
+    `nf4_kernel`, `int4`: whether there is a product for such weights as they are; NF4 without one is unpacked
+    at each step, which is slow.
     """
 
     device: DeviceKind
@@ -67,6 +68,7 @@ class Hardware:
     devices: int = 1
     others: tuple[Room, ...] = ()
     nf4_kernel: Ability = Ability(True, "")
+    int4: Ability = Ability(False, "they are for processors")
     notes: tuple[str, ...] = ()
 
     def capped(self, device_memory: DeviceMemory | None, host_memory: int | None) -> "Hardware":
@@ -236,6 +238,7 @@ def _gpu(name: str, capability: tuple[int, int], total: int, free: int, host: Ha
         bf16=Ability(capability >= (8, 0), f"{at}; bfloat16 is native from 8.0 on"),
         nf4=Ability(capability >= (6, 0), f"{at}; bitsandbytes needs 6.0"),
         int8=Ability(capability >= (7, 5), f"{at}; int8 products need 7.5"),
+        int4=Hardware.int4,
         compute_capability=capability,
     )
 
@@ -266,11 +269,15 @@ def apple_gpu(host: Hardware, macos: int) -> Hardware:
         bf16=recent,
         nf4=recent,
         int8=recent,
+        int4=Hardware.int4,
     )
 
 
 def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
-    """bitsandbytes 0.50.2's README: on x86-64 NF4 and int8 need AVX2; on 64-bit Arm nothing special."""
+    """bitsandbytes 0.50.2's README: on x86-64 NF4 and int8 need AVX2; on 64-bit Arm nothing special.
+
+    PyTorch 2.13 has its int4 product for AVX2 and AVX-512, but not as Microsoft's compiler builds it.
+    """
     memory = host_memory()
     flags = cpu_flags()
     bf16 = bool(flags and flags & CPU_BF16_FLAGS)
@@ -291,7 +298,10 @@ def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
         nf4=kernels,
         int8=kernels,
         nf4_kernel=Ability(
-            flags is None or "avx512_bf16" in flags, "its fast product needs a processor with AVX512-BF16"
+            flags is None or "avx512_bf16" in flags, "NF4's fast product needs a processor with AVX512-BF16"
+        ),
+        int4=Ability(
+            bool(flags and "avx2" in flags), "PyTorch's product for them needs AVX2, and Linux to tell of it"
         ),
         notes=notes,
     )

@@ -19,16 +19,17 @@ PREFILL_CHUNK = 512  # tokens; a prompt is read in pieces of this, so that atten
 # 0.6 GB on Ampere and later as users report it; not measured here). Metal: taken for the same. CPU: 0.4 GB
 # resident once torch, transformers and bitsandbytes are imported (measured), and some for thread scratch.
 RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
+_PIECE_BYTES = 16_000_000  # of an int4 or AWQ matrix, unpacked; as int4.py does it
 
 
 @dataclass(frozen=True)
 class WeightFormat:
     """`dtype` is that of embeddings, norms and arithmetic, and of the layers where nothing is quantized.
 
-    `streamed`: NF4 as this program makes and keeps it. Its scales are in 16 bits, which holds those of 16-bit
-    weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
+    `streamed`: NF4 or int4 as this program makes and keeps it. Scales are in 16 bits, which holds NF4's of
+    16-bit weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
     checkpoint's own file as they are looked up, so that next to nothing of it is in memory.
-    `wide`: those scales are in fp32 on the device, as CUDA's kernel reads them, and not made so at each step.
+    `wide`: NF4's are in fp32 on the device, as CUDA's kernel reads them, and not made so at each step.
     """
 
     dtype: Dtype
@@ -95,7 +96,8 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
 
 def streamed_head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
-    return _nf4_bytes(architecture.vocabulary * architecture.hidden, weights)
+    count = architecture.vocabulary * architecture.hidden
+    return _int4_bytes(count, 64) if weights.kind == "int4" else _nf4_bytes(count, weights)
 
 
 def embedding_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -112,7 +114,8 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
     NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
     fp32 one per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
-    row. AWQ, as PyTorch's kernels take it: half a byte, and per 128 a scale and an offset in 16 bits each.
+    row. int4 and AWQ, as PyTorch's kernels take them: half a byte, and per 64 or 128 a scale and an offset in
+    16 bits each.
     """
     count = architecture.layer_linear_parameters
     match weights.kind:
@@ -122,8 +125,10 @@ def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
             return _nf4_bytes(count, weights)
         case "int8" | "w8a8":
             return count + 4 * architecture.layer_linear_rows
+        case "int4":
+            return _int4_bytes(count, 64)
         case "awq":
-            return count // 2 + count // 128 * 4
+            return _int4_bytes(count, 128)
         case "gguf":
             raise ValueError("a GGUF file is unpacked as it is loaded")
 
@@ -135,17 +140,27 @@ def _nf4_bytes(count: int, weights: WeightFormat) -> int:
     return count // 2 + (blocks + 4 * -(-blocks // 256) if weights.nested else 4 * blocks)
 
 
+def _int4_bytes(count: int, group: int) -> int:
+    return count // 2 + count // group * 4
+
+
 def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:
-    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only."""
+    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only.
+
+    int8: one byte, and for each head a scale in 16 bits.
+    """
     window = context
     if cache == "sliding" and architecture.sliding_window is not None:
         window = min(context, architecture.sliding_window)
     kept = (
-        group.count * group.kv_heads * group.head_dim * (context if group.full else window)
+        group.count
+        * group.kv_heads
+        * (group.head_dim + 2 if cache == "int8" else group.head_dim * DTYPE_BYTES[dtype])
+        * (context if group.full else window)
         for group in architecture.groups
         if group.projected
     )
-    return 2 * sum(kept) * DTYPE_BYTES[dtype]
+    return 2 * sum(kept)
 
 
 def workspace_bytes(load: Load) -> int:
@@ -182,6 +197,8 @@ def _mlp_bytes(load: Load, chunk: int) -> int:
     architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
     ffn = architecture.widest_ffn
     unpacked = 0 if load.weights.kind == "none" else architecture.hidden * ffn * size
+    if load.weights.kind in ("int4", "awq"):
+        unpacked = min(unpacked, _PIECE_BYTES)
     return 4 * chunk * ffn * size + unpacked
 
 

@@ -28,10 +28,13 @@ LOSSLESS = ("exact", "speed")  # the two that promise the unquantized model
 
 @dataclass(frozen=True)
 class Settings:
-    """A preset's word on one device; `native` is bfloat16 where the device has it, else float32."""
+    """A preset's word on one device; `native` is bfloat16 where the device has it, else float32.
+
+    `4-bit` is NF4 where the device has a product for it, else int4 where it has one for that.
+    """
 
     dtype: Dtype | Literal["native"]
-    quantization: Quantization
+    quantization: Quantization | Literal["4-bit"]
     nested_quantization: bool
     attention: Attention | Literal["auto"]
     cache: CacheKind
@@ -62,7 +65,7 @@ class _Source:
 _DEVICES: tuple[DeviceKind, ...] = ("cuda", "mps", "cpu")
 _ALLOWED: Mapping[str, tuple[str | bool, ...]] = {
     "dtype": ("native", *get_args(Dtype)),
-    "quantization": get_args(Quantization),
+    "quantization": ("4-bit", *get_args(Quantization)),
     "nested_quantization": (True, False),
     "attention": ("auto", *get_args(Attention)),
     "cache": get_args(CacheKind),

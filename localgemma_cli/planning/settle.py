@@ -17,6 +17,7 @@ from localgemma_cli.planning.choices import (
     DeviceKind,
     Dtype,
     OffloadRule,
+    Quantization,
     chosen,
 )
 from localgemma_cli.planning.hardware import DeviceMemory, Hardware
@@ -30,6 +31,7 @@ STREAMED: Mapping[DeviceKind, str] = {
     "cpu": f"{_HEAD}; embeddings are read from the model's file",
     "cuda": _HEAD,
 }
+_INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
 _FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
 
@@ -72,7 +74,8 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     mode, cache, why_mode = _compile(settings, weights, attention, hardware, overrides)
     context, why_context = _context(facts, overrides)
     assistant, cache, why_assistant = _assistant(settings, cache, mode, overrides)
-    reasons = (why_dtype, why_weights, why_attention, why_mode, why_assistant, why_context)
+    cache, why_cache = _cache(facts, cache, attention, hardware)
+    reasons = (why_dtype, why_weights, why_attention, why_mode, why_cache, why_assistant, why_context)
     return Settled(
         weights=weights,
         attention=attention,
@@ -105,8 +108,9 @@ def _weights(
     overrides: Overrides,
     hardware: Hardware,
 ) -> tuple[WeightFormat, str]:
-    asked = overrides.quantization
-    kind = settings.quantization if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
+    asked, streams = overrides.quantization, _streams(facts) and not facts.adapter
+    preferred = _preferred(settings, hardware, streams)
+    kind = preferred if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
     if facts.stored:
         return as_stored(facts, facts.stored, preset, hardware, dtype, None if asked is None else kind)
     if asked not in (None, "none") and preset.name in LOSSLESS:
@@ -115,11 +119,27 @@ def _weights(
             "Leave one of them out, or take --preset memory.",
         )
     device = hardware.device
-    streamed = kind == "nf4" and device in STREAMED and _streams(facts) and not facts.adapter
+    streamed = kind in ("nf4", "int4") and device in STREAMED and streams
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     wide = streamed and device == "cuda" and not settings.nested_quantization
-    why = (f"weights in {kind}, as asked" if asked else "", STREAMED[device] if streamed else "")
+    why = (_why_kind(settings, kind, asked, hardware), STREAMED[device] if streamed else "")
     return WeightFormat(dtype, kind, nested, streamed, wide), "; ".join(filter(None, why))
+
+
+def _preferred(settings: Settings, hardware: Hardware, streams: bool) -> Quantization:
+    """The preset's kind of weights; int4 is made by streaming only."""
+    if settings.quantization != "4-bit":
+        return settings.quantization
+    has_int4 = hardware.device == "cpu" and hardware.int4 and streams
+    return "int4" if has_int4 and not hardware.nf4_kernel else "nf4"
+
+
+def _why_kind(settings: Settings, kind: Quantization, asked: str | None, hardware: Hardware) -> str:
+    if asked:
+        return f"weights in {kind}, as asked"
+    if kind == "int4" and settings.quantization == "4-bit":
+        return f"weights in int4: PyTorch has a fast product for them here, and {hardware.nf4_kernel.why}"
+    return ""
 
 
 def _streams(facts: ModelFacts) -> bool:
@@ -172,6 +192,19 @@ def _compile(
     if overrides.compile is None:
         return "none", cache, _FLASH if flash else ""
     return "none", cache, "not compiled, as asked" if settings.compile != "none" else ""
+
+
+def _cache(
+    facts: ModelFacts, cache: CacheKind, attention: Attention, hardware: Hardware
+) -> tuple[CacheKind, str]:
+    """8 bits only where our own attention reads them: the kernel takes 32 numbers of a head at a time."""
+    shape = facts.architecture
+    if cache != "int8":
+        return cache, ""
+    ours = hardware.device == "cpu" and attention == "eager" and shape.family not in ("gemma4_text", "other")
+    if ours and all(group.head_dim % 32 == 0 for group in shape.groups):
+        return cache, _INT8_CACHE
+    return "full", ""
 
 
 def _assistant(

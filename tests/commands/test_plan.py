@@ -43,7 +43,8 @@ def test_a_users_own_preset_is_planned(program: Program) -> None:
     done = program("plan", "-m", "2b", "--preset", "mine", "--device", "cpu", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
-    assert (plan["quantization"], plan["cache"]) == ("nf4", "full")
+    assert plan["quantization"] in ("nf4", "int4")  # by the processor
+    assert plan["cache"] == "full"
 
 
 def test_flag_beats_variable_beats_file_beats_default(program: Program) -> None:

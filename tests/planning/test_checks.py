@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.adapter import Adapter
 from localgemma_cli.planning.catalog import facts_from_config, lookup
 from localgemma_cli.planning.checks import cautions, refuse
 from localgemma_cli.planning.hardware import Ability
@@ -41,6 +42,15 @@ def test_weights_without_a_kernel_are_refused_with_the_reason(presets, old_cpu):
     assert "AVX2" in refusal(lookup("2b"), presets["memory"], old_cpu, Overrides())
     message = refusal(lookup("2b"), presets["memory"], old_cpu, Overrides(quantization="int8"))
     assert message.startswith("int8 weights do not run")
+
+
+def test_int4_is_for_processors_with_a_product_and_for_whole_layers(presets, desktop_cpu, arm_cpu, gpu, mac):
+    overrides, memory = Overrides(quantization="int4"), presets["memory"]
+    for elsewhere in (arm_cpu, gpu, mac):
+        assert "int4 weights do not run" in refusal(lookup("2b"), memory, elsewhere, overrides)
+    assert "its layers' shapes" in refusal(lookup("4-e4b"), memory, desktop_cpu, overrides)
+    adapted = replace(lookup("2b"), adapter=Adapter("org/a", "org/b", 8))
+    assert "an adapter" in refusal(adapted, memory, desktop_cpu, overrides)
 
 
 def test_int8_needs_integer_tensor_cores(presets, gpu, turing):
@@ -84,12 +94,20 @@ def test_exact_says_when_it_no_longer_is(presets, gpu, overrides):
     assert warned(lookup("7b"), presets["exact"], gpu, Overrides()) == ""
 
 
-def test_what_a_processor_does_slowly_is_said(presets, server_cpu, old_cpu):
-    no_kernel = replace(server_cpu, nf4_kernel=Ability(False, "its fast product needs AVX512-BF16"))
-    said = warned(lookup("2b"), presets["memory"], no_kernel, Overrides())
-    assert "4-bit will be slower than bfloat16" in said
+def test_what_a_processor_does_slowly_is_said(presets, server_cpu, desktop_cpu, arm_cpu, old_cpu):
+    said = warned(lookup("2b"), presets["memory"], arm_cpu, Overrides())
+    assert "4-bit will be slower than float32" in said
     assert "AVX512-BF16" in said
-    assert warned(lookup("2b"), presets["exact"], no_kernel, Overrides()) == ""
+    assert "int4" not in said
+    assert warned(lookup("2b"), presets["exact"], arm_cpu, Overrides()) == ""
+    for name in ("memory", "memory_extreme"):  # in int4
+        assert warned(lookup("2b"), presets[name], desktop_cpu, Overrides()) == ""
+    asked = warned(lookup("2b"), presets["memory"], desktop_cpu, Overrides(quantization="nf4"))
+    assert "4-bit will be slower" in asked
+    assert "--quantization int4" in asked
+    gemma_4 = warned(lookup("4-e4b"), presets["memory"], desktop_cpu, Overrides())
+    assert "4-bit will be slower" in gemma_4
+    assert "int4" not in gemma_4
     assert "bfloat16 will be slow" in warned(lookup("2b"), presets["exact"], old_cpu, Overrides(dtype="bf16"))
     assert "float16 is slow" in warned(lookup("7b"), presets["memory"], server_cpu, Overrides(dtype="fp16"))
     assert "compiler" in warned(lookup("2b"), presets["exact"], server_cpu, Overrides(compile=True))

@@ -1,5 +1,6 @@
 """Machines found and machines described; nothing here needs a GPU, and nothing imports torch."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,6 +89,15 @@ def test_a_gpu_can_what_its_capability_allows(capability, bf16, nf4, int8):
     gpu = describe("cuda", 24 * GIB, 64 * GIB, compute_capability=capability)
     assert (bool(gpu.bf16), bool(gpu.nf4), bool(gpu.int8)) == (bf16, nf4, int8)
     assert f"{capability[0]}.{capability[1]}" in gpu.bf16.why
+
+
+def test_int4_is_told_from_the_processors_flags_as_pytorch_has_it():
+    torch = pytest.importorskip("torch")
+    capability = torch.backends.cpu.get_cpu_capability()
+    if "ATEN_CPU_CAPABILITY" not in os.environ and sys.platform == "linux":
+        assert bool(probe("cpu").int4) == capability.startswith("AVX")
+    assert not describe("cuda", 24 * GIB, None).int4
+    assert not describe("mps", None, 24 * GIB).int4
 
 
 def test_a_described_gpu_has_what_was_said_and_the_rest_of_this_machine():

@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.models import needs_int4
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import BitsAndBytesConfig, DynamicCache, Gemma2Config, Gemma2ForCausalLM, GemmaForCausalLM
 from transformers import GemmaConfig as Gemma1Config
 
+from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.planning.architecture import Architecture
@@ -129,10 +131,14 @@ def test_the_2b_quantized_keeps_its_embedding_whole(kind, nested, size):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_streamed_weights_are_within_two_percent_of_what_is_loaded(checkpoint, tmp_path, monkeypatch, dtype):
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int4", marks=needs_int4)])
+def test_streamed_weights_are_within_two_percent_of_what_is_loaded(
+    checkpoint, tmp_path, monkeypatch, kind, dtype
+):
     monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
     facts = resolve(str(checkpoint), revision=None, offline=True).facts
-    plan = make_plan(facts, "memory", probe("cpu"), Overrides(dtype=dtype), load_presets(tmp_path))
+    overrides = Overrides(dtype=dtype, quantization=kind)
+    plan = make_plan(facts, "memory", probe("cpu"), overrides, load_presets(tmp_path))
     assert plan.streamed
     model = load_model(plan, checkpoint, lambda _: None)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -140,7 +146,7 @@ def test_streamed_weights_are_within_two_percent_of_what_is_loaded(checkpoint, t
     real = sum(tensor.nbytes for tensor in tensors.values())
     assert plan.memory.weights_bytes == pytest.approx(real, rel=0.02)
     assert plan.memory.weights_bytes == weights_bytes(
-        facts.architecture, WeightFormat(dtype, "nf4", streamed=True)
+        facts.architecture, WeightFormat(dtype, plan.quantization, streamed=True)
     )
 
 
@@ -148,6 +154,8 @@ def test_the_2b_streamed_has_its_head_in_4_bits():
     shape = lookup("2b").architecture
     size = weights_bytes(shape, WeightFormat("bfloat16", "nf4", streamed=True))
     assert size == (shape.linear_parameters + 256_000 * 2304) * 0.53125 + 2 * shape.norm_parameters
+    size = weights_bytes(shape, WeightFormat("float32", "int4", streamed=True))
+    assert size == (shape.linear_parameters + 256_000 * 2304) * 0.5625 + 4 * shape.norm_parameters
 
 
 def test_awq_is_half_a_byte_and_its_scales():
@@ -172,6 +180,16 @@ def test_the_cache_is_as_large_as_transformers_own(kind, config, tokens):
     estimate = kv_cache_bytes(architecture(shape), "bfloat16", kind, tokens)
     # transformers keeps one token less than the window, and the next one's place is what is counted here
     assert real <= estimate <= real * 1.04
+
+
+def test_a_cache_in_8_bits_is_as_large_as_its_buffers():
+    shape, tokens = Gemma2Config(**MEDIUM), 512
+    layers = KVCache(shape, "int8", tokens).cache.layers
+    for layer in layers:
+        states = torch.zeros(1, shape.num_key_value_heads, tokens, shape.head_dim, dtype=torch.bfloat16)
+        layer.update(states, states)
+    real = sum(buffer.nbytes for layer in layers for buffer in layer._buffers)
+    assert kv_cache_bytes(architecture(shape), "bfloat16", "int8", tokens) == real
 
 
 def test_a_static_cache_is_full_length():

@@ -42,6 +42,22 @@ def test_the_two_memory_presets_quantize_and_one_keeps_its_scales_small(presets,
     assert (memory.offload, extreme.offload) == ("none", "auto")
 
 
+def test_memory_on_a_cpu_keeps_its_cache_in_8_bits_where_our_attention_reads_it(presets, server_cpu, gpu):
+    def cache(facts, **overrides):
+        return settle(facts, presets["memory"], server_cpu, Overrides(**overrides)).cache
+
+    assert {cache(lookup(name)) for name in ("2b", "7b", "9b", "27b", "3-4b", "demo")} == {"int8"}
+    assert cache(GEMMA_2, assistant="lookup") == "int8"
+    assert cache(GEMMA_1, attention="sdpa") == "full"
+    assert cache(GEMMA_2, compile=True) == "static"
+    assert cache(lookup("4-e4b")) == "full"
+    odd = replace(GEMMA_2, architecture=replace(GEMMA_2.architecture, head_dim=40))
+    assert cache(odd) == "full"
+    anywhere = {device: replace(each, cache="int8") for device, each in presets["memory"].devices.items()}
+    mine = replace(presets["memory"], devices=anywhere)
+    assert settle(GEMMA_2, mine, gpu, Overrides(compile=False)).cache == "full"
+
+
 def test_int8_has_no_scales_to_nest(presets, gpu):
     settled = settle(GEMMA_2, presets["memory_extreme"], gpu, Overrides(quantization="int8"))
     assert settled.weights == WeightFormat("bfloat16", "int8")
@@ -168,6 +184,21 @@ def test_an_adapter_is_merged_into_unpacked_awq_and_keeps_nf4_with_bitsandbytes(
 def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag):
     with pytest.raises(UsageError, match=flag):
         settle(GEMMA_2, presets["memory"], gpu, overrides)
+
+
+@pytest.mark.parametrize("name", ["memory", "memory_extreme"])
+def test_on_a_processor_without_nf4s_product_4_bits_are_int4(presets, name, desktop_cpu, server_cpu, arm_cpu):
+    settled = settle(GEMMA_2, presets[name], desktop_cpu, Overrides())
+    assert settled.weights == WeightFormat("float32", "int4", streamed=True)
+    assert any("int4" in reason and "AVX512-BF16" in reason for reason in settled.reasons)
+    for cpu in (server_cpu, arm_cpu):
+        assert settle(GEMMA_2, presets[name], cpu, Overrides()).weights.kind == "nf4"
+    asked = settle(GEMMA_2, presets[name], desktop_cpu, Overrides(quantization="nf4"))
+    assert asked.weights == WeightFormat("float32", "nf4", streamed=True)
+    other = settle(GEMMA_2, presets[name], server_cpu, Overrides(quantization="int4"))
+    assert other.weights == WeightFormat("bfloat16", "int4", streamed=True)
+    adapted = settle(replace(GEMMA_2, adapter=Adapter("a", "b", 8)), presets[name], desktop_cpu, Overrides())
+    assert (adapted.weights.kind, adapted.weights.streamed) == ("nf4", False)
 
 
 def test_4_bit_weights_are_our_own_and_the_plan_says_what_that_costs(presets, server_cpu, gpu, mac):

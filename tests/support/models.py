@@ -3,9 +3,17 @@
 import functools
 from pathlib import Path
 
+import pytest
+
 import localgemma_cli.demo
+from localgemma_cli.planning.hardware import probe
 
 DEMO = Path(localgemma_cli.demo.__file__).parent / "model"
+
+
+needs_int4 = pytest.mark.skipif(
+    not probe("cpu").int4, reason="PyTorch's int4 product is not for this processor"
+)
 
 
 @functools.cache

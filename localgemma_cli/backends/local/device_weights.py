@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from localgemma_cli.backends.local.nf4_modules import PlainNF4, attach
-from localgemma_cli.backends.local.nf4_weights import Part
 from localgemma_cli.backends.local.offload import Bundle, InPieces, Link, Ring, row_pieces, take_turns
 from localgemma_cli.backends.local.paging import Span, reader, releaser, spans_of
+from localgemma_cli.backends.local.quantized_weights import Part
 from localgemma_cli.planning.plan import LoadPlan
 
 _HEAD = "lm_head"

@@ -7,16 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from localgemma_cli.backends.local.int4 import Int4Linear
 from localgemma_cli.backends.local.mapped import in_file, rows_of
 from localgemma_cli.backends.local.nf4_kernel import kernel, nf4_rows, run
-from localgemma_cli.backends.local.nf4_weights import Part
 from localgemma_cli.backends.local.quantize import BLOCK
+from localgemma_cli.backends.local.quantize_int4 import GROUP
+from localgemma_cli.backends.local.quantized_weights import Part
 
-Layout = Literal["interleaved", "plain"]
 
-
-def layout(device: str = "cpu") -> Layout:
-    """The one it computes from: interleaved on a CPU with AVX512-BF16, else bitsandbytes' plain one."""
+def layout(device: str = "cpu") -> Literal["interleaved", "plain"]:
+    """NF4's, to compute from: interleaved on a CPU with AVX512-BF16, else bitsandbytes' plain one."""
     return "interleaved" if device == "cpu" and kernel() else "plain"
 
 
@@ -85,6 +85,9 @@ def attach(model: nn.Module, parts: Sequence[Part], tensors: Mapping[str, Tensor
         elif part.kind == "interleaved":
             packed, scales = tensors[f"{part.name}.packed"], tensors[f"{part.name}.scales"]
             setattr(owner, leaf, InterleavedNF4(packed, scales))
+        elif part.kind == "int4":
+            packed, scales = tensors[f"{part.name}.packed"], tensors[f"{part.name}.scales"]
+            setattr(owner, leaf, Int4Linear(packed, scales, GROUP, part.source.shape[0]))
         else:
             packed, maxima = tensors[f"{part.name}.packed"], tensors[f"{part.name}.maxima"]
             setattr(owner, leaf, PlainNF4(packed, maxima, part.source.shape[0]))

@@ -1,7 +1,7 @@
 """A plan with 4-bit weights to a model: the kept copy mapped, or made first; nothing is ever whole in memory.
 
-Linear layers become NF4, the head too, even where it is tied: the embedding stays a table of its own in the
-checkpoint's file, of which only looked-up rows are read. Norms are copied.
+Linear layers become NF4 or int4, as the plan says, the head too, even where it is tied: the embedding stays a
+table of its own in the checkpoint's file, of which only looked-up rows are read. Norms are copied.
 """
 
 import math
@@ -21,14 +21,23 @@ from localgemma_cli.backends.local.formats.assemble import (
     same_matrix,
     skeleton,
 )
-from localgemma_cli.backends.local.nf4_modules import EmbeddingTable, Layout, attach, layout
-from localgemma_cli.backends.local.nf4_weights import Part, all_entries, file_size, linear_kind, write
+from localgemma_cli.backends.local.int4 import row_block
+from localgemma_cli.backends.local.nf4_modules import EmbeddingTable, attach, layout
 from localgemma_cli.backends.local.offload import CudaLink, Link
 from localgemma_cli.backends.local.paging import Span, page_through, spans_of
+from localgemma_cli.backends.local.quantize_int4 import GROUP
+from localgemma_cli.backends.local.quantized_weights import (
+    Kind,
+    Part,
+    all_entries,
+    file_size,
+    linear_kind,
+    write,
+)
 from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
 from localgemma_cli.backends.local.textpart import text_config
 from localgemma_cli.backends.local.weights_cache import Wanted, open_or_make, source_of
-from localgemma_cli.errors import DiskSpaceError
+from localgemma_cli.errors import DiskSpaceError, UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.plan import LoadPlan
@@ -51,10 +60,15 @@ def load_quantized(
     checkpoint = read_checkpoint(folder)
     model = skeleton(plan, text_config(folder), dtype)
     add_generation_config(model, folder)
-    kind = layout(plan.device)
+    kind: Kind = "int4" if plan.quantization == "int4" else layout(plan.device)
     parts = _parts(model, checkpoint, folder, kind)
     source, files = source_of(plan.model.id, folder)
-    form = {"quantization": "nf4", "head": "nf4", "layout": kind, "dtype": plan.dtype}
+    form = {
+        "quantization": plan.quantization,
+        "head": plan.quantization,
+        "layout": _int4_layout() if kind == "int4" else kind,
+        "dtype": plan.dtype,
+    }
     entries = all_entries(parts, dtype)
     wanted = Wanted(plan.model.name, source, form, files, header(entries), file_size(entries))
     weights = open_or_make(wanted, lambda sink: write(parts, dtype, sink, progress), progress)
@@ -73,6 +87,17 @@ def load_quantized(
     return model.eval()
 
 
+def _int4_layout() -> str:
+    """By the processor's kernel; a UsageError where it is one that is not known here."""
+    block = row_block()
+    if block is None:
+        raise UsageError(
+            "This PyTorch has no int4 product for this processor that is known here.",
+            "Take --quantization nf4, or --preset exact.",
+        )
+    return f"{block} rows, groups of {GROUP}"
+
+
 def _page(plan: LoadPlan, model: PreTrainedModel, weights: mmap.mmap, places: Mapping[str, Span]) -> None:
     if plan.resident_layers is not None:
         names = [f"model.layers.{index}." for index in range(len(model.model.layers))]
@@ -88,9 +113,7 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
     return mmap.mmap(-1, size)
 
 
-def _parts(
-    model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Layout
-) -> list[Part]:
+def _parts(model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Kind) -> list[Part]:
     """What to make of each parameter, in the order of the layers; the embedding is not among them."""
     embedding, head = checkpoint.get(f"{_EMBEDDING}.weight"), checkpoint.get(f"{_HEAD}.weight")
     # As transformers has it: a head that is stored and differs is the head, whatever the config says.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import DEMO
+from support.models import DEMO, needs_int4
 
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.paging import Span, page_through, spans_of
@@ -106,17 +106,20 @@ def test_a_span_covers_every_tensor_of_its_layer_and_no_other() -> None:
     assert spans_of(places, ["layers.1.", "layers.10."]) == [Span(0, 30), Span(30, 40)]
 
 
-def demo_plan(resident: int | None) -> LoadPlan:
+def demo_plan(resident: int | None, kind: str | None = None) -> LoadPlan:
     source = resolve("demo", revision=None, offline=True)
-    plan = make_plan(source.facts, "memory_extreme", probe("cpu"), Overrides(), load_presets())
+    plan = make_plan(
+        source.facts, "memory_extreme", probe("cpu"), Overrides(quantization=kind), load_presets()
+    )
     offload = "none" if resident is None else "disk"
     return replace(plan, resident_layers=resident, offload=offload)
 
 
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int4", marks=needs_int4)])
 @pytest.mark.parametrize("resident", [0, 3])
-def test_answers_do_not_depend_on_where_layers_are(resident: int) -> None:
+def test_answers_do_not_depend_on_where_layers_are(resident: int, kind: str) -> None:
     prompt = torch.tensor([[2, 17, 300, 45, 101, 7, 64, 222]])
-    whole, paged = (load_model(demo_plan(each), DEMO, silent) for each in (None, resident))
+    whole, paged = (load_model(demo_plan(each, kind), DEMO, silent) for each in (None, resident))
     with torch.inference_mode():
         expected = whole.generate(prompt, max_new_tokens=12, do_sample=False)
         assert torch.equal(paged.generate(prompt, max_new_tokens=12, do_sample=False), expected)

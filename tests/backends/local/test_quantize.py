@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config,
 from localgemma_cli.backends.local import quantize
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.nf4_modules import InterleavedNF4, PlainNF4, layout
-from localgemma_cli.backends.local.nf4_weights import Part, all_entries, file_size, write
+from localgemma_cli.backends.local.quantized_weights import Part, all_entries, file_size, write
 from localgemma_cli.backends.local.safetensors_file import Entry, header, read_checkpoint
 from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.errors import NotFoundError
@@ -59,7 +59,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def plan_for(folder: Path, dtype: str = "bfloat16", preset: str = "memory") -> LoadPlan:
     source = resolve(str(folder), revision=None, offline=True)
-    return make_plan(source.facts, preset, probe("cpu"), Overrides(dtype=dtype), load_presets())
+    overrides = Overrides(dtype=dtype, quantization="nf4")
+    return make_plan(source.facts, preset, probe("cpu"), overrides, load_presets())
 
 
 def silent(_: object) -> None:
@@ -227,7 +228,7 @@ def test_quantizing_needs_a_fraction_of_one_matrix(tmp_path: Path) -> None:
 MEMORY_SCRIPT = """
 import resource, sys, torch
 from pathlib import Path
-from localgemma_cli.backends.local.nf4_weights import Part, write
+from localgemma_cli.backends.local.quantized_weights import Part, write
 from localgemma_cli.backends.local.safetensors_file import read_checkpoint
 
 class Nowhere:

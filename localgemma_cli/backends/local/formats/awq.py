@@ -23,7 +23,7 @@ from localgemma_cli.backends.local.formats.assemble import (
     plain_config,
     reader,
 )
-from localgemma_cli.backends.local.formats.int4 import Int4Linear, can_keep
+from localgemma_cli.backends.local.int4 import can_keep, from_levels
 from localgemma_cli.backends.local.safetensors_file import Stored, read_checkpoint
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
@@ -65,7 +65,7 @@ def _linear(plan: LoadPlan, levels: torch.Tensor, zeros: torch.Tensor, scales: t
     """From `levels` [in, out], `zeros` and `scales` [in / group, out]."""
     group = levels.shape[0] // scales.shape[0]
     if plan.quantization == "awq" and can_keep(levels.T, group):
-        return Int4Linear(levels.T.contiguous(), scales, zeros.float(), plan.device)
+        return from_levels(levels.T.contiguous(), scales, zeros.float(), plan.device)
     grouped = levels.view(*scales.shape[:1], group, -1)
     weight = (grouped.float() - zeros.float()[:, None]) * scales[:, None]
     return dense(weight.view(levels.shape).to(getattr(torch, plan.dtype)).T.contiguous())

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.local.formats.awq import unpacked
-from localgemma_cli.backends.local.formats.int4 import Int4Linear, _row_block
+from localgemma_cli.backends.local.int4 import Int4Linear, from_levels, row_block
 from localgemma_cli.errors import NotFoundError
 
 
@@ -62,7 +62,7 @@ def test_a_layer_computes_what_its_numbers_say_for_one_row_and_for_many() -> Non
     levels = torch.randint(0, 16, (192, 256), dtype=torch.uint8, generator=generator)
     zeros = torch.randint(0, 16, (2, 192), generator=generator).float()
     scales = torch.rand(2, 192, generator=generator) * 0.02
-    layer = Int4Linear(levels, scales, zeros, "cpu")
+    layer = from_levels(levels, scales, zeros, "cpu")
     groups = levels.view(192, 2, 128) - zeros.T[..., None]
     weight = (groups * scales.T[..., None]).view(192, 256)
     for rows in (1, 3, 130):
@@ -70,7 +70,7 @@ def test_a_layer_computes_what_its_numbers_say_for_one_row_and_for_many() -> Non
         expected = x @ weight.T
         assert (layer(x) - expected).abs().max() < 0.02 * expected.abs().max()
         assert layer(x).dtype == x.dtype
-    assert _row_block() in (64, 32)  # the fast way for a prompt is there, too
+    assert row_block() in (64, 32)  # the fast way for a prompt is there, too
 
 
 @pytest.mark.parametrize("group", [32, 64])
@@ -130,7 +130,7 @@ def test_on_cuda_a_layer_computes_what_its_numbers_say() -> None:
     levels = torch.randint(0, 16, (192, 256), dtype=torch.uint8, generator=generator)
     zeros = torch.randint(0, 16, (2, 192), generator=generator).float()
     scales = torch.rand(2, 192, generator=generator) * 0.02
-    layer: nn.Module = Int4Linear(levels, scales, zeros, "cuda").cuda()
+    layer: nn.Module = from_levels(levels, scales, zeros, "cuda").cuda()
     weight = ((levels.view(192, 2, 128) - zeros.T[..., None]) * scales.T[..., None]).view(192, 256)
     for rows in (1, 70):
         x = torch.randn(rows, 256, generator=generator)

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from localgemma_cli.backends.local import int4, quantize_int4
 from localgemma_cli.backends.local.quantize import (
     BLOCK,
     PACK_ROWS,
@@ -25,10 +26,11 @@ from localgemma_cli.backends.local.quantize import (
 from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header
 from localgemma_cli.events import LoadProgress, ProgressSink
 
-Kind = Literal["interleaved", "plain", "copy"]
+Kind = Literal["interleaved", "plain", "int4", "copy"]  # two layouts of NF4, and PyTorch's own of int4
 
 _TORCH = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _SPELLING = {dtype: name for name, dtype in _TORCH.items()}
+_ROWS = int4.ROWS  # of which a piece is a multiple; every layout's blocks of rows divide it
 _CHUNK = 1 << 18  # weights of one piece of work: 1 MB in fp32, which a core's own cache holds
 
 
@@ -50,6 +52,10 @@ class Part:
             return (Entry(self.name, _SPELLING[dtype], self.source.shape),)
         rows, width = self.source.shape
         packed, blocks = f"{self.name}.packed", width // BLOCK
+        if self.kind == "int4":
+            padded = _padded(rows)
+            scales = Entry(f"{self.name}.scales", "BF16", (width // quantize_int4.GROUP, padded, 2))
+            return Entry(packed, "U8", (padded, width // 2)), scales
         if self.kind == "interleaved":
             scales = Entry(f"{self.name}.scales", "BF16", (blocks, rows))
             return Entry(packed, "U8", (rows, width // 2)), scales
@@ -59,8 +65,12 @@ class Part:
 
 
 def linear_kind(shape: tuple[int, ...], wanted: Kind) -> Kind:
-    """The interleaved kernel reads 32 rows side by side; what does not divide stays plain."""
-    return "plain" if shape[0] % PACK_ROWS else wanted
+    """NF4's interleaved kernel reads 32 rows side by side; what does not divide stays plain."""
+    return "plain" if wanted == "interleaved" and shape[0] % PACK_ROWS else wanted
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // _ROWS) * _ROWS
 
 
 def all_entries(parts: Sequence[Part], dtype: torch.dtype) -> list[Entry]:
@@ -103,12 +113,15 @@ def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows `first` to `last` of a part; `maxima` [n, k / 64] float32 is for all of the part's rows."""
+    """Rows `first` to `last` of a part; `scales` are for all of the part's rows.
+
+    NF4: the blocks' maxima [n, k / 64] in float32. int4: scales and offsets [n, k / 64, 2], bfloat16 as bits.
+    """
 
     part: Part
     first: int
     last: int
-    maxima: Array
+    scales: Array
 
     @property
     def is_last(self) -> bool:
@@ -121,30 +134,49 @@ class _Piece:
         return self.part.source.size * (self.last - self.first) // rows
 
     def make(self, files: "_Files", dtype: torch.dtype) -> Array:
-        """The bytes to write, flat or not; the maxima are noted."""
+        """The bytes to write, flat or not; the scales are noted."""
         raw = files.read(self.part.source, self.first, self.last)
         if self.part.kind == "copy":
             return _bytes_of(_tensor(raw, self.part.source).to(dtype))
         values = _values(raw, self.part.source, dtype).reshape(self.last - self.first, -1)
-        levels, self.maxima[self.first : self.last] = quantized(values)
+        if self.part.kind == "int4":
+            levels, factors = quantize_int4.quantized(values)
+            self.scales[self.first : self.last] = factors.view(torch.int16).numpy()
+            return _int4_packed(levels)
+        levels, self.scales[self.first : self.last] = quantized(values)
         return interleaved(levels) if self.part.kind == "interleaved" else plain(levels)
 
     def part_scales(self, dtype: torch.dtype) -> Array:
         """The bytes of the whole part's scales, as its kernel wants them."""
-        maxima = torch.from_numpy(self.maxima)
-        scales = maxima.T if self.part.kind == "interleaved" else maxima
+        scales = torch.from_numpy(self.scales)
+        if self.part.kind == "int4":
+            return _bytes_of(scales.transpose(0, 1))
+        if self.part.kind == "interleaved":
+            scales = scales.T
         return _bytes_of(scales.to(_TORCH[self.part.entries(dtype)[1].dtype]))
+
+
+def _int4_packed(levels: Array) -> Array:
+    block = int4.row_block()
+    assert block is not None  # or there would be no such part
+    missing = _padded(len(levels)) - len(levels)
+    whole = np.pad(levels, ((0, missing), (0, 0))) if missing else levels
+    return int4.interleaved(torch.from_numpy(whole), block).numpy()
 
 
 def _pieces(parts: Sequence[Part]) -> Iterator[_Piece]:
     for part in parts:
-        rows, step, blocks = part.source.shape[0], part.source.shape[0], 0
+        rows, step, scales = part.source.shape[0], part.source.shape[0], np.empty(0)
         if part.kind != "copy":
             width = part.source.shape[1]
-            step, blocks = PACK_ROWS * max(1, _CHUNK // (PACK_ROWS * width)), width // BLOCK
-        maxima = np.empty((rows, blocks), dtype=np.float32)
+            step = _ROWS * max(1, _CHUNK // (_ROWS * width))
+            scales = (
+                np.zeros((_padded(rows), width // quantize_int4.GROUP, 2), dtype=np.int16)
+                if part.kind == "int4"
+                else np.empty((rows, width // BLOCK), dtype=np.float32)
+            )
         for first in range(0, rows, step):
-            yield _Piece(part, first, min(first + step, rows), maxima)
+            yield _Piece(part, first, min(first + step, rows), scales)
 
 
 def _in_order(
