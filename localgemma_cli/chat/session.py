@@ -71,7 +71,7 @@ class ChatSession:
         return self._noted(answer)
 
     def go_on(self, backend: Backend, cancel: Cancel) -> Answer:
-        """The last answer, continued from its last token; a server is asked to in words."""
+        """The last answer, continued from where it ended; a server that cannot is asked to in words."""
         turn = self._last(1)
         if turn.finish_reason == "stop":
             raise UsageError("The last answer came to its end.", "Ask for more in your own words.")

@@ -82,6 +82,7 @@ class Load:
     cache: CacheKind
     context: int
     device: DeviceKind
+    adapter_bytes: int = 0  # of an adapter that is kept beside the weights
 
 
 def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -209,7 +210,7 @@ def _mlp_bytes(load: Load, chunk: int) -> int:
 def resident(load: Load, available: int, host_available: int) -> MemoryEstimate:
     """The estimate with every layer on the device."""
     return MemoryEstimate(
-        weights_bytes=weights_bytes(load.architecture, load.weights),
+        weights_bytes=weights_bytes(load.architecture, load.weights) + load.adapter_bytes,
         kv_cache_bytes=kv_cache_bytes(load.architecture, load.weights.dtype, load.cache, load.context),
         workspace_bytes=workspace_bytes(load),
         available_bytes=available,

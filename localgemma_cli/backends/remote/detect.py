@@ -22,6 +22,10 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 _BY_OWNER = {"rkllama": RKLLAMA, "rkllm": RKLLM}
 _SAYS_REPEAT_PENALTY = ("llamacpp", "rkllm")  # where others say repetition_penalty
+_CONTINUES = (
+    "vllm",
+    "sglang",
+)  # by `continue_final_message`; what others make of an answer at the end differs
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Found:
     @property
     def penalty_name(self) -> str:
         return "repeat_penalty" if self.owner in _SAYS_REPEAT_PENALTY else "repetition_penalty"
+
+    @property
+    def continues(self) -> bool:
+        return self.owner in _CONTINUES
 
 
 def find(endpoint: Endpoint, voice: Voice, cancel: Event) -> Found:
