@@ -22,10 +22,8 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 _BY_OWNER = {"rkllama": RKLLAMA, "rkllm": RKLLM}
 _SAYS_REPEAT_PENALTY = ("llamacpp", "rkllm")  # where others say repetition_penalty
-_CONTINUES = (
-    "vllm",
-    "sglang",
-)  # by `continue_final_message`; what others make of an answer at the end differs
+# By `continue_final_message`; what others make of an answer at the end differs.
+_CONTINUES = ("vllm", "sglang")
 
 
 @dataclass(frozen=True)
