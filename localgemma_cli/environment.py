@@ -18,6 +18,11 @@ class Streams:
     stdout: TextIO
     stderr: TextIO
 
+    def say(self, text: str) -> None:
+        """A line for people, at once."""
+        self.stderr.write(f"{text}\n")
+        self.stderr.flush()
+
 
 def standard_streams() -> Streams:
     """The process's own; a closed one (`2>&-`) reads as empty and writes to nowhere."""

@@ -14,7 +14,7 @@ class Backend(Protocol):
 
     name: str
     note: str | None
-    continues: bool  # whether messages that end with an answer are gone on from, token for token
+    continues: bool  # whether messages that end with an answer are gone on from, from its last word
 
     @property
     def context_length(self) -> int | None:

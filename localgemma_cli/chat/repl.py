@@ -33,7 +33,7 @@ from localgemma_cli.chat.interrupt import cancelling
 from localgemma_cli.chat.keys import EnterKey
 from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted
 from localgemma_cli.chat.session import ChatSession
-from localgemma_cli.chat.terminal import key_presses, pressed, unechoed
+from localgemma_cli.chat.terminal import key_presses, pressed, read_ahead, unechoed
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.render.base import Answer
@@ -210,9 +210,12 @@ class Repl:
         """Once the model is there."""
 
         def go() -> None:
-            if not self._cancelled_already() and (backend := self._loaded()) is not None:
-                self._tell_once(backend.note)
-                action(backend)
+            if self._cancelled_already():
+                return
+            with read_ahead(self._prompt.input):
+                if (backend := self._loaded()) is not None:
+                    self._tell_once(backend.note)
+                    action(backend)
 
         self._cancellable(go)
 

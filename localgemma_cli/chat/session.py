@@ -71,7 +71,7 @@ class ChatSession:
         return self._noted(answer)
 
     def go_on(self, backend: Backend, cancel: Cancel) -> Answer:
-        """The last answer, continued from its last token; a server is asked to in words."""
+        """The last answer, continued from where it ended; a server that cannot is asked to in words."""
         turn = self._last(1)
         if turn.finish_reason == "stop":
             raise UsageError("The last answer came to its end.", "Ask for more in your own words.")
@@ -137,7 +137,8 @@ class ChatSession:
         if not turns:
             raise UsageError("Nothing has been said yet.", "Ask something first.")
         if count > len(turns):
-            raise UsageError(f"There is no turn {count}: they are {len(turns)}.", "Give a smaller number.")
+            said = "one turn" if len(turns) == 1 else f"{len(turns)} turns"
+            raise UsageError(f"This chat has {said}, not {count}.", "Give a smaller number.")
         return turns[-count]
 
     def _with_files(self, question: str, backend: Backend) -> str:

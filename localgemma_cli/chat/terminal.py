@@ -6,14 +6,17 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from threading import Event, Thread
 from types import FrameType
 from typing import Any, TextIO
 
 from prompt_toolkit.input import Input
-from prompt_toolkit.input.typeahead import get_typeahead
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.input.vt100_parser import Vt100Parser
 from prompt_toolkit.key_binding import KeyPress
+from prompt_toolkit.keys import Keys
 
+_READ_SECONDS = 0.05
 _ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the terminal as it is now
 
 
@@ -35,6 +38,9 @@ def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
     quiet = termios.tcgetattr(descriptor)
     quiet[0] &= ~termios.ICRNL
     quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] |= termios.NOFLSH  # or a Ctrl-C would throw a paste's second half away
+    if _foreground(descriptor) is None:
+        quiet[3] &= ~termios.ISIG  # a Ctrl-C would end `torchrun`, and all with it
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
 
     def resume(_signal: int, _frame: FrameType | None) -> None:
@@ -64,6 +70,34 @@ def pressed(keyboard: Input) -> list[KeyPress]:
     return presses
 
 
+@contextmanager
+def read_ahead(keyboard: Input) -> Iterator[None]:
+    """Keep what is typed for the next prompt: a terminal holds 4 KB, and a Ctrl-C behind more has to wait.
+
+    Where no terminal makes a signal of a Ctrl-C, this does.
+    """
+    ended = Event()
+
+    def read() -> None:
+        while not ended.wait(_READ_SECONDS):
+            group = _foreground(keyboard.fileno())
+            if group is not None and group != os.getpgrp():
+                continue  # after `bg`, where reading would stop this program
+            presses = pressed(keyboard)
+            typed = [press for press in presses if press.key != Keys.ControlC]
+            store_typeahead(keyboard, typed)
+            if len(typed) < len(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    reader = Thread(target=read, name="keys", daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reader.join()
+
+
 def key_presses(typed: str) -> list[KeyPress]:
     presses: list[KeyPress] = []
     Vt100Parser(presses.append).feed_and_flush(typed)
@@ -76,6 +110,19 @@ def _pending(stdin: TextIO) -> str:
     while _waiting(stdin.fileno()) and (data := os.read(stdin.fileno(), 65536)):
         typed += data
     return typed.decode("utf-8", errors="ignore")
+
+
+def _foreground(descriptor: int) -> int | None:
+    """The processes that the terminal's keys are for.
+
+    None where it is not this session's: `torchrun` gives each of its processes one of its own.
+    """
+    if sys.platform == "win32":
+        return None
+    try:
+        return os.tcgetpgrp(descriptor)
+    except OSError:
+        return None
 
 
 def _waiting(descriptor: int) -> bool:

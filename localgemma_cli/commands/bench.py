@@ -86,6 +86,11 @@ def bench(
         gguf=tuple(map(_gguf, llama_cpp or ())),
     )
     source = source_of(choice, hardware)
+    if source.facts.adapter is not None:
+        raise UsageError(
+            "bench measures a model without an adapter.",
+            f"Name its base: localgemma bench -m {source.facts.id}",
+        )
     plans = _plans(source, preset or [None], hardware, choice)
     _check(wanted, plans)
     bench = _Bench(source, hardware, choice, wanted)

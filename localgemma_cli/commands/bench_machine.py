@@ -34,12 +34,19 @@ def describe_machine(hardware: Hardware, bandwidth: float) -> Machine:
     return Machine(
         device=hardware.device,
         name=hardware.name,
-        cores=psutil.cpu_count(logical=False) or 1,
+        cores=_cores(),
         memory_bytes=hardware.device_memory_total,
         bandwidth_bytes_per_second=bandwidth,
         system=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
         versions={name: number for name in _PACKAGES if (number := _version(name))},
     )
+
+
+def _cores() -> int:
+    """Those that this process may use: a container or `taskset` may allow fewer than there are."""
+    physical: int = psutil.cpu_count(logical=False) or 1
+    process = psutil.Process()
+    return min(physical, len(process.cpu_affinity())) if hasattr(process, "cpu_affinity") else physical
 
 
 def _version(package: str) -> str | None:

@@ -123,7 +123,7 @@ def chat(
             own,
             model=model,
             preset=preset,
-            adapter=adapter or (own.adapter if own else None),
+            adapter=adapter,
             revision=revision,
             offline=offline,
             force=force,
@@ -172,13 +172,8 @@ def _remote(
     from localgemma_cli.commands.target import RemoteTarget
 
     server = parse_endpoint(url, dialect=dialect, model=model, timeout=timeout)
-    return RemoteTarget(server, _unheard if quiet else _notice, _notice if verbose else _unheard)
-
-
-def _notice(text: str) -> None:
-    stderr = standard_streams().stderr
-    stderr.write(text + "\n")
-    stderr.flush()
+    say = standard_streams().say
+    return RemoteTarget(server, _unheard if quiet else say, say if verbose else _unheard)
 
 
 def _unheard(_: str) -> None:

@@ -119,7 +119,7 @@ def import_conversation(
     except UnicodeDecodeError:
         raise UsageError(f"{file} is not UTF-8 text.", "Give a file that was exported.") from None
     id = _saved(conversation, name)
-    standard_streams().stderr.write(f"saved as conversation {id}\n")
+    standard_streams().say(f"saved as conversation {id}")
 
 
 @history.command("rm")
@@ -136,7 +136,7 @@ def remove(which: Annotated[list[str], typer.Argument(metavar="NAME...", help="N
 def _store() -> Store:
     store = Store(default_path())
     if store.notice:
-        standard_streams().stderr.write(f"warning: {visible(store.notice)}\n")
+        standard_streams().say(f"warning: {visible(store.notice)}")
     return store
 
 

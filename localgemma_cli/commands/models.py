@@ -111,7 +111,7 @@ def pull_model(
     Example: localgemma models pull 2b
     """
     from localgemma_cli.backends.local import hub
-    from localgemma_cli.backends.local.source import fetch
+    from localgemma_cli.backends.local.source import fetch, fetch_adapter
     from localgemma_cli.commands.planned import Choice, source_of
     from localgemma_cli.planning.hardware import probe
 
@@ -119,16 +119,19 @@ def pull_model(
     if hub.is_offline(offline):
         raise UsageError("Downloading asks the network, which --offline forbids.", "Leave --offline out.")
     source = source_of(Choice(model=name, revision=revision, force=force), hardware)
-    if source.folder is not None:
-        streams.stdout.write(f"{one_line(name)} is on disk already: {visible(str(source.folder))}\n")
-        return
     if not quiet:
-        streams.stderr.write(visible(_verdict(source.facts, hardware)) + "\n")
-        streams.stderr.flush()
+        streams.say(visible(_verdict(source.facts, hardware)))
     with on_stderr(streams.stderr, quiet=quiet) as progress:
-        folder = fetch(source, progress)
-    size = gigabytes(_downloaded(source.facts.id))
-    streams.stdout.write(f"{source.facts.id}: {size} in {folder}\n")
+        folder, adapter = fetch(source, progress), fetch_adapter(source, progress)
+    _tell_where(streams, source.facts.id, folder)
+    if source.facts.adapter and adapter:
+        _tell_where(streams, source.facts.adapter.id, adapter)
+
+
+def _tell_where(streams: Streams, model_id: str, folder: Path) -> None:
+    size = _downloaded(model_id)
+    how = gigabytes(size) if size else "on disk already,"
+    streams.stdout.write(visible(f"{model_id}: {how} in {folder}") + "\n")
 
 
 def _verdict(facts: ModelFacts, hardware: "Hardware") -> str:
@@ -158,7 +161,7 @@ def _agreed(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
     if yes:
         return True
     if not streams.stdin.isatty():
-        streams.stderr.write(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too\n")
+        streams.say(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too")
         return False
     streams.stderr.write(f"Remove the downloaded {model_id} as well, {gigabytes(size)}? [y/N] ")
     streams.stderr.flush()
@@ -187,6 +190,7 @@ def _stored_as(facts: ModelFacts) -> WeightFormat:
 
 def _own_row(own: OwnModel) -> dict[str, object]:
     model_id = _id_of(own.repository) if own.repository else None
+    parts = [each for each in (model_id, own.adapter) if each]
     return {
         "name": own.name,
         "id": model_id,
@@ -196,8 +200,8 @@ def _own_row(own: OwnModel) -> dict[str, object]:
         "endpoint": own.endpoint,
         "system": own.system,
         "sampling": dict(own.sampling),
-        "on_disk": model_id is not None and (Path(model_id).expanduser().is_dir() or _cached(model_id)),
-        "disk_bytes": _downloaded(model_id) if model_id else 0,
+        "on_disk": bool(parts) and all(Path(each).expanduser().is_dir() or _cached(each) for each in parts),
+        "disk_bytes": sum(map(_downloaded, parts)),
     }
 
 

@@ -63,7 +63,13 @@ def template_for(template: str | None, own: OwnModel | None) -> str:
 def source_of(choice: Choice, hardware: Hardware) -> Source:
     """The model that was asked for, else the larger default that fits."""
     if choice.adapter is not None:
-        return resolve_adapted(choice.model, choice.adapter, revision=choice.revision, offline=choice.offline)
+        return resolve_adapted(
+            choice.model,
+            choice.adapter,
+            revision=choice.revision,
+            offline=choice.offline,
+            force=choice.force,
+        )
     if choice.model is not None:
         return resolve(choice.model, revision=choice.revision, offline=choice.offline, force=choice.force)
     facts = default_model(hardware, choice.overrides(), load_presets())

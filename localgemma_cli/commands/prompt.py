@@ -58,6 +58,6 @@ def prompt(
         write_line(streams.stdout, {"text": rendered, "ids": ids})
         return
     if prompter.form.note and form == "auto":
-        streams.stderr.write(f"note: {prompter.form.note}\n")
+        streams.say(f"note: {prompter.form.note}")
     shown = visible(rendered) if streams.stdout.isatty() else rendered
     streams.stdout.write(f"{shown}\n{' '.join(map(str, ids))}\n")

@@ -61,10 +61,10 @@ class Talk:
     def explain(self) -> None:
         if not self.manner.quiet:
             for warning in self.target.warnings:
-                self._say(f"warning: {warning}")
+                self.streams.say(f"warning: {warning}")
         if self.manner.verbose:
             for reason in self.target.reasons:
-                self._say(reason)
+                self.streams.say(reason)
 
     def answer(self, incoming: "Incoming") -> int:
         from localgemma_cli.chat.attach import read_attachment, with_attachments
@@ -79,9 +79,9 @@ class Talk:
             backend = self.target.load(progress)
         if not self.manner.quiet:
             if backend.note:
-                self._say(f"note: {backend.note}")
+                self.streams.say(f"note: {backend.note}")
             for each in attached:
-                self._say(f"[{one_line(each.name)}: {each.size(backend)}]")
+                self.streams.say(f"[{one_line(each.name)}: {each.size(backend)}]")
         run = self.target.run(time.perf_counter() - started)
         prompt = with_attachments(incoming.prompt, attached)
         settings = self._settings(OnOverflow.ERROR)
@@ -103,7 +103,7 @@ class Talk:
             settings=self._settings(OnOverflow.TRIM),
             recorder=recorder,
             make_renderer=self._chat_renderer,
-            say=self._say,
+            say=self.streams.say,
             render="plain" if self.manner.plain else "markdown",
             conversation=conversation,
             attachments=[read_attachment(path) for path in self.files],
@@ -122,7 +122,7 @@ class Talk:
             session.replay()
         Repl(session, frame, BackgroundLoad(self.target.load), self.streams, keyboard).run(incoming.prompt)
         if recorder.store and recorder.session is not None and not self.manner.quiet:
-            self._say(f"[saved: localgemma --session {recorder.session} goes on with it]")
+            self.streams.say(f"[saved: localgemma --session {recorder.session} goes on with it]")
         return 0
 
     def _opened(self, *, scripted: bool) -> tuple["Recorder", "Conversation"]:
@@ -167,7 +167,7 @@ class Talk:
             self._unsaved(error)
             return None
         if store.notice:
-            self._say(f"warning: {visible(store.notice)}")
+            self.streams.say(f"warning: {visible(store.notice)}")
         return store
 
     def _settings(self, default: OnOverflow) -> "Settings":
@@ -203,18 +203,14 @@ class Talk:
         which = f"the oldest turn is {how}: {first}"
         if len(turns) > 1:
             which = f"the {len(turns)} oldest turns are {how}: from {first} to {last}"
-        self._say(f"[the context is full: {which}]")
+        self.streams.say(f"[the context is full: {which}]")
 
     def _unsaved(self, error: SavingError) -> None:
         self._report(error)
-        self._say("[the chat goes on unsaved]")
-
-    def _say(self, text: str) -> None:
-        self.streams.stderr.write(text + "\n")
-        self.streams.stderr.flush()
+        self.streams.say("[the chat goes on unsaved]")
 
     def _report(self, error: LocalGemmaError) -> None:
-        self._say(f"{visible(error.message)}\n  {visible(error.hint)}")
+        self.streams.say(f"{visible(error.message)}\n  {visible(error.hint)}")
 
 
 def _controlling_terminal() -> TextIO:

@@ -1,6 +1,7 @@
-"""What 4 bits cost on the corpus' answers to held-out questions: `python -m localgemma_cli.demo.precision`.
+"""What fewer bits cost on the corpus' held-out questions: `python -m localgemma_cli.demo.precision`.
 
-The same tokens are read by the unquantized model and by one whose layers, head or both are in fewer bits.
+The same tokens are read by the unquantized model and by one of whose layers, head and KV cache some are in
+fewer bits.
 With a checkpoint of random weights only the errors say something: there, no token is likelier than another.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.source import resolve
@@ -22,6 +24,7 @@ from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import Message
 from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.reading import read_corpus, select
+from localgemma_cli.planning.choices import CacheKind
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -68,15 +71,16 @@ def _sample(prompter: Prompter, question: str, answer: str) -> Sample:
 
 @torch.inference_mode()
 def measure(folder: Path, limit: int | None = None) -> Iterator[Precision]:
-    """The unquantized model first, then each pair of layers and head; int4 where it runs here."""
+    """The unquantized model first, then each pair of layers or cache, and head; int4 where it runs here."""
     asked = samples(Prompter(load_tokenizer(folder)), limit)
     kinds = ("nf4", "int4") if probe("cpu").int4 else ("nf4",)
     exact, packed = _load(folder, "none"), {kind: _load(folder, kind) for kind in kinds}
     table = exact.get_input_embeddings().weight
     heads: dict[str, Head] = {"bfloat16": exact.lm_head, "int8": _int8(table)}
     heads |= {kind: model.lm_head for kind, model in packed.items()}
-    states = {"bfloat16": _states(exact, asked)}
-    states |= {kind: _states(model, asked) for kind, model in packed.items()}
+    states = {"bfloat16": _states(exact, asked, "full")}
+    states |= {kind: _states(model, asked, "full") for kind, model in packed.items()}
+    states["int8 kv"] = _states(exact, asked, "int8")
     targets = torch.tensor([token for sample in asked for token in sample.ids[sample.start :]])
     cap = exact.config.final_logit_softcapping
     truth = _logits(states["bfloat16"], heads["bfloat16"], cap)
@@ -103,13 +107,15 @@ def _rounded(rows: Tensor) -> Tensor:
     return (rows / scales).round() * scales
 
 
-def _states(model: PreTrainedModel, asked: Sequence[Sample]) -> Tensor:
+def _states(model: PreTrainedModel, asked: Sequence[Sample], cache: CacheKind) -> Tensor:
     """What the head is given for each token of the answers, [tokens, hidden]."""
-    rows = [
-        model.model(torch.tensor([sample.ids])).last_hidden_state[0, sample.start - 1 : -1]
-        for sample in asked
-    ]
-    return torch.cat(rows)
+
+    def read(ids: Sequence[int]) -> Tensor:
+        kept = KVCache(model.config, cache, len(ids)).cache
+        states: Tensor = model.model(torch.tensor([ids]), past_key_values=kept).last_hidden_state
+        return states[0]
+
+    return torch.cat([read(sample.ids)[sample.start - 1 : -1] for sample in asked])
 
 
 def _logits(states: Tensor, head: Head, cap: float | None) -> Tensor:

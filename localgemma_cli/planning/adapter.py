@@ -1,23 +1,33 @@
 """A LoRA or DoRA adapter: what its adapter_config.json says, read without peft."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from localgemma_cli.errors import NotFoundError
+from localgemma_cli.planning.architecture import Architecture
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`rank` as peft's `r`; `base` is the repository or folder that it was trained on."""
+    """`rank` as peft's `r`, the largest of them; `base` is the repository or folder that it was trained on.
+
+    `targets`: the matrices that it changes, by the last part of their name; None: every one in the layers.
+    `replaced`: those that it brings whole.
+    """
 
     id: str
     base: str
     rank: int
     dora: bool = False
+    targets: frozenset[str] | None = None
+    replaced: frozenset[str] = frozenset()
 
     @property
     def words(self) -> str:
         return f"{'DoRA' if self.dora else 'LoRA'} adapter {self.id} of rank {self.rank}"
+
+    def changes(self, matrix: str) -> bool:
+        return matrix.endswith("_proj") if self.targets is None else matrix in self.targets
 
 
 def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
@@ -33,4 +43,52 @@ def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
         raise NotFoundError(
             f"The adapter_config.json of {id} is damaged: r is {rank!r}.", "Download the adapter again."
         )
-    return Adapter(id, base if isinstance(base, str) else "", rank, bool(config.get("use_dora")))
+    return Adapter(
+        id,
+        base if isinstance(base, str) else "",
+        max([rank, *_ranks(config.get("rank_pattern"))]),
+        bool(config.get("use_dora")),
+        _names(config.get("target_modules")),
+        _names(config.get("modules_to_save")) or frozenset(),
+    )
+
+
+def adapter_bytes(adapter: Adapter, shape: Architecture, size: int) -> int:
+    """Of an adapter beside the weights, whose items are of `size` bytes; peft keeps its factors in fp32.
+
+    At most, where it leaves layers out or names its matrices by a pattern.
+    """
+    total = 0
+    for name, count, wide, high in _matrices(shape):
+        if name in adapter.replaced:
+            total += count * wide * high * size
+        elif adapter.changes(name):
+            total += 4 * count * (adapter.rank * (wide + high) + (high if adapter.dora else 0))
+    return total
+
+
+def _matrices(shape: Architecture) -> Iterator[tuple[str, int, int, int]]:
+    """Each kind of matrix: its name, how many there are, features in and out."""
+    for group in shape.groups:
+        queries, keys = shape.heads * group.head_dim, group.kv_heads * group.head_dim
+        yield "q_proj", group.count, shape.hidden, queries
+        yield "k_proj", group.count if group.projected else 0, shape.hidden, keys
+        yield "v_proj", group.count if group.projected == 2 else 0, shape.hidden, keys
+        yield "o_proj", group.count, queries, shape.hidden
+        yield "gate_proj", group.count, shape.hidden, group.ffn
+        yield "up_proj", group.count, shape.hidden, group.ffn
+        yield "down_proj", group.count, group.ffn, shape.hidden
+    yield "embed_tokens", 1, shape.vocabulary, shape.hidden
+    yield "lm_head", 1, shape.hidden, shape.vocabulary
+
+
+def _names(value: object) -> frozenset[str] | None:
+    """Last parts of dotted names; None for what is no list of them."""
+    if not isinstance(value, list):
+        return None
+    return frozenset(str(name).rpartition(".")[2] for name in value)
+
+
+def _ranks(pattern: object) -> list[int]:
+    found = pattern.values() if isinstance(pattern, Mapping) else ()
+    return [rank for rank in found if isinstance(rank, int)]

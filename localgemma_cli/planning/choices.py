@@ -12,7 +12,7 @@ Quantization = Literal["none", "nf4", "int4", "int8"]
 StoredQuantization = Literal["nf4", "int8", "awq", "w8a8", "gguf"]
 WeightKind = Quantization | StoredQuantization
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
-CacheKind = Literal["full", "sliding", "static"]
+CacheKind = Literal["full", "int8", "sliding", "static"]
 CompileMode = Literal[
     "none",
     "graph",  # as written, its kernels recorded once and replayed

@@ -7,7 +7,7 @@ from localgemma_cli.planning.architecture import FAMILY_NAMES
 from localgemma_cli.planning.catalog import ModelFacts
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.memory import MemoryEstimate
-from localgemma_cli.planning.presets import Preset
+from localgemma_cli.planning.presets import Preset, Settings
 from localgemma_cli.planning.settle import Overrides
 
 _PADDING = 64  # rows; Gemma 3's larger sizes append as many to the embedding for their image token
@@ -36,13 +36,17 @@ def refuse_draft(facts: ModelFacts, draft: ModelFacts, processes: int) -> None:
 
 def whole(preset: Preset) -> Preset:
     """The same with all of the draft on the device, and a cache that can be rolled back to any token."""
-    devices = {
-        device: replace(
-            settings, offload="none", cache="full" if settings.cache == "sliding" else settings.cache
-        )
-        for device, settings in preset.devices.items()
-    }
+    devices = {device: _whole(settings) for device, settings in preset.devices.items()}
     return replace(preset, devices=devices)
+
+
+def _whole(settings: Settings) -> Settings:
+    match settings.cache:
+        case "sliding":
+            return replace(settings, offload="none", cache="full")
+        case "least":
+            return replace(settings, offload="none", cache="int8")
+    return replace(settings, offload="none")
 
 
 def draft_overrides(overrides: Overrides, draft: ModelFacts, context: int) -> Overrides:

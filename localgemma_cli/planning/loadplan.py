@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from localgemma_cli.errors import UsageError
+from localgemma_cli.planning.adapter import adapter_bytes
 from localgemma_cli.planning.catalog import ModelFacts
 from localgemma_cli.planning.checks import cautions, refuse
 from localgemma_cli.planning.choices import (
+    DTYPE_BYTES,
     Assistant,
     Attention,
     CacheKind,
@@ -230,6 +232,7 @@ def _across(
 
 
 def _load(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Load:
+    kept = facts.adapter if settled.weights.kind != "none" else None
     return Load(
         architecture=facts.architecture,
         weights=settled.weights,
@@ -237,6 +240,9 @@ def _load(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Load:
         cache=settled.cache,
         context=settled.context,
         device=hardware.device,
+        adapter_bytes=adapter_bytes(kept, facts.architecture, DTYPE_BYTES[settled.weights.dtype])
+        if kept
+        else 0,
     )
 
 

@@ -82,6 +82,7 @@ class Load:
     cache: CacheKind
     context: int
     device: DeviceKind
+    adapter_bytes: int = 0  # of an adapter that is kept beside the weights
 
 
 def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -144,16 +145,22 @@ def _int4_bytes(count: int, group: int) -> int:
 
 
 def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:
-    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only."""
+    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only.
+
+    int8: one byte, and for each head a scale in 16 bits.
+    """
     window = context
     if cache == "sliding" and architecture.sliding_window is not None:
         window = min(context, architecture.sliding_window)
     kept = (
-        group.count * group.kv_heads * group.head_dim * (context if group.full else window)
+        group.count
+        * group.kv_heads
+        * (group.head_dim + 2 if cache == "int8" else group.head_dim * DTYPE_BYTES[dtype])
+        * (context if group.full else window)
         for group in architecture.groups
         if group.projected
     )
-    return 2 * sum(kept) * DTYPE_BYTES[dtype]
+    return 2 * sum(kept)
 
 
 def workspace_bytes(load: Load) -> int:
@@ -165,24 +172,29 @@ def workspace_bytes(load: Load) -> int:
     chunk = min(PREFILL_CHUNK, load.context)
     # Logits of one position in fp32, their probabilities, and both sorted with int64 indices to sample from.
     logits = architecture.vocabulary * (4 + 4 + 4 + 8)
-    # The residual stream twice, and in fp32 inside a norm; queries, keys, values before and after rotation.
-    rows = architecture.widest_head_dim * (architecture.heads + 2 * architecture.kv_heads)
-    stream = chunk * (architecture.hidden * (2 * size + 4) + rows * 2 * size)
+    # The residual stream twice, and in fp32 inside a norm.
+    stream = chunk * architecture.hidden * (2 * size + 4)
     largest = max(_attention_bytes(load, chunk), _mlp_bytes(load, chunk))
     return RUNTIME_BYTES[load.device] + logits + stream + largest
 
 
 def _attention_bytes(load: Load, chunk: int) -> int:
-    """Keys and values repeated for every query head, two masks, and with eager attention the scores."""
+    """Queries, keys and values before and after rotation, both masks, and with eager attention the scores.
+
+    transformers repeats keys and values for every query head. Our own attention, which is eager on a CPU,
+    repeats nothing and scores one key head at a time; what is kept in 8 bits it unpacks layer by layer.
+    """
     architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
-    grouped = architecture.heads > architecture.kv_heads
-    repeated = 2 * architecture.heads * architecture.widest_head_dim * load.context * size if grouped else 0
+    heads, kv_heads, width = architecture.heads, architecture.kv_heads, architecture.widest_head_dim
+    rows = 2 * chunk * width * (heads + 2 * kv_heads) * size
     masks = 2 * chunk * load.context * size
-    if load.attention != "eager":
-        return repeated + masks
     # Softmax holds 16-bit scores, their conversion to fp32 and its result; scores in fp32 need two copies.
-    copies = size + 4 + 4 if size < 4 else 2 * size
-    return repeated + masks + chunk * architecture.heads * load.context * copies
+    scores = chunk * load.context * (size + 4 + 4 if size < 4 else 2 * size)
+    if load.attention == "eager" and load.device == "cpu":
+        unpacked = 2 * kv_heads * width * load.context * size if load.cache == "int8" else 0
+        return rows + unpacked + masks + heads // kv_heads * scores
+    repeated = 2 * heads * width * load.context * size if heads > kv_heads else 0
+    return rows + repeated + masks + (heads * scores if load.attention == "eager" else 0)
 
 
 def _mlp_bytes(load: Load, chunk: int) -> int:
@@ -198,7 +210,7 @@ def _mlp_bytes(load: Load, chunk: int) -> int:
 def resident(load: Load, available: int, host_available: int) -> MemoryEstimate:
     """The estimate with every layer on the device."""
     return MemoryEstimate(
-        weights_bytes=weights_bytes(load.architecture, load.weights),
+        weights_bytes=weights_bytes(load.architecture, load.weights) + load.adapter_bytes,
         kv_cache_bytes=kv_cache_bytes(load.architecture, load.weights.dtype, load.cache, load.context),
         workspace_bytes=workspace_bytes(load),
         available_bytes=available,

@@ -30,14 +30,15 @@ LOSSLESS = ("exact", "speed")  # the two that promise the unquantized model
 class Settings:
     """A preset's word on one device; `native` is bfloat16 where the device has it, else float32.
 
-    `4-bit` is NF4 where the device has a product for it, else int4 where it has one for that.
+    `4-bit` is NF4 where the device has a product for it, else int4 where it has one for that. `least` is the
+    smaller of a sliding cache and one in 8 bits.
     """
 
     dtype: Dtype | Literal["native"]
     quantization: Quantization | Literal["4-bit"]
     nested_quantization: bool
     attention: Attention | Literal["auto"]
-    cache: CacheKind
+    cache: CacheKind | Literal["least"]
     compile: CompileMode
     offload: OffloadRule
     assistant: Assistant
@@ -68,7 +69,7 @@ _ALLOWED: Mapping[str, tuple[str | bool, ...]] = {
     "quantization": ("4-bit", *get_args(Quantization)),
     "nested_quantization": (True, False),
     "attention": ("auto", *get_args(Attention)),
-    "cache": get_args(CacheKind),
+    "cache": ("least", *get_args(CacheKind)),
     "compile": get_args(CompileMode),
     "offload": get_args(OffloadRule),
     "assistant": get_args(Assistant),

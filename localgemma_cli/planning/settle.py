@@ -21,7 +21,7 @@ from localgemma_cli.planning.choices import (
     chosen,
 )
 from localgemma_cli.planning.hardware import DeviceMemory, Hardware
-from localgemma_cli.planning.memory import WeightFormat
+from localgemma_cli.planning.memory import WeightFormat, kv_cache_bytes
 from localgemma_cli.planning.presets import LOSSLESS, Preset, Settings
 from localgemma_cli.planning.stored import as_stored
 
@@ -31,6 +31,7 @@ STREAMED: Mapping[DeviceKind, str] = {
     "cpu": f"{_HEAD}; embeddings are read from the model's file",
     "cuda": _HEAD,
 }
+_INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
 _FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
 
@@ -70,10 +71,12 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     dtype, why_dtype = _dtype(facts, settings, hardware, overrides)
     weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware)
     attention, why_attention = _attention(facts, settings, overrides)
-    mode, cache, why_mode = _compile(settings, weights, attention, hardware, overrides)
     context, why_context = _context(facts, overrides)
+    cache = _cache(facts, settings, dtype, attention, context, hardware)
+    mode, cache, why_mode = _compile(settings, cache, weights, attention, hardware, overrides)
     assistant, cache, why_assistant = _assistant(settings, cache, mode, overrides)
-    reasons = (why_dtype, why_weights, why_attention, why_mode, why_assistant, why_context)
+    why_cache = _INT8_CACHE if cache == "int8" else ""
+    reasons = (why_dtype, why_weights, why_attention, why_mode, why_cache, why_assistant, why_context)
     return Settled(
         weights=weights,
         attention=attention,
@@ -163,8 +166,31 @@ def _attention(facts: ModelFacts, settings: Settings, overrides: Overrides) -> t
     return "sdpa", "sdpa attention: this model needs no cap on its scores"
 
 
+def _cache(
+    facts: ModelFacts,
+    settings: Settings,
+    dtype: Dtype,
+    attention: Attention,
+    context: int,
+    hardware: Hardware,
+) -> CacheKind:
+    """8 bits only where our own attention reads them: the kernel takes 32 numbers of a head at a time."""
+    shape = facts.architecture
+    ours = hardware.device == "cpu" and attention == "eager" and shape.family not in ("gemma4_text", "other")
+    whole: CacheKind = "int8" if ours and all(group.head_dim % 32 == 0 for group in shape.groups) else "full"
+    match settings.cache:
+        case "int8":
+            return whole
+        case "least":
+            kinds: tuple[CacheKind, ...] = ("sliding", whole)
+            return min(kinds, key=lambda kind: kv_cache_bytes(shape, dtype, kind, context))
+        case kind:
+            return kind
+
+
 def _compile(
     settings: Settings,
+    cache: CacheKind,
     weights: WeightFormat,
     attention: Attention,
     hardware: Hardware,
@@ -175,9 +201,9 @@ def _compile(
     if overrides.compile is None:
         # int8 and AWQ kernels ask the host, offloaded layers are copied by it: neither can be recorded
         hosted = weights.kind in ("int8", "awq") or settings.offload != "none"
-        grows = (flash and settings.cache == "static") or overrides.processes > 1
+        grows = (flash and cache == "static") or overrides.processes > 1
         if not grows and not (hosted and settings.compile == "graph"):
-            return settings.compile, settings.cache, ""
+            return settings.compile, cache, ""
     elif overrides.compile:
         if flash:
             raise UsageError(
@@ -186,10 +212,10 @@ def _compile(
             )
         mode: CompileMode = "reduce-overhead" if hardware.device == "cuda" else "default"
         return mode, "static", "compiled, as asked, over a static cache"
-    cache: CacheKind = "full" if settings.cache == "static" else settings.cache
+    growing: CacheKind = "full" if cache == "static" else cache
     if overrides.compile is None:
-        return "none", cache, _FLASH if flash else ""
-    return "none", cache, "not compiled, as asked" if settings.compile != "none" else ""
+        return "none", growing, _FLASH if flash else ""
+    return "none", growing, "not compiled, as asked" if settings.compile != "none" else ""
 
 
 def _assistant(

@@ -39,7 +39,7 @@ class Share:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of one layer with its cache; of what every GPU needs; of what is on the first one only."""
+    """Of one layer with its cache and its part of an adapter; what each GPU needs, and the first one too."""
 
     layer: int
     workspace: int
@@ -74,7 +74,7 @@ def spread(load: Load, rooms: Sequence[Room]) -> tuple[Share, ...]:
 def spread_memory(load: Load, shares: Sequence[Share]) -> MemoryEstimate:
     """All the GPUs together; each was given no more than it holds."""
     sizes, layers = _sizes(load), load.architecture.layers
-    weights = weights_bytes(load.architecture, load.weights)
+    weights = weights_bytes(load.architecture, load.weights) + load.adapter_bytes
     return MemoryEstimate(
         weights_bytes=weights,
         kv_cache_bytes=layers * sizes.layer + sizes.ends - weights,
@@ -89,7 +89,7 @@ def _sizes(load: Load) -> _Sizes:
     cache = kv_cache_bytes(architecture, weights.dtype, load.cache, load.context)
     inside = layer_bytes(architecture, weights)
     ends = weights_bytes(architecture, weights) - layers * inside
-    return _Sizes(inside + -(-cache // layers), workspace_bytes(load), ends)
+    return _Sizes(inside + -(-(cache + load.adapter_bytes) // layers), workspace_bytes(load), ends)
 
 
 def _bounds(layers: int, holds: Sequence[int]) -> list[int]:

@@ -136,7 +136,8 @@ class Store:
         id = self.named(wanted)
         if id is None:
             raise NotFoundError(
-                f"There is no saved conversation {wanted!r}.", "See `localgemma history list`."
+                f"There is no saved conversation {wanted!r}.",
+                "See `localgemma history list`, or /sessions in a chat.",
             )
         return id
 

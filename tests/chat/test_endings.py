@@ -1,15 +1,21 @@
 """However a chat is stopped: the terminal is as it was, and what was said is saved."""
 
 import os
+import random
 import re
 import signal
 import subprocess
 import termios
 import time
+from contextlib import suppress
+from itertools import count
+from threading import Timer
 
 import pytest
 from support.program import COMMAND, Program
 from support.terminal import Terminal
+
+from localgemma_cli.sessions.store import Store
 
 DEMO = ["-m", "demo", "--temperature", "0"]
 RAMBLING = ["-m", "demo", "--temperature", "20", "--seed", "3"]  # never ends by itself
@@ -43,6 +49,59 @@ def test_signals_that_end_the_program(program: Program, signal_number: int, stat
     if state == "answering":
         shown = program("history", "show", "1").stdout
         assert re.search(r"## You\n\nHello\n+## Gemma\n+.*\S", shown)
+
+
+def test_a_terminal_that_is_closed_in_an_answer(program: Program) -> None:
+    with Terminal(program, RAMBLING) as terminal:
+        terminal.wait("exact · /help")
+        terminal.enter("/set max-new-tokens 5")
+        terminal.enter("Hello, my name is Ada.")
+        terminal.enter("/set max-new-tokens 4000")
+        terminal.type("Go on and on\r")
+        terminal.wait(r"> Go on and on\n.*\S")
+        early = terminal.text.split("Go on and on\n")[1].split()[0]
+        terminal.child.ptyproc.fileobj.close()
+        deadline = time.monotonic() + 5
+        while terminal.child.isalive():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    shown = program("history", "show", "1").stdout
+    assert "Hello, my name is Ada." in shown
+    assert early in shown.split("Go on and on")[1]
+    assert program(*DEMO, "-c", "Hello!").returncode == 0
+
+
+def test_killed_at_any_moment_every_finished_turn_is_kept(program: Program) -> None:
+    moments = random.Random(5)
+    path = program.folder / "home" / "data" / "conversations.sqlite"
+    seen = 0
+    for session in range(1, 11):
+        finished = []
+        with Terminal(program, [*DEMO, "--max-new-tokens", "12"]) as terminal:
+            terminal.wait("exact · /help")
+            kill = Timer(moments.uniform(0.05, 2), os.kill, (terminal.child.pid, signal.SIGKILL))
+            kill.start()
+            with suppress(AssertionError, OSError):  # the program ended
+                for number in count(1):
+                    question = f"Question {number}"
+                    terminal.enter(question)
+                    finished.append(question)
+            kill.join()
+            assert not terminal.child.isalive()
+            assert terminal.child.signalstatus == signal.SIGKILL
+        store = Store(path)
+        assert store.notice is None
+        assert store.summaries("Question", limit=1)
+        saved = store.conversation(session, "demo").turns
+        assert [turn.question.content for turn in saved[: len(finished)]] == finished
+        for turn in saved[: len(finished)]:
+            assert turn.finish_reason in ("stop", "length")
+            assert turn.answer.token_ids
+        assert len(saved) <= len(finished) + 1
+        seen += len(finished)
+        store.close()
+    assert seen > 20
+    assert program(*DEMO, "-c", "Hello!").returncode == 0
 
 
 def local_flags(terminal: Terminal) -> int:

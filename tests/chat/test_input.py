@@ -43,6 +43,22 @@ def test_a_pasted_book_is_one_message_in_every_state(program: Program) -> None:
     assert (program.folder / "home" / "data" / "input-history").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_long_paste_during_an_answer_is_kept_and_holds_no_ctrl_c_up(program: Program) -> None:
+    """A terminal itself takes 4 KB, and a Ctrl-C behind more than that would come after the answer."""
+    with Terminal(program, RAMBLING) as terminal:
+        terminal.wait("exact · /help")
+        terminal.type("Hello\r")
+        terminal.wait(r"> Hello\n.*\S")
+        terminal.type(f"{paste(PAGE[:30_000])}\x03 and more")
+        terminal.wait(r"\[interrupted")
+        terminal.wait("and more")
+        terminal.type("\r")
+        terminal.wait(TOO_LONG)
+        terminal.type("\x03\x04")
+        assert terminal.wait_for_end() == 0
+    assert history(program) == ["Hello", f"{PAGE[:30_000]} and more"]
+
+
 def test_lines_blocks_search_and_the_editor(program: Program) -> None:
     editor = program.folder / "editor"
     editor.write_text("#!/bin/sh\necho 'from the editor' >> \"$1\"\n")

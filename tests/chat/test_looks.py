@@ -1,9 +1,15 @@
 """What the chat looks like where a terminal is narrow, dumb, colourless, or read aloud."""
 
+import json
+import os
 import re
+import shutil
 
+import pytest
 from support.program import COMMAND, Program
 from support.terminal import Terminal
+
+from localgemma_cli.render.sanitize import visible
 
 DEMO = ["-m", "demo", "--temperature", "0"]
 QUESTION = "What does the memory preset do?"
@@ -49,6 +55,40 @@ def test_a_dumb_terminal_gets_no_escapes(program: Program) -> None:
         terminal.type("/exit\r")
         assert terminal.wait_for_end() == 0
         assert b"\x1b" not in terminal.raw
+
+
+def test_control_characters_pass_a_pipe_and_never_a_terminal(program: Program) -> None:
+    """At this temperature the bundled model writes bytes of every kind."""
+    words = ["-m", "demo", "-q", "--plain", "--temperature", "20", "--seed", "3", "--max-new-tokens", "300"]
+    written = program(*words, "Hello").stdout
+    assert re.search(r"[\x00-\x08\x0b-\x1f\x7f]", written)
+    assert visible(written) != written
+    assert program(*words, "--sanitize", "Hello").stdout == visible(written)
+    answer = json.loads(program(*words, "--sanitize", "--json", "Hello").stdout)
+    assert answer["response"].rstrip("\n") + "\n" == written  # JSON has escapes of its own
+    for more in ([], ["--sanitize"]):
+        with Terminal(program, [*words, *more, "Hello"]) as terminal:
+            assert terminal.wait_for_end() == 0
+            shown = terminal.raw.decode().replace("\r\n", "\n")
+            assert shown == visible(written)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+def test_a_read_only_file_of_conversations_is_told_once_and_the_chat_goes_on(program: Program) -> None:
+    assert program(*DEMO, "--session", "x", "Hello, my name is Ada.").returncode == 0
+    data = program.folder / "home" / "data"
+    for path in (*data.iterdir(), data):
+        path.chmod(path.stat().st_mode & ~0o222)
+    powerless = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] if os.geteuid() == 0 else []
+    with Terminal(program, shell=" ".join([*powerless, *COMMAND, *DEMO])) as terminal:
+        terminal.wait("exact · /help")
+        assert terminal.text.count("cannot be saved") == 1
+        terminal.enter("Hello, my name is Bob.")
+        assert "Bob" in terminal.enter("What is my name?")
+        assert terminal.text.count("goes on unsaved") == 1
+        terminal.type("\x04")
+        assert terminal.wait_for_end() == 0
+    assert "Bob" not in program("history", "show", "x").stdout
 
 
 def test_no_save_leaves_no_trace_and_a_full_disk_is_told_once(program: Program) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from support.chat_server import HANG_UP, HOLD, ChatServer, Reply, delta, error, event, sse
+from support.chat_server import HANG_UP, HOLD, ChatServer, Reply, delta, error, event, page, sse
 from support.program import Program
 from support.terminal import Terminal
 
@@ -96,6 +96,46 @@ def test_ctrl_c_before_the_first_byte_and_in_the_answer(program: Program, server
         assert contents(server)[-2:] == ["assistant: So far", "user: Third"]
         while len(server.gone) < 2:
             terminal.read()
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "someone"])
+def test_continue_goes_on_with_the_answer_where_the_server_can(
+    program: Program, server: ChatServer, owner: str
+) -> None:
+    models = {"object": "list", "data": [{"id": "gemma-test", "object": "model", "owned_by": owner}]}
+    server.pages["/v1/models"] = page(models)
+    server.answers(Reply((HOLD,)), Reply((event(delta("Half an")), HOLD)), sse(" answer."), sse("Fine."))
+    with Terminal(program, ["--endpoint", server.url, "-s", "Be brief."]) as terminal:
+        terminal.wait("gemma-test · 127")
+        terminal.type("First\r")
+        while not server.posts:
+            terminal.read()
+        terminal.type("\x03")
+        terminal.wait(r"\[interrupted")
+        terminal.wait_for_prompt()
+        terminal.type("/continue\r")
+        terminal.wait("Half an")
+        terminal.type("\x03")
+        terminal.wait(r"\[interrupted", count=2)
+        terminal.wait_for_prompt()
+        terminal.type("/continue\r")
+        terminal.wait(r"answer\.")
+        terminal.wait_for_prompt()
+        goes_on = {
+            key: server.posts[-1].body.get(key) for key in ("continue_final_message", "add_generation_prompt")
+        }
+        if owner == "someone":
+            assert "Go on" in contents(server)[-1]
+            assert set(goes_on.values()) == {None}
+            return
+        assert contents(server, 1) == ["system: Be brief.", "user: First"]
+        assert contents(server) == ["system: Be brief.", "user: First", "assistant: Half an"]
+        assert goes_on == {"continue_final_message": True, "add_generation_prompt": False}
+        terminal.enter("Second")
+        assert contents(server)[-2:] == ["assistant: Half an answer.", "user: Second"]
+        terminal.type("\x04")
+        assert terminal.wait_for_end() == 0
+    assert "Half an answer." in program("history", "show", "1").stdout
 
 
 def test_a_full_context_drops_the_oldest_turns(program: Program, server: ChatServer) -> None:

@@ -98,7 +98,7 @@ def test_what_cannot_be_taken_back_is_said() -> None:
             chat.do(line)
     chat.ask("Hello!")
     for line in ("/undo 2", "/edit 9", "/copy 2"):
-        with pytest.raises(UsageError, match="they are 1"):
+        with pytest.raises(UsageError, match="one turn, not"):
             chat.do(line)
     for line in ("/undo x", "/edit 0", "/copy -1", "/undo 1 2"):
         with pytest.raises(UsageError, match=r"Usage: /\w+ \[N\]"):

@@ -33,7 +33,8 @@ WORKLOAD = Workload(64, 6)
 
 def plan_on(device: str = "cpu", preset: str = "exact") -> LoadPlan:
     facts = resolve("2b", revision=None, offline=True).facts
-    return make_plan(facts, preset, describe(device, 24 * GIB, 64 * GIB), Overrides(), load_presets())
+    hardware = describe(device, 24 * GIB, 64 * GIB)
+    return make_plan(facts, preset, hardware, Overrides(dtype="bfloat16"), load_presets())
 
 
 def entry(engine: Engine = "localgemma", device: str = "cpu", **changes: object) -> Entry:

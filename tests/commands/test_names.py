@@ -1,6 +1,7 @@
 """Names, `models.toml`, `models pull` and `prompt` of hub models, as a user runs them."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,60 @@ def test_a_base_model_is_continued_text_after_text(program: Program, tmp_path: P
         terminal.wait_for_prompt()
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
+
+
+def adapted(program: Program) -> Path:
+    """An adapter of the demo in a folder of its own: what a planner reads of it, and its tokenizer."""
+    folder = program.folder / "adapter"
+    folder.mkdir()
+    form = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "demo"}
+    (folder / "adapter_config.json").write_text(json.dumps(form))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, folder)
+    (folder / "chat_template.jinja").write_text("{{ 'ADAPTED ' + messages[-1]['content'] }}")
+    return folder
+
+
+@pytest.mark.parametrize("base", ['repository = "demo"', ""], ids=["with its base", "alone"])
+def test_an_own_names_adapter_is_used_by_every_command(program: Program, base: str) -> None:
+    folder = adapted(program)
+    own(program, f'[coder]\n{base}\nadapter = "{folder}"\n')
+    plan = json.loads(program("plan", "-m", "coder", "--json").stdout)["model"]
+    assert (plan["name"], plan["id"], plan["adapter"]) == ("coder", "demo", str(folder))
+    assert "ADAPTED Hi" in program("prompt", "-m", "coder", "Hi").stdout
+    chat = program("-m", "coder", "Hi")
+    assert (chat.returncode, chat.stdout) == (4, "")  # it looks for the adapter's weights
+    assert f"{folder} holds no adapter_model.safetensors" in chat.stderr
+    pulled = program("models", "pull", "coder")
+    assert pulled.returncode == 0, pulled.stderr
+    assert str(folder) in pulled.stdout
+    (row,) = json.loads(program("models", "list", "--json").stdout)["own"]
+    assert row["on_disk"] is (base == "")
+    bench = program("bench", "-m", "coder")
+    assert bench.returncode == 2
+    assert "bench -m demo" in bench.stderr
+    draft = program("plan", "-m", "2b", "--assistant", "coder")
+    assert draft.returncode == 2
+    assert "leave --assistant out" in draft.stderr
+
+
+def test_an_adapter_that_is_named_replaces_the_own_names(program: Program) -> None:
+    folder = adapted(program)
+    own(program, '[coder]\nrepository = "demo"\nadapter = "/gone/away"\n')
+    plan = json.loads(program("plan", "-m", "coder", "--adapter", str(folder), "--json").stdout)["model"]
+    assert (plan["name"], plan["id"], plan["adapter"]) == ("coder", "demo", str(folder))
+    assert program("plan", "-m", "coder").returncode == 4
+
+
+def test_pull_fetches_an_adapter_and_its_base(online: Program, hub: HubServer) -> None:
+    folder = adapted(online)
+    (folder / "adapter_model.safetensors").write_bytes((DEMO / WEIGHTS).read_bytes())
+    config = folder / "adapter_config.json"
+    config.write_text(config.read_text().replace('"demo"', f'"{TINY}"'))
+    hub.publish("someone/adapter", Repo.from_folder(folder))
+    own(online, '[coder]\nadapter = "someone/adapter"\n')
+    done = online("models", "pull", "coder")
+    assert done.returncode == 0, done.stderr
+    assert hub.asked_for("adapter_model.safetensors")
+    assert hub.asked_for(WEIGHTS)
+    assert json.loads(online("plan", "-m", "coder", "--offline", "--json").stdout)["model"]["id"] == TINY

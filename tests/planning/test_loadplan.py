@@ -51,7 +51,7 @@ def test_the_host_holds_layers_only_for_a_gpu(presets, small_gpu, server_cpu, ma
     extreme = presets["memory_extreme"]
     on_gpu = planned(lookup("27b"), extreme, small_gpu, Overrides())
     assert (on_gpu.offload, on_gpu.memory.fits, on_gpu.memory.disk_bytes) == ("host", True, 0)
-    on_cpu = planned(lookup("27b"), extreme, server_cpu.capped(16 * GIB, None), Overrides())
+    on_cpu = planned(lookup("27b"), extreme, server_cpu.capped(12 * GIB, None), Overrides())
     assert (on_cpu.offload, on_cpu.memory.fits, on_cpu.memory.host_bytes) == ("disk", True, 0)
     on_mac = planned(lookup("27b"), extreme, mac, Overrides())
     assert (on_mac.offload, on_mac.memory.fits) == ("none", False)
@@ -60,7 +60,7 @@ def test_the_host_holds_layers_only_for_a_gpu(presets, small_gpu, server_cpu, ma
 def test_a_cpu_is_its_own_host_whatever_a_preset_says(presets, server_cpu):
     anywhere = replace(presets["memory_extreme"].devices["cpu"], offload="auto")
     mine = replace(presets["memory_extreme"], name="mine", devices={"cpu": anywhere})
-    plan = planned(lookup("27b"), mine, server_cpu.capped(16 * GIB, None), Overrides())
+    plan = planned(lookup("27b"), mine, server_cpu.capped(12 * GIB, None), Overrides())
     assert (plan.offload, plan.memory.host_bytes) == ("disk", 0)
 
 
@@ -91,7 +91,7 @@ def test_the_extreme_preset_answers_where_next_to_nothing_is_free(presets, name,
 
 
 def test_a_cpu_that_is_short_of_memory_takes_a_shorter_context_too(presets, server_cpu):
-    machine = server_cpu.capped(3 * 10**9, None)
+    machine = server_cpu.capped(2_600_000_000, None)
     plan = planned(lookup("9b"), presets["memory_extreme"], machine, Overrides())
     assert (plan.memory.fits, plan.offload) == (True, "disk")
     assert 2048 <= plan.context_length < 8192

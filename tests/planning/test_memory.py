@@ -12,6 +12,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import BitsAndBytesConfig, DynamicCache, Gemma2Config, Gemma2ForCausalLM, GemmaForCausalLM
 from transformers import GemmaConfig as Gemma1Config
 
+from localgemma_cli.backends.local.attention import register
+from localgemma_cli.backends.local.kvcache import Int8Layer, KVCache
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.planning.architecture import Architecture
@@ -49,7 +51,7 @@ def architecture(config: Gemma2Config) -> Architecture:
     return architecture_of(config.to_dict(), "medium")
 
 
-def real_model(shape: Architecture, **extra: object) -> torch.nn.Module:
+def real_model(shape: Architecture, attention: str = "eager") -> torch.nn.Module:
     config_class = Gemma1Config if shape.family == "gemma" else Gemma2Config
     model_class = GemmaForCausalLM if shape.family == "gemma" else Gemma2ForCausalLM
     config = config_class(
@@ -59,7 +61,7 @@ def real_model(shape: Architecture, **extra: object) -> torch.nn.Module:
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_dim,
         intermediate_size=shape.ffn,
-        attn_implementation="eager",
+        attn_implementation=attention,
     )
     with torch.device("meta"):
         return model_class(config).eval()
@@ -181,6 +183,16 @@ def test_the_cache_is_as_large_as_transformers_own(kind, config, tokens):
     assert real <= estimate <= real * 1.04
 
 
+def test_a_cache_in_8_bits_is_as_large_as_its_buffers():
+    shape, tokens = Gemma2Config(**MEDIUM), 512
+    layers = KVCache(shape, "int8", tokens).cache.layers
+    for layer in layers:
+        states = torch.zeros(1, shape.num_key_value_heads, tokens, shape.head_dim, dtype=torch.bfloat16)
+        layer.update(states, states)
+    real = sum(buffer.nbytes for layer in layers for buffer in layer._buffers)
+    assert kv_cache_bytes(architecture(shape), "bfloat16", "int8", tokens) == real
+
+
 def test_a_static_cache_is_full_length():
     shape = lookup("9b").architecture
     assert kv_cache_bytes(shape, "bfloat16", "static", 8192) == 2 * 42 * 8 * 256 * 8192 * 2
@@ -236,10 +248,35 @@ def test_the_last_chunk_of_a_full_context_peaks_where_estimated(facts, dtype):
     ids = torch.zeros(1, PREFILL_CHUNK, dtype=torch.long, device="meta")
     with torch.no_grad(), PeakMemory(held_by(model, cache)) as memory:
         model(ids, past_key_values=cache, logits_to_keep=1)
-    load = Load(shape, WeightFormat(dtype), "eager", "full", context, "cpu")
+    load = Load(shape, WeightFormat(dtype), "eager", "full", context, "cuda")
     estimate = resident(load, available=0, host_available=0)
     rest = memory.peak - estimate.weights_bytes - estimate.kv_cache_bytes
-    assert rest <= estimate.workspace_bytes - RUNTIME_BYTES["cpu"] <= 1.15 * rest
+    assert rest <= estimate.workspace_bytes - RUNTIME_BYTES["cuda"] <= 1.15 * rest
+
+
+@pytest.mark.parametrize("name", ["2b", "7b", "9b", "27b"])
+@pytest.mark.parametrize("kind", ["full", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_our_own_attention_peaks_where_estimated(name, kind, dtype):
+    shape, context = replace(lookup(name).architecture, layers=2), 8192
+    model = real_model(shape, register()).to(getattr(torch, dtype))
+    kv = KVCache(model.config, kind, context)
+    kv.expect(context)
+    past = torch.empty(1, shape.kv_heads, context - PREFILL_CHUNK, shape.head_dim, device="meta")
+    for layer in kv.cache.layers:
+        layer.update(past.to(getattr(torch, dtype)), past.to(getattr(torch, dtype)))
+    ids = torch.zeros(1, PREFILL_CHUNK, dtype=torch.long, device="meta")
+    with torch.no_grad(), PeakMemory((*model.parameters(), *buffers_of(kv))) as memory:
+        model(ids, past_key_values=kv.cache, logits_to_keep=1)
+    load = Load(shape, WeightFormat(dtype), "eager", kind, context, "cpu")
+    estimate = resident(load, available=0, host_available=0)
+    rest = memory.peak - estimate.weights_bytes - estimate.kv_cache_bytes
+    assert rest <= estimate.workspace_bytes - RUNTIME_BYTES["cpu"] <= 1.25 * rest
+
+
+def buffers_of(kv: KVCache) -> Iterator[torch.Tensor]:
+    for layer in kv.cache.layers:
+        yield from (layer._buffers if isinstance(layer, Int8Layer) else (layer.keys, layer.values))
 
 
 def test_without_scores_a_workspace_is_smaller_and_a_quantized_one_unpacks_a_matrix():

@@ -42,6 +42,33 @@ def test_the_two_memory_presets_quantize_and_one_keeps_its_scales_small(presets,
     assert (memory.offload, extreme.offload) == ("none", "auto")
 
 
+def test_memory_on_a_cpu_keeps_its_cache_in_8_bits_where_our_attention_reads_it(presets, server_cpu, gpu):
+    def cache(facts, **overrides):
+        return settle(facts, presets["memory"], server_cpu, Overrides(**overrides)).cache
+
+    assert {cache(lookup(name)) for name in ("2b", "7b", "9b", "27b", "3-4b", "demo")} == {"int8"}
+    assert cache(GEMMA_2, assistant="lookup") == "int8"
+    assert cache(GEMMA_1, attention="sdpa") == "full"
+    assert cache(GEMMA_2, compile=True) == "static"
+    assert cache(lookup("4-e4b")) == "full"
+    odd = replace(GEMMA_2, architecture=replace(GEMMA_2.architecture, head_dim=40))
+    assert cache(odd) == "full"
+    anywhere = {device: replace(each, cache="int8") for device, each in presets["memory"].devices.items()}
+    mine = replace(presets["memory"], devices=anywhere)
+    assert settle(GEMMA_2, mine, gpu, Overrides(compile=False)).cache == "full"
+
+
+def test_memory_extreme_on_a_cpu_takes_the_smaller_cache(presets, server_cpu, old_cpu):
+    def cache(name, machine, **overrides):
+        return settle(lookup(name), presets["memory_extreme"], machine, Overrides(**overrides)).cache
+
+    assert {cache(name, server_cpu) for name in ("2b", "7b", "9b", "27b")} == {"int8"}
+    assert cache("3-4b", server_cpu) == "sliding"  # windows of 1024 of 8192 tokens
+    assert cache("3-4b", server_cpu, context=1024) == "int8"
+    assert cache("3-4b", server_cpu, assistant="lookup") == "full"
+    assert cache("4-e4b", server_cpu) == "sliding"
+
+
 def test_int8_has_no_scales_to_nest(presets, gpu):
     settled = settle(GEMMA_2, presets["memory_extreme"], gpu, Overrides(quantization="int8"))
     assert settled.weights == WeightFormat("bfloat16", "int8")

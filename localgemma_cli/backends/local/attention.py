@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from localgemma_cli.backends.local.int8_states import Int8Keys, Int8Values
 from localgemma_cli.planning.plan import LoadPlan
 
 NAME = "eager_grouped"
@@ -17,8 +18,8 @@ NAME = "eager_grouped"
 def grouped_attention(
     module: nn.Module,
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    key: torch.Tensor | Int8Keys,
+    value: torch.Tensor | Int8Values,
     attention_mask: torch.Tensor | None,
     scaling: float,
     softcap: float | None = None,
@@ -29,6 +30,13 @@ def grouped_attention(
     A chunk of a prompt goes one key head at a time: the scores of all would be the peak of memory.
     """
     batch, heads, length, width = query.shape
+    if isinstance(key, Int8Keys) and isinstance(value, Int8Values):
+        grouped = query.reshape(key.scales.shape[0], -1, width)
+        scores = _capped(key.scores(grouped), attention_mask, scaling, softcap)
+        output = value.mixed(torch.softmax(scores, dim=-1)).to(query.dtype)
+        return output.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    assert isinstance(key, torch.Tensor)
+    assert isinstance(value, torch.Tensor)
     kv_heads = key.shape[1]
     grouped = query.reshape(kv_heads, heads // kv_heads * length, width)
     output = torch.empty_like(grouped)
@@ -56,14 +64,22 @@ def _attend(
     scores = query.new_empty(*query.shape[:2], key.shape[1])
     for head, keys in enumerate(key):
         torch.mm(query[head], keys.T, out=scores[head])
+    _capped(scores, mask, scaling, softcap)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    for head, values in enumerate(value):
+        torch.mm(weights[head], values, out=output[head])
+
+
+def _capped(
+    scores: torch.Tensor, mask: torch.Tensor | None, scaling: float, softcap: float | None
+) -> torch.Tensor:
+    """[kv_heads, rows, n], changed in place: scaled, capped and masked."""
     scores.mul_(scaling)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     if mask is not None:
         scores.view(-1, *mask.shape[-2:]).add_(mask[0])
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    for head, values in enumerate(value):
-        torch.mm(weights[head], values, out=output[head])
+    return scores
 
 
 def mask_where_needed(

@@ -8,26 +8,49 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from localgemma_cli.backends.local.attention import NAME as GROUPED
+from localgemma_cli.backends.local.int8_states import MOST_TOKENS, Int8Keys, Int8Values, quantized
 
 _GROWTH = 256  # tokens; a growing buffer is reallocated once per so many steps, not copied at each
 _BUCKETS = (512, 1024, 2048, 4096)  # tokens; a short chat does not pay for attention over the whole context
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values of every token, [1, kv_heads, tokens, head_dim], written in place.
+class WholeLayer(DynamicLayer):
+    """Keys and values of every token, written in place into buffers that grow.
 
     A sliding layer keeps all of them too and shows attention only its window, so that a roll-back to any
     token is a change of `length`; transformers' own sliding layer cannot go back past its window.
+    """
+
+    def __init__(self, window: int | None) -> None:
+        super().__init__()
+        self.window = window
+        self.is_sliding = window is not None
+        self.length = 0
+        self.expected = 0  # tokens that are known to come
+
+    def capacity(self, tokens: int) -> int:
+        """How much room to make for so many."""
+        return -(-max(tokens, self.expected) // _GROWTH) * _GROWTH
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens attention sees, position of the first of them) for the next `query_length` tokens."""
+        first = 0 if self.window is None else max(self.length - self.window + 1, 0)
+        return self.length + query_length - first, first
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+
+class GrowingLayer(WholeLayer):
+    """As they are, [1, kv_heads, tokens, head_dim].
+
     With `grouped` attention, bfloat16 values lie column by column: their product is the same bit for bit, and
     at 6,000 tokens takes half as long. In float32 it would be summed in another order.
     """
 
     def __init__(self, window: int | None, grouped: bool = False) -> None:
-        super().__init__()
-        self.window, self._grouped = window, grouped
-        self.is_sliding = window is not None
-        self.length = 0
-        self.expected = 0  # tokens that are known to come
+        super().__init__(window)
+        self._grouped = grouped
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -39,7 +62,7 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = _empty_like(key_states, 0), self._empty_values(value_states, 0)
         end = self.length + count
         if end > self.keys.shape[-2]:
-            capacity = -(-max(end, self.expected) // _GROWTH) * _GROWTH
+            capacity = self.capacity(end)
             self.keys = self._moved(self.keys, _empty_like(self.keys, capacity))
             self.values = self._moved(self.values, self._empty_values(self.values, capacity))
         self.keys[..., self.length : end, :] = key_states
@@ -57,13 +80,45 @@ class GrowingLayer(DynamicLayer):
         new[..., : self.length, :] = old[..., : self.length, :]
         return new
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(tokens attention sees, position of the first of them) for the next `query_length` tokens."""
-        first = 0 if self.window is None else max(self.length - self.window + 1, 0)
-        return self.length + query_length - first, first
 
-    def get_seq_length(self) -> int:
-        return self.length
+class Int8Layer(WholeLayer):
+    """In 8 bits; a few tokens' attention gets them as they are, a chunk of a prompt unpacked."""
+
+    def __init__(self, window: int | None) -> None:
+        super().__init__(window)
+        # keys [heads, tokens, d], values [heads, d, tokens], the scales of both [heads, tokens]
+        self._buffers: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[Int8Keys, Int8Values] | tuple[torch.Tensor, torch.Tensor]:
+        count = key_states.shape[-2]
+        _, first = self.get_mask_sizes(count)
+        end = self.length + count
+        if not self._buffers or end > self._buffers[0].shape[1]:
+            self._grow(key_states, self.capacity(end))
+        keys, values, key_scales, value_scales = self._buffers
+        new, seen = slice(self.length, end), slice(first, end)
+        keys[:, new], key_scales[:, new] = quantized(key_states[0])
+        levels, value_scales[:, new] = quantized(value_states[0])
+        values[..., new] = levels.transpose(1, 2)
+        self.length = end
+        all_keys = Int8Keys(keys[:, seen], key_scales[:, seen])
+        all_values = Int8Values(values, value_scales[:, seen], first)
+        if count > MOST_TOKENS:
+            return all_keys.unpacked(key_states.dtype), all_values.unpacked(value_states.dtype)
+        return all_keys, all_values
+
+    def _grow(self, states: torch.Tensor, tokens: int) -> None:
+        _, heads, _, width = states.shape
+        shapes = ((heads, tokens, width), (heads, width, tokens), (heads, tokens), (heads, tokens))
+        dtypes = (torch.int8, torch.int8, torch.bfloat16, torch.bfloat16)
+        grown = tuple(
+            states.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+        )
+        for old, new, axis in zip(self._buffers, grown, (1, 2, 1, 1), strict=False):
+            new.narrow(axis, 0, self.length).copy_(old.narrow(axis, 0, self.length))
+        self._buffers = grown
 
 
 class PreallocatedLayer(StaticLayer):
@@ -108,7 +163,7 @@ class KVCache:
     """A transformers cache together with the token ids it holds; the ids decide what may be reused."""
 
     def __init__(self, config: PreTrainedConfig, kind: str, context_length: int) -> None:
-        """`kind` is the plan's: full (any roll-back), sliding (least memory) or static (preallocated)."""
+        """`kind` is the plan's: full or int8 (any roll-back), sliding (least memory), static (one size)."""
         self._config, self._kind, self._context_length = config, kind, context_length
         self.reset()
 
@@ -129,7 +184,7 @@ class KVCache:
     def expect(self, length: int) -> None:
         """Room for `length` tokens at once: a prompt's chunks would move what is there again and again."""
         for layer in self.cache.layers:
-            if isinstance(layer, GrowingLayer):
+            if isinstance(layer, WholeLayer):
                 layer.expected = length
 
     @contextmanager
@@ -185,7 +240,7 @@ class KVCache:
 
 def _crop(layer: object, length: int, removed: int) -> bool:
     """Shorten one layer to `length` tokens; False where what it would need is already gone."""
-    if isinstance(layer, GrowingLayer):
+    if isinstance(layer, WholeLayer):
         layer.length = length
     elif isinstance(layer, StaticLayer):
         layer.cumulative_length.fill_(length)
@@ -200,6 +255,8 @@ def _layers(config: PreTrainedConfig, kind: str, context_length: int) -> list[ob
     windows = layer_windows(config)
     if kind == "static":
         return [PreallocatedLayer(context_length) for _ in windows]
+    if kind == "int8":
+        return [Int8Layer(window) for window in windows]
     grouped = config._attn_implementation == GROUPED
     if kind == "sliding":
         return [

@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 ITEM_BYTES: Mapping[str, int] = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 NESTED = {
@@ -19,6 +19,7 @@ NESTED = {
     "model.language_model.": "model.",
 }
 _INDEX = "model.safetensors.index.json"
+_LOOKS = 64
 _HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
 
 
@@ -116,6 +117,20 @@ def header(entries: Iterable[Entry]) -> bytes:
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % mmap.ALLOCATIONGRANULARITY)
     return len(text).to_bytes(8, "little") + text
+
+
+def alike(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same, by what they hold at `_LOOKS` places; reads next to nothing."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape) or one.dtype not in ITEM_BYTES:
+        return False
+    steps = range(0, one.size, max(1, one.size // _LOOKS))
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        return all(_read(first, one, at) == _read(second, other, at) for at in steps)
+
+
+def _read(file: BinaryIO, tensor: Stored, at: int) -> bytes:
+    file.seek(tensor.offset + at)
+    return file.read(min(4096, tensor.size - at))
 
 
 def map_file(path: Path) -> mmap.mmap:

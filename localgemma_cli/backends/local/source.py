@@ -39,7 +39,12 @@ class Source:
 def resolve_assistant(model: str, *, offline: bool) -> Source:
     """As `resolve`; `--revision` is the larger model's."""
     with _about_the_assistant():
-        return resolve(model, revision=None, offline=offline)
+        source = resolve(model, revision=None, offline=offline)
+        if source.facts.adapter is not None:
+            raise UsageError(
+                f"{model} has an adapter, which only the larger model can have.", "Name its base."
+            )
+        return source
 
 
 def resolve(model: str, *, revision: str | None, offline: bool, force: bool = False) -> Source:
@@ -59,19 +64,20 @@ def _resolve_known(
         return Source(facts, folder, revision, offline)
     path = Path(model).expanduser()
     if path.is_dir() and (path / _ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
-        return resolve_adapted(None, model, revision=revision, offline=offline)
+        return _adapted(None, model, revision, offline, force)
     if path.is_dir():
         facts = facts_from_config(_local_config(path), name=model, id=model, force=force)
-        return Source(facts, path, revision, offline)
+        return Source(_with_the_stored_head(facts, path), path, revision, offline)
     if path.is_file():
         return Source(_file_facts(path, model), path, revision, offline)
     if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
-        from localgemma_cli.backends.local.hub import read_config  # only a hub id needs the hub's client
+        from localgemma_cli.backends.local.hub import cached, read_config  # only a hub id needs the client
 
         config = read_config(model, revision=revision, offline=offline)
         if "peft_type" in config:
-            return resolve_adapted(None, model, revision=revision, offline=offline)
-        return Source(facts_from_config(config, name=model, id=model, force=force), None, revision, offline)
+            return _adapted(None, model, revision, offline, force)
+        facts = facts_from_config(config, name=model, id=model, force=force)
+        return Source(_with_the_stored_head(facts, cached(model, revision)), None, revision, offline)
     names = (*MODEL_NAMES, *others)
     close = difflib.get_close_matches(model, names, n=1, cutoff=0.3)
     raise NotFoundError(
@@ -81,22 +87,38 @@ def _resolve_known(
 
 
 def _resolve_own(own: OwnModel, revision: str | None, offline: bool, force: bool) -> Source:
-    if own.repository is None:
+    revision = revision or own.revision
+    if own.adapter is not None:
+        found = _adapted(own.repository, own.adapter, revision, offline, force)
+    elif own.repository is not None:
+        found = _resolve_known(own.repository, revision, offline, force)
+    else:
         raise UsageError(
             f"{own.name} of models.toml names no repository to load.", 'Add repository = "…" to its table.'
         )
-    found = _resolve_known(own.repository, revision or own.revision, offline, force)
     return replace(found, facts=replace(found.facts, name=own.name))
 
 
-def resolve_adapted(model: str | None, adapter: str, *, revision: str | None, offline: bool) -> Source:
-    """The adapter's base, or `model` in its place, with the adapter; `revision` is that of what was named."""
+def resolve_adapted(
+    model: str | None, adapter: str, *, revision: str | None, offline: bool, force: bool = False
+) -> Source:
+    """The adapter's base, or `model` in its place, with the adapter; `revision` is that of what was named.
+
+    It stands in the place of one that `models.toml` gives the model.
+    """
+    own = own_models().get(model) if model else None
+    if own is not None:
+        return _resolve_own(replace(own, adapter=adapter), revision, offline, force)
+    return _adapted(model, adapter, revision, offline, force)
+
+
+def _adapted(model: str | None, adapter: str, revision: str | None, offline: bool, force: bool) -> Source:
     found = _adapter(adapter, revision if model is None else None, offline)
     base = model or found.base
     if not base:
         raise NotFoundError(f"The adapter {adapter} does not say what its base is.", "Name the base with -m.")
     try:
-        source = resolve(base, revision=revision if model else None, offline=offline)
+        source = _resolve_known(base, revision if model else None, offline, force)
     except NotFoundError as error:
         if model is not None:
             raise
@@ -108,6 +130,22 @@ def resolve_adapted(model: str | None, adapter: str, *, revision: str | None, of
         raise NotFoundError(f"{base} is an adapter itself.", "Name the whole model with -m.")
     facts = replace(source.facts, adapter=found)
     return replace(source, facts=facts, adapter_revision=None if model else revision)
+
+
+def _with_the_stored_head(facts: ModelFacts, folder: Path | None) -> ModelFacts:
+    """As a loader has it: a head that is stored and differs is the head, whatever the config says of it."""
+    if folder is None:
+        return facts
+    from localgemma_cli.backends.local.safetensors_file import alike, read_checkpoint
+
+    try:
+        tensors = read_checkpoint(folder)
+        embedding, head = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
+        shape = facts.architecture
+        tied = head is None or (shape.tied_head and embedding is not None and alike(embedding, head))
+    except (OSError, ValueError):  # the loader says what is wrong with the files
+        return facts
+    return replace(facts, architecture=replace(shape, tied_head=tied))
 
 
 def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:

@@ -36,18 +36,20 @@ class RemoteBackend:
 
     name = "remote"
     note: str | None = None
-    continues = False
 
     def __init__(self, endpoint: Endpoint, found: Found, voice: Voice) -> None:
         self._endpoint, self._found, self._voice = endpoint, found, voice
         self._asked_for = endpoint.model or next(iter(found.models), None)
         self.model = self._asked_for or "default"
         self.context_length = found.context_length
+        self.continues = found.continues
         self._manner = Manner()
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """See `Backend.stream`; raises EndpointError before any delta, and ends with one after the first."""
         self._voice.open()
+        if messages[-1].role == "assistant" and not messages[-1].content.strip():
+            messages = messages[:-1]  # nothing of the answer has come yet
         meter = _Meter()
         error: EndpointError | None = None
         interrupted = False

@@ -22,6 +22,8 @@ DIALECTS: Mapping[str, Dialect] = {
 }
 _BY_OWNER = {"rkllama": RKLLAMA, "rkllm": RKLLM}
 _SAYS_REPEAT_PENALTY = ("llamacpp", "rkllm")  # where others say repetition_penalty
+# By `continue_final_message`; what others make of an answer at the end differs.
+_CONTINUES = ("vllm", "sglang")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Found:
     @property
     def penalty_name(self) -> str:
         return "repeat_penalty" if self.owner in _SAYS_REPEAT_PENALTY else "repetition_penalty"
+
+    @property
+    def continues(self) -> bool:
+        return self.owner in _CONTINUES
 
 
 def find(endpoint: Endpoint, voice: Voice, cancel: Event) -> Found:

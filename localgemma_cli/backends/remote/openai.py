@@ -36,11 +36,13 @@ DROPPABLE = (
 
 def body(ask: Ask) -> dict[str, object]:
     model = {} if ask.model is None else {"model": ask.model}
+    goes_on = ask.messages[-1].role == "assistant"
     return {
         "messages": plain(ask.messages),
         "stream": True,
         "stream_options": {"include_usage": True},
         **model,
+        **({"continue_final_message": True, "add_generation_prompt": False} if goes_on else {}),
         **options(ask.sampling, ask.penalty_name, "max_tokens"),
     }
 

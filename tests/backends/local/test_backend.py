@@ -1,5 +1,8 @@
 """Whole chats through the local backend."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from threading import Event as Cancel
 
@@ -222,3 +225,29 @@ def test_a_damaged_folder_is_refused_with_its_reason(tmp_path: Path, damage: str
         backend_for(folder=folder)
     assert caught.value.hint
     assert "\n" not in caught.value.message
+
+
+def test_a_tiny_model_computes_on_one_core_in_every_thread() -> None:
+    """On a machine that others use, each product of several threads waits for one that is not running."""
+    program = """
+from threading import Thread
+import torch
+from support.models import DEMO
+from localgemma_cli.backends.local.backend import load
+from localgemma_cli.backends.local.source import resolve
+from localgemma_cli.planning.hardware import probe
+from localgemma_cli.planning.plan import Overrides, make_plan
+from localgemma_cli.planning.presets import load_presets
+from localgemma_cli.render.progress import silent
+
+facts = resolve(str(DEMO), revision=None, offline=True).facts
+plan = make_plan(facts, "exact", probe("cpu"), Overrides(), load_presets())
+for run in (lambda: load(plan, DEMO, silent), lambda: print(torch.get_num_threads())):
+    thread = Thread(target=run)
+    thread.start()
+    thread.join()
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "1"], done.stderr

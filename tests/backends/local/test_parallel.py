@@ -1,6 +1,7 @@
 """Several real processes on this CPU, started by torchrun, that answer as one would."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.models import DEMO
+from support.terminal import Terminal
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # two likely tokens: the text repeats itself, so that guesses are made, and some of them are wrong
@@ -92,3 +94,35 @@ def test_a_damaged_model_is_told_once(program, even, tmp_path):
     assert stdout == ""
     assert stderr.count("cannot be loaded") == 1
     assert "exitcode  : 4" in stderr
+
+
+def test_a_chat_in_a_terminal_where_ctrl_c_stops_an_answer_and_not_the_processes(program, even):
+    words = [*words_for(even, "--temperature", "0", "--max-new-tokens", "8"), "--plain"]
+    command = shlex.join([*TORCHRUN, "-m", "localgemma_cli", *words])
+    program = program.with_environment(OMP_NUM_THREADS="1")
+    with Terminal(program, shell=f"stty -a > before; {command}; echo left $?; stty -a > after") as terminal:
+        terminal.wait_for_prompt()
+        terminal.wait("exact · /help")
+        processes = psutil.Process(terminal.child.pid).children(recursive=True)
+        assert len(processes) >= 3
+        first, second = (terminal.enter(f"Hello, {number}.") for number in "12")
+        assert len(first.split()) > 2
+        assert len(second.split()) > 2
+        terminal.enter("/set max-new-tokens 900")
+        terminal.type("Go on and on\r")
+        terminal.wait(r"> Go on and on\n.*\S")
+        asked = time.monotonic()
+        terminal.type("typed ahead \x03")
+        terminal.wait(r"\[interrupted")
+        assert time.monotonic() - asked < 5
+        terminal.wait("> typed ahead")
+        terminal.type("\x03")
+        terminal.wait_for_prompt()
+        terminal.enter("/set max-new-tokens 8")
+        terminal.enter("Once more")
+        terminal.type("\x04")
+        terminal.wait("left 0")
+        assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert "Traceback" not in terminal.text
+    assert (program.folder / "before").read_text() == (program.folder / "after").read_text()
+    assert program("history", "show", "1").stdout.count("## You") == 4

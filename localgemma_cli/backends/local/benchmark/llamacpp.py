@@ -5,7 +5,6 @@ from importlib import import_module
 from statistics import median
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import torch
 
 from localgemma_cli.backends.local.benchmark.gauges import peaks, reset_peaks
@@ -30,13 +29,13 @@ def measure(job: Job) -> Outcome:
 
 
 def _load(job: Job) -> Any:
-    cores = psutil.cpu_count(logical=False)
+    threads = torch.get_num_threads()  # as many as the other rows have, also where fewer cores may be used
     try:
         return import_module("llama_cpp").Llama(
             str(job.weights),
             n_ctx=max(workload.context for workload in (*job.workloads, WARM_UP)) + 1,
-            n_threads=cores,
-            n_threads_batch=cores,
+            n_threads=threads,
+            n_threads_batch=threads,
             n_gpu_layers=0 if job.plan.device == "cpu" else -1,
             verbose=False,
         )

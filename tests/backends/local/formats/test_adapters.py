@@ -4,7 +4,9 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.source import resolve, resolve_adapted, tokenizer_folder
 from localgemma_cli.errors import NotFoundError
+from localgemma_cli.planning.architecture import StoredFormat
+from localgemma_cli.planning.hardware import GIB, describe, probe
+from localgemma_cli.planning.plan import Overrides, make_plan
+from localgemma_cli.planning.presets import load_presets
+from localgemma_cli.planning.shapes import GEMMA_2_27B
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -94,6 +101,48 @@ def test_the_plan_says_which_adapter_and_what_becomes_of_it(base: Path, adapter:
     assert f"{kind} adapter {adapter} of rank 8, merged into the weights" in exact.reasons
     assert any(f"{kind} adapter" in reason and "kept beside" in reason for reason in memory.reasons)
     assert not memory.streamed
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"target_modules": ["q_proj", "v_proj", "down_proj"]},
+        {"target_modules": ["o_proj"], "use_dora": True},
+        {"target_modules": "all-linear", "rank_pattern": {".*": 16}},
+        {"target_modules": r".*\.(q|k|v|o|gate|up|down)_proj"},
+        {"target_modules": ["k_proj", "lm_head"], "modules_to_save": ["embed_tokens"]},
+    ],
+    ids=["lora", "dora", "all", "pattern", "with embeddings"],
+)
+def test_beside_4_bit_weights_its_bytes_are_counted(form: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    get_peft_model(model, LoraConfig(r=8, task_type="CAUSAL_LM", **form)).save_pretrained(tmp_path)
+    plan = plan_for(base, "memory", adapter=str(tmp_path), dtype="bfloat16")
+    loaded = load_model(plan, base, lambda _: None, tmp_path)
+    own = [value for name, value in loaded.named_parameters() if "lora_" in name or "modules_to_save" in name]
+    alone = replace(plan.model, adapter=None, stored=StoredFormat("nf4", plan.nested_quantization))
+    without = make_plan(alone, "memory", probe("cpu"), Overrides(dtype="bfloat16"), load_presets())
+    assert plan.memory.weights_bytes - without.memory.weights_bytes == sum(value.nbytes for value in own)
+    assert plan.memory.total_bytes > without.memory.total_bytes
+
+
+def test_merged_it_adds_no_bytes(base: Path, adapter: Path) -> None:
+    merged = plan_for(base, "exact", adapter=str(adapter)).memory
+    assert merged.weights_bytes == plan_for(base, "exact").memory.weights_bytes
+
+
+def test_over_several_gpus_each_has_its_part(base: Path, adapter: Path) -> None:
+    facts = resolve_adapted(str(base), str(adapter), revision=None, offline=True).facts
+    facts = replace(facts, architecture=GEMMA_2_27B)
+    assert facts.adapter is not None
+    hardware = describe("cuda", (9 * GIB,) * 4, 64 * GIB)
+    small, large = (
+        make_plan(each, "memory", hardware, Overrides(), load_presets())
+        for each in (facts, replace(facts, adapter=replace(facts.adapter, rank=256)))
+    )
+    assert large.memory.weights_bytes - small.memory.weights_bytes > 7e9
+    assert large.memory.kv_cache_bytes == pytest.approx(small.memory.kv_cache_bytes, rel=0.001)
+    assert sum(share.bytes for share in large.shares) == large.memory.total_bytes
 
 
 def test_an_adapter_alone_finds_its_base(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -61,6 +61,28 @@ def test_a_config_that_says_untied_without_a_head_means_the_embedding(preset: st
     assert torch.equal(logits(loaded(tmp_path, preset, dtype="float32")), tied)
 
 
+def test_a_head_counts_as_it_is_stored_whatever_the_config_says(tmp_path: Path) -> None:
+    def weights() -> int:
+        return plan_for(tmp_path, "exact", dtype="float32").memory.weights_bytes
+
+    tiny("gemma2", tie_word_embeddings=False).save_pretrained(tmp_path)
+    whole = weights()
+    assert whole == sum(value.nbytes for value in loaded(add_tokenizer(tmp_path), "exact").parameters())
+    edit_config(tmp_path, tie_word_embeddings=True)
+    assert weights() == whole
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    embedding = tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": embedding.clone()}, path, metadata={"format": "pt"})
+    assert weights() == whole - embedding.nbytes
+    del tensors["lm_head.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    edit_config(tmp_path, tie_word_embeddings=False)
+    assert weights() == whole - embedding.nbytes
+    path.write_bytes(b"no weights")
+    assert weights() == whole  # the loader says what is wrong
+
+
 @pytest.mark.parametrize("preset", ["exact", "memory"])
 def test_shards_load_and_a_missing_or_damaged_one_is_named(preset: str, tmp_path: Path) -> None:
     tiny("gemma2").save_pretrained(tmp_path, max_shard_size="1MB")
