@@ -28,6 +28,7 @@ from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.json import SCHEMA, write_line
 from localgemma_cli.render.progress import on_stderr
 
+_PLENTY = 1 << 50  # bytes
 _CHAT_ANSWER = 32  # tokens; short, because only the last turn's question is timed
 
 
@@ -180,13 +181,22 @@ class _Bench:
             yield Path(name)
 
     def _estimates(self, job: Job) -> tuple[int, ...]:
-        """The plan's total for a context of just as many tokens as each workload has."""
+        """The plan's total, less what a context of just as many tokens as a workload has leaves unused.
+
+        That is told where all has room: a plan of its own would leave other layers on disk than this one.
+        """
         if job.engine != "localgemma":
             return ()
-        facts, overrides, presets = self.source.facts, self.choice.overrides(), load_presets()
-        sizes = [replace(overrides, context=workload.context) for workload in job.workloads]
-        plans = [make_plan(facts, job.plan.preset, self.hardware, each, presets) for each in sizes]
-        return tuple(plan.memory.total_bytes for plan in plans)
+        plan, presets = job.plan, load_presets()
+        roomy = replace(self.hardware, device_memory_free=_PLENTY, host_memory_free=_PLENTY)
+        overrides = replace(self.choice.overrides(), device_memory=None, host_memory=None)
+
+        def needed(context: int) -> int:
+            asked = replace(overrides, context=context)
+            return make_plan(plan.model, plan.preset, roomy, asked, presets).memory.total_bytes
+
+        elsewhere = needed(plan.context_length) - plan.memory.total_bytes
+        return tuple(needed(workload.context) - elsewhere for workload in job.workloads)
 
     @contextmanager
     def _weights(self, plans: Sequence[LoadPlan], progress: ProgressSink) -> Iterator[Path | None]:
