@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from localgemma_cli.backends.local.benchmark.job import Answered, Chatted, Job, Loaded, Outcome
-from localgemma_cli.planning.choices import Dtype
+from localgemma_cli.planning.choices import DTYPE_BYTES, Dtype
 from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
 
 
@@ -184,7 +184,9 @@ def _kv_bytes(job: Job, answered: Answered) -> int:
     """What attention reads for a token in the middle of the answer; a sliding layer reads its window."""
     middle = answered.workload.prompt_tokens + answered.workload.new_tokens // 2
     dtype: Dtype = "float16" if job.engine == "llama.cpp" else job.plan.dtype
-    return kv_cache_bytes(job.plan.model.architecture, dtype, "sliding", middle)
+    size = kv_cache_bytes(job.plan.model.architecture, dtype, "sliding", middle)
+    in_bytes = job.engine == "localgemma" and job.plan.cache == "int8"
+    return size // DTYPE_BYTES[dtype] if in_bytes else size  # without the scales: a hundredth
 
 
 def _estimate(entry: Entry, place: int) -> int | None:

@@ -70,6 +70,13 @@ def test_rates_and_shares_follow_from_what_was_measured() -> None:
     assert row.step_share == pytest.approx(5e-6 * 4)
 
 
+def test_a_cache_in_8_bits_is_read_as_half_of_bfloat16() -> None:
+    plain, small = entry(), entry()
+    small = replace(small, job=replace(small.job, plan=plan_on(preset="memory")))
+    full, half = (each.kv_bytes_per_token for each in figures(plain, small))
+    assert half == full // 2
+
+
 def test_ratios_are_against_the_first_row() -> None:
     slow, fast = figures(entry(), entry(first_token_seconds=0.25, decode_tokens_per_second=6.0))
     assert (slow.decode_ratio, slow.first_token_ratio) == (1, 1)
