@@ -175,7 +175,9 @@ Session = Annotated[
     str | None,
     _option("--session", metavar="NAME", help="Go on with the saved conversation of that name, or begin it."),
 ]
-Continue = Annotated[bool, _option("--continue", "-c", help="Go on with the latest saved conversation.")]
+Continue = Annotated[
+    bool, _option("--continue", "-c", help="Go on with the latest saved conversation, and its model.")
+]
 NoSave = Annotated[bool, _option("--no-save", help="Keep nothing of this chat on disk.")]
 Plain = Annotated[bool, _option("--plain", help="Show answers as the model writes them, not as Markdown.")]
 Sanitize = Annotated[

@@ -89,6 +89,8 @@ def chat(
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
     if session is not None and continue_:
         raise UsageError("--session and --continue cannot both be had.", "Take one of them.")
+    if model is None and (session is not None or continue_):
+        model = _spoken_with(session)
     own = own_model(model)
     chosen = sampling_for(
         mode,
@@ -151,6 +153,23 @@ def chat(
     )
     talk.explain()
     return talk.converse(incoming) if incoming.interactive else talk.answer(incoming)
+
+
+def _spoken_with(session: str | None) -> str | None:
+    """The built-in model whose the last answer is, in the conversation of that name or the latest."""
+    from localgemma_cli.commands.history import open_store
+    from localgemma_cli.planning.catalog import catalogue
+    from localgemma_cli.sessions.store import default_path
+
+    if not default_path().exists():
+        return None
+    store = open_store()
+    try:
+        id = store.latest() if session is None else store.named(session)
+        answered = store.last_model(id) if id is not None else None
+    finally:
+        store.close()
+    return next((facts.name for facts in catalogue() if facts.id == answered), None)
 
 
 def _local(template: str | None, own: "OwnModel | None", **choice: Any) -> "Target":

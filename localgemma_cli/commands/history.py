@@ -39,7 +39,7 @@ def list_conversations(
     Example: localgemma history list rivers
     """
     stdout = standard_streams().stdout
-    found = _store().summaries(" ".join(query or []))
+    found = open_store().summaries(" ".join(query or []))
     if json:
         write_line(stdout, {"conversations": [_row(each) for each in found]})
         return
@@ -56,7 +56,7 @@ def show(which: Which, json: options.Json = False) -> None:
 
     Example: localgemma history show 12
     """
-    store, stdout = _store(), standard_streams().stdout
+    store, stdout = open_store(), standard_streams().stdout
     conversation = store.conversation(store.find(which), "")
     text = written(conversation, "json" if json else "markdown")
     if not json:  # its marks are for reading it back
@@ -74,7 +74,7 @@ def search(
     Example: localgemma history search tax return
     """
     query, stdout = " ".join(words), standard_streams().stdout
-    found = _store().search(query)
+    found = open_store().search(query)
     if json:
         rows = [{"conversation": id, "question": q, "answer": a} for id, q, a in found]
         write_line(stdout, {"turns": rows})
@@ -94,7 +94,7 @@ def export(
 
     Example: localgemma history export 12 rivers.md
     """
-    store = _store()
+    store = open_store()
     conversation = store.conversation(store.find(which), "")
     if file == "-":
         standard_streams().stdout.write(written(conversation, "jsonl"))
@@ -128,12 +128,12 @@ def remove(which: Annotated[list[str], typer.Argument(metavar="NAME...", help="N
 
     Example: localgemma history rm 12 13
     """
-    store = _store()
+    store = open_store()
     for id in [store.find(each) for each in which]:
         store.remove(id)
 
 
-def _store() -> Store:
+def open_store() -> Store:
     store = Store(default_path())
     if store.notice:
         standard_streams().say(f"warning: {visible(store.notice)}")
@@ -141,7 +141,7 @@ def _store() -> Store:
 
 
 def _saved(conversation: Conversation, name: str | None) -> int:
-    store = _store()
+    store = open_store()
     id = store.create(conversation.system, name=name)
     for turn in conversation.turns:
         store.add(id, turn, "")

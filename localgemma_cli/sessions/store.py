@@ -149,6 +149,14 @@ class Store:
                 rows = self._rows("SELECT id FROM sessions WHERE id = ?", (min(int(wanted), 2**62),))
         return cast(int, rows[0]["id"]) if rows else None
 
+    def last_model(self, session: int) -> str | None:
+        """Whose the last answer there is."""
+        with self._reading():
+            rows = self._rows(
+                "SELECT model FROM turns WHERE session = ? ORDER BY id DESC LIMIT 1", (session,)
+            )
+        return cast(str, rows[0]["model"]) if rows else None
+
     def latest(self) -> int | None:
         """The session that was spoken in last."""
         found = self.summaries(limit=1)

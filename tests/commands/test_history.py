@@ -50,6 +50,14 @@ def test_show_by_name_or_number(program: Program, store: Store) -> None:
     assert roles == ["system", "user", "assistant"]
 
 
+def test_going_on_takes_the_model_that_answered_last(program: Program, store: Store) -> None:
+    done = program("-c", "--json", "And a river?")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"] == "demo"
+    shown = program("--session", "2", "--json", "-m", "nosuch", "And a river?")
+    assert "nosuch" in shown.stderr
+
+
 def test_search(program: Program, store: Store) -> None:
     assert "Danube" in program("history", "search", "dan").stdout
     assert json.loads(program("history", "search", "--json", "lake").stdout)["turns"] == [
