@@ -86,7 +86,7 @@ class Int8Layer(WholeLayer):
 
     def __init__(self, window: int | None) -> None:
         super().__init__(window)
-        # keys [heads, tokens, d], values [heads, d, tokens], the scales of both [heads, tokens]
+        # keys [heads, tokens, d], values [heads, d, tokens], and scales [2 * heads, tokens], the keys' first
         self._buffers: tuple[torch.Tensor, ...] = ()
 
     def update(
@@ -97,26 +97,25 @@ class Int8Layer(WholeLayer):
         end = self.length + count
         if not self._buffers or end > self._buffers[0].shape[1]:
             self._grow(key_states, self.capacity(end))
-        keys, values, key_scales, value_scales = self._buffers
-        new, seen = slice(self.length, end), slice(first, end)
-        keys[:, new], key_scales[:, new] = quantized(key_states[0])
-        levels, value_scales[:, new] = quantized(value_states[0])
-        values[..., new] = levels.transpose(1, 2)
+        keys, values, scales = self._buffers
+        heads, new, seen = len(keys), slice(self.length, end), slice(first, end)
+        levels, scales[:, new] = quantized(torch.cat([key_states[0], value_states[0]]))
+        keys[:, new], values[..., new] = levels[:heads], levels[heads:].transpose(1, 2)
         self.length = end
-        all_keys = Int8Keys(keys[:, seen], key_scales[:, seen])
-        all_values = Int8Values(values, value_scales[:, seen], first)
+        all_keys = Int8Keys(keys[:, seen], scales[:heads, seen])
+        all_values = Int8Values(values, scales[heads:, seen], first)
         if count > MOST_TOKENS:
             return all_keys.unpacked(key_states.dtype), all_values.unpacked(value_states.dtype)
         return all_keys, all_values
 
     def _grow(self, states: torch.Tensor, tokens: int) -> None:
         _, heads, _, width = states.shape
-        shapes = ((heads, tokens, width), (heads, width, tokens), (heads, tokens), (heads, tokens))
-        dtypes = (torch.int8, torch.int8, torch.bfloat16, torch.bfloat16)
-        grown = tuple(
-            states.new_empty(shape, dtype=dtype) for shape, dtype in zip(shapes, dtypes, strict=True)
+        grown = (
+            states.new_empty((heads, tokens, width), dtype=torch.int8),
+            states.new_empty((heads, width, tokens), dtype=torch.int8),
+            states.new_empty((2 * heads, tokens), dtype=torch.bfloat16),
         )
-        for old, new, axis in zip(self._buffers, grown, (1, 2, 1, 1), strict=False):
+        for old, new, axis in zip(self._buffers, grown, (1, 2, 1), strict=False):
             new.narrow(axis, 0, self.length).copy_(old.narrow(axis, 0, self.length))
         self._buffers = grown
 
