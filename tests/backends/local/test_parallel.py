@@ -100,7 +100,8 @@ def test_a_chat_in_a_terminal_where_ctrl_c_stops_an_answer_and_not_the_processes
     words = [*words_for(even, "--temperature", "0", "--max-new-tokens", "8"), "--plain"]
     command = shlex.join([*TORCHRUN, "-m", "localgemma_cli", *words])
     program = program.with_environment(OMP_NUM_THREADS="1")
-    with Terminal(program, shell=f"stty -a > before; {command}; code=$?; stty -a > after; echo left $code") as terminal:
+    shell = f"stty -a > before; {command}; code=$?; stty -a > after; echo left $code"
+    with Terminal(program, shell=shell) as terminal:
         terminal.wait_for_prompt()
         terminal.wait("exact · /help")
         processes = psutil.Process(terminal.child.pid).children(recursive=True)
