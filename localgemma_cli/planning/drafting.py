@@ -1,16 +1,18 @@
 """A small model that drafts tokens for a larger one to check: which may, how it is planned, what it adds."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.architecture import FAMILY_NAMES
 from localgemma_cli.planning.catalog import ModelFacts
-from localgemma_cli.planning.choices import gigabytes
+from localgemma_cli.planning.choices import CacheKind, gigabytes
 from localgemma_cli.planning.memory import MemoryEstimate
-from localgemma_cli.planning.presets import Preset, Settings
+from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settle import Overrides
 
 _PADDING = 64  # rows; Gemma 3's larger sizes append as many to the embedding for their image token
+_WHOLE: Mapping[str, CacheKind] = {"sliding": "full", "least": "int8"}  # instead of what forgets
 _SMALL = 8  # a model this many times smaller drafts several tokens in the time that the larger takes for one
 
 
@@ -36,17 +38,11 @@ def refuse_draft(facts: ModelFacts, draft: ModelFacts, processes: int) -> None:
 
 def whole(preset: Preset) -> Preset:
     """The same with all of the draft on the device, and a cache that can be rolled back to any token."""
-    devices = {device: _whole(settings) for device, settings in preset.devices.items()}
+    devices = {
+        device: replace(settings, offload="none", cache=_WHOLE.get(settings.cache, settings.cache))
+        for device, settings in preset.devices.items()
+    }
     return replace(preset, devices=devices)
-
-
-def _whole(settings: Settings) -> Settings:
-    match settings.cache:
-        case "sliding":
-            return replace(settings, offload="none", cache="full")
-        case "least":
-            return replace(settings, offload="none", cache="int8")
-    return replace(settings, offload="none")
 
 
 def draft_overrides(overrides: Overrides, draft: ModelFacts, context: int) -> Overrides:

@@ -96,8 +96,7 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
 
 def streamed_head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
-    count = architecture.vocabulary * architecture.hidden
-    return _int4_bytes(count, 64) if weights.kind == "int4" else _nf4_bytes(count, weights)
+    return _matrix_bytes(architecture.vocabulary * architecture.hidden, architecture.vocabulary, weights)
 
 
 def embedding_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -106,25 +105,26 @@ def embedding_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
 def layer_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     norms = architecture.layer_norm_parameters * DTYPE_BYTES[weights.dtype]
-    return norms + _linear_bytes(architecture, weights)
+    return norms + _matrix_bytes(
+        architecture.layer_linear_parameters, architecture.layer_linear_rows, weights
+    )
 
 
-def _linear_bytes(architecture: Architecture, weights: WeightFormat) -> int:
-    """One layer's projections.
+def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
+    """Of one or several matrices: `count` weights in `rows` rows.
 
     NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
     fp32 one per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
     row. int4 and AWQ, as PyTorch's kernels take them: half a byte, and per 64 or 128 a scale and an offset in
     16 bits each.
     """
-    count = architecture.layer_linear_parameters
     match weights.kind:
         case "none":
             return count * DTYPE_BYTES[weights.dtype]
         case "nf4":
             return _nf4_bytes(count, weights)
         case "int8" | "w8a8":
-            return count + 4 * architecture.layer_linear_rows
+            return count + 4 * rows
         case "int4":
             return _int4_bytes(count, 64)
         case "awq":

@@ -174,7 +174,10 @@ def _cache(
     context: int,
     hardware: Hardware,
 ) -> CacheKind:
-    """8 bits only where our own attention reads them: the kernel takes 32 numbers of a head at a time."""
+    """8 bits only where our own attention reads them.
+
+    The kernel takes 32 numbers of a head at a time, and reads past the end of one that is no multiple.
+    """
     shape = facts.architecture
     ours = hardware.device == "cpu" and attention == "eager" and shape.family not in ("gemma4_text", "other")
     whole: CacheKind = "int8" if ours and all(group.head_dim % 32 == 0 for group in shape.groups) else "full"

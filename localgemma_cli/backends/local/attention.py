@@ -31,19 +31,21 @@ def grouped_attention(
     """
     batch, heads, length, width = query.shape
     if isinstance(key, Int8Keys) and isinstance(value, Int8Values):
-        grouped = query.reshape(key.scales.shape[0], -1, width)
+        grouped = query.reshape(len(key.scales), -1, width)
         scores = _capped(key.scores(grouped), attention_mask, scaling, softcap)
         output = value.mixed(torch.softmax(scores, dim=-1)).to(query.dtype)
-        return output.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
-    assert isinstance(key, torch.Tensor)
-    assert isinstance(value, torch.Tensor)
-    kv_heads = key.shape[1]
-    grouped = query.reshape(kv_heads, heads // kv_heads * length, width)
-    output = torch.empty_like(grouped)
-    step = 1 if length > 1 else kv_heads
-    for first in range(0, kv_heads, step):
-        some = slice(first, first + step)
-        _attend(grouped[some], key[0, some], value[0, some], attention_mask, scaling, softcap, output[some])
+    else:
+        assert isinstance(key, torch.Tensor)
+        assert isinstance(value, torch.Tensor)
+        kv_heads = key.shape[1]
+        grouped = query.reshape(kv_heads, -1, width)
+        output = torch.empty_like(grouped)
+        step = 1 if length > 1 else kv_heads
+        for first in range(0, kv_heads, step):
+            some = slice(first, first + step)
+            _attend(
+                grouped[some], key[0, some], value[0, some], attention_mask, scaling, softcap, output[some]
+            )
     return output.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 MOST_TOKENS = 16  # at once; above, unpacking and a plain matrix product take less time
-WIDTH = 32  # the kernel reads so many numbers at a time, and past the end of a row that is no multiple
 
 
 @dataclass(frozen=True)
