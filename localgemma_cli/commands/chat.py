@@ -89,8 +89,6 @@ def chat(
     _refuse_conflicts(json=json, jsonl=jsonl, interactive=interactive)
     if session is not None and continue_:
         raise UsageError("--session and --continue cannot both be had.", "Take one of them.")
-    if model is None and (session is not None or continue_):
-        model = _spoken_with(session)
     own = own_model(model)
     chosen = sampling_for(
         mode,
@@ -120,10 +118,11 @@ def chat(
             verbose=verbose,
         )
     else:
+        goes_on = (session is not None or continue_) and adapter is None  # an adapter names its base
         target = _local(
             template,
             own,
-            model=model,
+            model=_spoken_with(session) if model is None and goes_on else model,
             preset=preset,
             adapter=adapter,
             revision=revision,

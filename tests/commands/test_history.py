@@ -58,6 +58,16 @@ def test_going_on_takes_the_model_that_answered_last(program: Program, store: St
     assert "nosuch" in shown.stderr
 
 
+def test_an_adapter_beside_what_is_gone_on_with_has_its_own_base(program: Program, store: Store) -> None:
+    folder = program.folder / "adapter"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "/gone/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    done = program("-c", "--adapter", str(folder), "And a river?")
+    assert done.returncode == 4
+    assert "/gone/base" in done.stderr
+
+
 def test_search(program: Program, store: Store) -> None:
     assert "Danube" in program("history", "search", "dan").stdout
     assert json.loads(program("history", "search", "--json", "lake").stdout)["turns"] == [
