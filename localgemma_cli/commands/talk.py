@@ -157,18 +157,15 @@ class Talk:
         return recorder, conversation
 
     def _store(self, *, needed: bool) -> "Store | None":
-        from localgemma_cli.sessions.store import Store, default_path
+        from localgemma_cli.commands.history import open_store
 
         try:
-            store = Store(default_path())
+            return open_store()
         except SavingError as error:
             if needed:
                 raise
             self._unsaved(error)
             return None
-        if store.notice:
-            self.streams.say(f"warning: {visible(store.notice)}")
-        return store
 
     def _settings(self, default: OnOverflow) -> "Settings":
         from localgemma_cli.chat.turn import Settings

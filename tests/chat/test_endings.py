@@ -22,6 +22,22 @@ RAMBLING = ["-m", "demo", "--temperature", "20", "--seed", "3"]  # never ends by
 ANSWERING = r"> Hello\n.*\S"
 
 
+def begin_of_a_long_answer(terminal: Terminal, seconds: float = 0) -> str:
+    """Its first word, once it has gone on for so long."""
+    terminal.type("Go on and on\r")
+    terminal.wait(r"> Go on and on\n.*\S")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        terminal.read()
+    return terminal.text.split("Go on and on\n")[1].split()[0]
+
+
+def assert_kept(program: Program, conversation: str, early: str) -> None:
+    shown = program("history", "show", conversation).stdout
+    assert "Hello, my name is Ada." in shown
+    assert early in shown.split("Go on and on")[1]
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("state", ["loading", "prompt", "answering"])
 def test_signals_that_end_the_program(program: Program, signal_number: int, state: str) -> None:
@@ -57,17 +73,13 @@ def test_a_terminal_that_is_closed_in_an_answer(program: Program) -> None:
         terminal.enter("/set max-new-tokens 5")
         terminal.enter("Hello, my name is Ada.")
         terminal.enter("/set max-new-tokens 4000")
-        terminal.type("Go on and on\r")
-        terminal.wait(r"> Go on and on\n.*\S")
-        early = terminal.text.split("Go on and on\n")[1].split()[0]
+        early = begin_of_a_long_answer(terminal)
         terminal.child.ptyproc.fileobj.close()
         deadline = time.monotonic() + 5
         while terminal.child.isalive():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    shown = program("history", "show", "1").stdout
-    assert "Hello, my name is Ada." in shown
-    assert early in shown.split("Go on and on")[1]
+    assert_kept(program, "1", early)
     assert program(*DEMO, "-c", "Hello!").returncode == 0
 
 
@@ -168,16 +180,9 @@ def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:
         terminal.enter("/set temperature 20")
         terminal.enter("/set seed 3")
         terminal.enter("/save ada")
-        terminal.type("Go on and on\r")
-        terminal.wait(r"> Go on and on\n.*\S")
-        deadline = time.monotonic() + 1.3
-        while time.monotonic() < deadline:
-            terminal.read()
-        early = terminal.text.split("Go on and on\n")[1].split()[0]
+        early = begin_of_a_long_answer(terminal, seconds=1.3)
         os.kill(terminal.child.pid, signal.SIGKILL)
-    shown = program("history", "show", "ada").stdout
-    assert "Hello, my name is Ada." in shown
-    assert early in shown.split("Go on and on")[1]
+    assert_kept(program, "ada", early)
     program("history", "search", "Ada")
     with Terminal(program, [*DEMO, "-c", "--max-new-tokens", "30"]) as terminal:
         terminal.wait_for_prompt()

@@ -18,6 +18,23 @@ def contents(server: ChatServer, at: int = -1) -> list[str]:
     return [f"{message['role']}: {message['content']}" for message in server.posts[at].body["messages"]]
 
 
+def interrupt_before_the_first_byte(terminal: Terminal, server: ChatServer) -> None:
+    terminal.wait("gemma-test · 127")
+    terminal.type("First\r")
+    while not server.posts:
+        terminal.read()
+    terminal.type("\x03")
+    terminal.wait(r"\[interrupted")
+    terminal.wait_for_prompt()
+
+
+def interrupt_the_second(terminal: Terminal, said: str) -> None:
+    terminal.wait(said)
+    terminal.type("\x03")
+    terminal.wait(r"\[interrupted", count=2)
+    terminal.wait_for_prompt()
+
+
 def test_turns_system_text_and_a_new_conversation(program: Program, server: ChatServer) -> None:
     usage = {"prompt_tokens": 20, "completion_tokens": 5}
     server.answers(sse("Answer", " one.", usage=usage), sse("Answer two."), sse("Answer three."))
@@ -79,18 +96,9 @@ def test_what_could_not_be_sent_is_there_to_edit(program: Program, server: ChatS
 def test_ctrl_c_before_the_first_byte_and_in_the_answer(program: Program, server: ChatServer) -> None:
     server.answers(Reply((HOLD,)), Reply((event(delta("So far")), HOLD)), sse("Done."))
     with Terminal(program, ["--endpoint", server.url]) as terminal:
-        terminal.wait("gemma-test · 127")
-        terminal.type("First\r")
-        while not server.posts:
-            terminal.read()
-        terminal.type("\x03")
-        terminal.wait(r"\[interrupted")
-        terminal.wait_for_prompt()
+        interrupt_before_the_first_byte(terminal, server)
         terminal.type("Second\r")
-        terminal.wait("So far")
-        terminal.type("\x03")
-        terminal.wait(r"\[interrupted", count=2)
-        terminal.wait_for_prompt()
+        interrupt_the_second(terminal, "So far")
         terminal.type("Third\r")
         terminal.wait("Done")
         assert contents(server)[-2:] == ["assistant: So far", "user: Third"]
@@ -106,18 +114,9 @@ def test_continue_goes_on_with_the_answer_where_the_server_can(
     server.pages["/v1/models"] = page(models)
     server.answers(Reply((HOLD,)), Reply((event(delta("Half an")), HOLD)), sse(" answer."), sse("Fine."))
     with Terminal(program, ["--endpoint", server.url, "-s", "Be brief."]) as terminal:
-        terminal.wait("gemma-test · 127")
-        terminal.type("First\r")
-        while not server.posts:
-            terminal.read()
-        terminal.type("\x03")
-        terminal.wait(r"\[interrupted")
-        terminal.wait_for_prompt()
+        interrupt_before_the_first_byte(terminal, server)
         terminal.type("/continue\r")
-        terminal.wait("Half an")
-        terminal.type("\x03")
-        terminal.wait(r"\[interrupted", count=2)
-        terminal.wait_for_prompt()
+        interrupt_the_second(terminal, "Half an")
         terminal.type("/continue\r")
         terminal.wait(r"answer\.")
         terminal.wait_for_prompt()

@@ -34,7 +34,16 @@ from localgemma_cli.backends.local.quantized_weights import (
     linear_kind,
     write,
 )
-from localgemma_cli.backends.local.safetensors_file import Entry, Stored, header, map_file, read_checkpoint
+from localgemma_cli.backends.local.safetensors_file import (
+    EMBEDDING,
+    HEAD,
+    Entry,
+    Stored,
+    header,
+    is_tied,
+    map_file,
+    read_checkpoint,
+)
 from localgemma_cli.backends.local.textpart import text_config
 from localgemma_cli.backends.local.weights_cache import Wanted, open_or_make, source_of
 from localgemma_cli.errors import DiskSpaceError, UsageError
@@ -44,7 +53,6 @@ from localgemma_cli.planning.plan import LoadPlan
 
 _TORCH = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _FLOATS = ("BF16", "F16", "F32")
-_EMBEDDING, _HEAD = "model.embed_tokens", "lm_head"
 
 
 def load_quantized(
@@ -83,7 +91,7 @@ def load_quantized(
         attach(model, parts, tensors)
         _page(plan, model, weights, places)
     table_device = None if link is None or plan.host_embedding else link.device
-    _attach_embedding(model, checkpoint[f"{_EMBEDDING}.weight"], dtype, table_device)
+    _attach_embedding(model, checkpoint[EMBEDDING], dtype, table_device)
     return model.eval()
 
 
@@ -115,23 +123,17 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
 
 def _parts(model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Kind) -> list[Part]:
     """What to make of each parameter, in the order of the layers; the embedding is not among them."""
-    embedding, head = checkpoint.get(f"{_EMBEDDING}.weight"), checkpoint.get(f"{_HEAD}.weight")
-    # As transformers has it: a head that is stored and differs is the head, whatever the config says.
-    tied = head is None or (
-        model.config.tie_word_embeddings and embedding is not None and same_matrix(embedding, head)
-    )
+    tied = is_tied(model.config.tie_word_embeddings, checkpoint, same_matrix)
     linears = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear)}
     parameters = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
-    names = {
-        name: f"{_EMBEDDING}.weight" if tied and name == f"{_HEAD}.weight" else name for name in parameters
-    }
+    names = {name: EMBEDDING if tied and name == HEAD else name for name in parameters}
     _require(names, parameters, checkpoint, folder)
     return [
         Part(name.removesuffix(".weight"), checkpoint[source], linear_kind(parameters[name], kind))
         if name in linears
         else Part(name, checkpoint[source], "copy")
         for name, source in names.items()
-        if name != f"{_EMBEDDING}.weight"
+        if name != EMBEDDING
     ]
 
 
@@ -164,7 +166,7 @@ def _attach_embedding(
     model: PreTrainedModel, stored: Stored, dtype: torch.dtype, device: torch.device | None
 ) -> None:
     """The checkpoint's own file is mapped: rows are read as they are looked up, or all go to `device`."""
-    owner = model.get_submodule(_EMBEDDING.rpartition(".")[0])
+    owner = model.model
     table = _mapped(map_file(stored.file), stored.offset, stored)
     if device is not None:
         table = table.to(device, dtype)

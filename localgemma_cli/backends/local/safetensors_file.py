@@ -7,10 +7,10 @@ Format: https://github.com/huggingface/safetensors#format
 import json
 import math
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 ITEM_BYTES: Mapping[str, int] = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 NESTED = {
@@ -18,9 +18,13 @@ NESTED = {
     "language_model.lm_head.": "lm_head.",
     "model.language_model.": "model.",
 }
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _INDEX = "model.safetensors.index.json"
 _LOOKS = 64
 _HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
+
+
+Tensor = TypeVar("Tensor")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,15 @@ def header(entries: Iterable[Entry]) -> bytes:
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % mmap.ALLOCATIONGRANULARITY)
     return len(text).to_bytes(8, "little") + text
+
+
+def is_tied(says_so: bool, tensors: Mapping[str, Tensor], same: Callable[[Tensor, Tensor], bool]) -> bool:
+    """Whether the head is the embedding: one that is stored and differs is the head, whatever a config says.
+
+    As transformers has it; `tensors` are a checkpoint's by name, in any form that `same` can compare.
+    """
+    embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
+    return head is None or (says_so and embedding is not None and same(embedding, head))
 
 
 def alike(one: Stored, other: Stored) -> bool:

@@ -133,19 +133,16 @@ def _adapted(model: str | None, adapter: str, revision: str | None, offline: boo
 
 
 def _with_the_stored_head(facts: ModelFacts, folder: Path | None) -> ModelFacts:
-    """As a loader has it: a head that is stored and differs is the head, whatever the config says of it."""
+    """With a head of its own where the files have one, as a loader finds it."""
     if folder is None:
         return facts
-    from localgemma_cli.backends.local.safetensors_file import alike, read_checkpoint
+    from localgemma_cli.backends.local.safetensors_file import alike, is_tied, read_checkpoint
 
     try:
-        tensors = read_checkpoint(folder)
-        embedding, head = tensors.get("model.embed_tokens.weight"), tensors.get("lm_head.weight")
-        shape = facts.architecture
-        tied = head is None or (shape.tied_head and embedding is not None and alike(embedding, head))
+        tied = is_tied(facts.architecture.tied_head, read_checkpoint(folder), alike)
     except (OSError, ValueError):  # the loader says what is wrong with the files
         return facts
-    return replace(facts, architecture=replace(shape, tied_head=tied))
+    return replace(facts, architecture=replace(facts.architecture, tied_head=tied))
 
 
 def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:

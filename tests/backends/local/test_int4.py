@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.checkpoints import greedy, loaded, plan_for, tiny
+from support.checkpoints import Nowhere, greedy, loaded, plan_for, tiny
 from support.models import DEMO, demo_fp32, demo_tokenizer, needs_int4
 from transformers import PreTrainedModel
 
@@ -169,14 +169,6 @@ def test_the_demos_tokens_are_the_unquantized_models(kind: str) -> None:
         same += (likeliest[start - 1 :] == said[0, start:]).tolist()
     assert len(same) > 40
     assert sum(same) / len(same) > 0.97
-
-
-class Nowhere:
-    size = 0
-
-    def write(self, data: memoryview) -> int:
-        self.size += data.nbytes
-        return data.nbytes
 
 
 def test_the_file_is_as_long_as_was_said_and_rows_are_padded(checkpoint: Path) -> None:

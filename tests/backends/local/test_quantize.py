@@ -12,6 +12,7 @@ import pytest
 import torch
 from bitsandbytes import functional as bnb
 from safetensors.torch import load_file, save_file
+from support.checkpoints import Nowhere
 from support.models import DEMO, demo_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma2ForCausalLM
@@ -198,16 +199,6 @@ def test_a_head_of_its_own_is_the_one_that_is_quantized(tiny: Path, tmp_path: Pa
     expected, _ = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)
     assert torch.equal(model.lm_head.packed, expected)
     assert model.model.embed_tokens(torch.tensor([[3]])).dtype == torch.bfloat16
-
-
-class Nowhere:
-    """Counts, keeps nothing."""
-
-    size = 0
-
-    def write(self, data: memoryview) -> int:
-        self.size += data.nbytes
-        return data.nbytes
 
 
 def test_quantizing_needs_a_fraction_of_one_matrix(tmp_path: Path) -> None:

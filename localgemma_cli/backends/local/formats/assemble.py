@@ -18,7 +18,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from localgemma_cli.backends.local.attention import implementation
-from localgemma_cli.backends.local.safetensors_file import Stored
+from localgemma_cli.backends.local.safetensors_file import HEAD, Stored, is_tied
 from localgemma_cli.backends.local.textpart import text_config
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
@@ -26,7 +26,6 @@ from localgemma_cli.planning.plan import LoadPlan
 
 _TORCH = {"I32": torch.int32, "I8": torch.int8, "U8": torch.uint8}
 _TORCH |= {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ def assemble(
 ) -> PreTrainedModel:
     """NotFoundError where a part is missing, ValueError where one has another shape than the model's."""
     dtype: torch.dtype = getattr(torch, plan.dtype)
-    config.tie_word_embeddings = HEAD not in parts.tensors or (
-        config.tie_word_embeddings and _equal(parts.tensors[HEAD](), parts.tensors[EMBEDDING]())
+    config.tie_word_embeddings = is_tied(
+        config.tie_word_embeddings, parts.tensors, lambda one, other: _equal(one(), other())
     )
     model = skeleton(plan, config, dtype)
     shapes = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
