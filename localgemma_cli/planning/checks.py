@@ -4,7 +4,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.catalog import ModelFacts
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.presets import Preset
-from localgemma_cli.planning.settle import Settled
+from localgemma_cli.planning.settle import OWN_LINEARS, Settled
 
 _OVERFLOWS_FROM = 20_000_000_000  # parameters; of Gemma 2's sizes only 27b (27.2 billion) is above
 
@@ -71,8 +71,9 @@ def _refuse_attention(facts: ModelFacts, settled: Settled, hardware: Hardware) -
 
 def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hardware) -> tuple[str, ...]:
     """Warnings for what will work worse than the user may expect."""
-    native = "bfloat16" if hardware.bf16 else "float32"
     dtype, kind, family = settled.weights.dtype, settled.weights.kind, facts.architecture.family
+    has_bf16 = hardware.bf16 or (hardware.bf16_widened and kind in OWN_LINEARS)
+    native = "bfloat16" if has_bf16 else "float32"
     on_cpu = hardware.device == "cpu"
     found = (
         (
@@ -88,7 +89,7 @@ def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hard
             kind == "int8" and family != "gemma",
             "bitsandbytes int8 passes activations through float16, which can overflow in this model",
         ),
-        (dtype == "bfloat16" and not hardware.bf16, f"bfloat16 will be slow: {hardware.bf16.why}"),
+        (dtype == "bfloat16" and not has_bf16, f"bfloat16 will be slow: {hardware.bf16.why}"),
         (dtype == "float16" and on_cpu, "float16 is slow on a CPU; float32 or bfloat16 is faster"),
         (
             kind == "nf4" and on_cpu and not hardware.nf4_kernel,

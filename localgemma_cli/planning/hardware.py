@@ -51,7 +51,8 @@ class Hardware:
 
     `devices`: how many GPUs are visible; `others`: those after this one that can do all that it can.
     `nf4_kernel`, `int4`: whether there is a product for such weights as they are; NF4 without one is unpacked
-    at each step, which is slow.
+    at each step, which is slow. `bf16_widened`: without bfloat16 instructions, weights in it can still be
+    read as they are and multiplied in float32.
     """
 
     device: DeviceKind
@@ -69,6 +70,7 @@ class Hardware:
     others: tuple[Room, ...] = ()
     nf4_kernel: Ability = Ability(True, "")
     int4: Ability = Ability(False, "they are for processors")
+    bf16_widened: bool = False
     notes: tuple[str, ...] = ()
 
     def capped(self, device_memory: DeviceMemory | None, host_memory: int | None) -> "Hardware":
@@ -239,6 +241,7 @@ def _gpu(name: str, capability: tuple[int, int], total: int, free: int, host: Ha
         nf4=Ability(capability >= (6, 0), f"{at}; bitsandbytes needs 6.0"),
         int8=Ability(capability >= (7, 5), f"{at}; int8 products need 7.5"),
         int4=Hardware.int4,
+        bf16_widened=False,
         compute_capability=capability,
     )
 
@@ -270,6 +273,7 @@ def apple_gpu(host: Hardware, macos: int) -> Hardware:
         nf4=recent,
         int8=recent,
         int4=Hardware.int4,
+        bf16_widened=False,
     )
 
 
@@ -303,5 +307,6 @@ def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
         int4=Ability(
             bool(flags and "avx2" in flags), "PyTorch's product for them needs AVX2, and Linux to tell of it"
         ),
+        bf16_widened=bool(flags and "avx2" in flags) and not bf16,
         notes=notes,
     )

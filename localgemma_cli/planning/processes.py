@@ -17,7 +17,8 @@ def part_of(hardware: Hardware, processes: int) -> Hardware:
     if hardware.device == "cpu":
         host = hardware.host_memory_free // processes
         device = min(hardware.device_memory_free // processes, host)
-        return replace(hardware, device_memory_free=device, host_memory_free=host)
+        # slices are multiplied by PyTorch's own linear layers
+        return replace(hardware, device_memory_free=device, host_memory_free=host, bf16_widened=False)
     there = len(hardware.rooms) if hardware.device == "cuda" else 0
     if there < processes:
         raise UsageError(

@@ -18,6 +18,7 @@ from localgemma_cli.planning.choices import (
     Dtype,
     OffloadRule,
     Quantization,
+    WeightKind,
     chosen,
 )
 from localgemma_cli.planning.hardware import DeviceMemory, Hardware
@@ -33,6 +34,7 @@ STREAMED: Mapping[DeviceKind, str] = {
 }
 _INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
 _FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
+OWN_LINEARS: tuple[WeightKind, ...] = ("none", "int4", "awq", "gguf")
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
 
 
@@ -97,8 +99,22 @@ def _dtype(
         return dtype, f"{dtype}, as asked"
     if settings.dtype != "native":
         return settings.dtype, f"{settings.dtype}, as the preset says"
-    native: Dtype = "bfloat16" if hardware.bf16 else "float32"
-    return native, f"{native}: {hardware.bf16.why}"
+    native = _native(facts, settings, hardware, overrides)
+    widened = native == "bfloat16" and not hardware.bf16
+    return native, f"{native}: {hardware.bf16.why}" + (", so it is multiplied in float32" if widened else "")
+
+
+def _native(facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides) -> Dtype:
+    """What this device computes the model in at its best; only our own linear layers widen bfloat16."""
+    if hardware.bf16 or (hardware.bf16_widened and _has_own_linears(facts, settings, hardware, overrides)):
+        return "bfloat16"
+    return "float32"
+
+
+def _has_own_linears(facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides) -> bool:
+    """Whether our own code multiplies the weights; bitsandbytes turns its own into bfloat16 first."""
+    kind = facts.stored.kind if facts.stored else _kind(facts, settings, hardware, overrides)
+    return kind in OWN_LINEARS
 
 
 def _weights(
@@ -109,9 +125,7 @@ def _weights(
     overrides: Overrides,
     hardware: Hardware,
 ) -> tuple[WeightFormat, str]:
-    asked, streams = overrides.quantization, _streams(facts) and not facts.adapter
-    preferred = _preferred(settings, hardware, streams)
-    kind = preferred if asked is None else chosen(asked, QUANTIZATIONS, "--quantization")
+    asked, kind = overrides.quantization, _kind(facts, settings, hardware, overrides)
     if facts.stored:
         return as_stored(facts, facts.stored, preset, hardware, dtype, None if asked is None else kind)
     if asked not in (None, "none") and preset.name in LOSSLESS:
@@ -120,18 +134,20 @@ def _weights(
             "Leave one of them out, or take --preset memory.",
         )
     device = hardware.device
-    streamed = kind in ("nf4", "int4") and device in STREAMED and streams
+    streamed = kind in ("nf4", "int4") and device in STREAMED and _streams(facts)
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     wide = streamed and device == "cuda" and not settings.nested_quantization
     why = (_why_kind(settings, kind, asked, hardware), STREAMED[device] if streamed else "")
     return WeightFormat(dtype, kind, nested, streamed, wide), "; ".join(filter(None, why))
 
 
-def _preferred(settings: Settings, hardware: Hardware, streams: bool) -> Quantization:
-    """The preset's kind of weights; int4 is made by streaming only."""
+def _kind(facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides) -> Quantization:
+    """The user's or the preset's kind of weights; int4 is made by streaming only."""
+    if overrides.quantization is not None:
+        return chosen(overrides.quantization, QUANTIZATIONS, "--quantization")
     if settings.quantization != "4-bit":
         return settings.quantization
-    has_int4 = hardware.device == "cpu" and hardware.int4 and streams
+    has_int4 = hardware.device == "cpu" and hardware.int4 and _streams(facts)
     return "int4" if has_int4 and not hardware.nf4_kernel else "nf4"
 
 
@@ -146,11 +162,13 @@ def _why_kind(settings: Settings, kind: Quantization, asked: str | None, hardwar
 def _streams(facts: ModelFacts) -> bool:
     """Whether each row of every matrix is whole blocks of 64, as in all Gemmas, and nothing else is stored.
 
-    Gemma 4 keeps a factor per layer and a second embedding besides.
+    Gemma 4 keeps a factor per layer and a second embedding besides; an adapter wants the layers as they were.
     """
     shape = facts.architecture
-    return shape.family not in ("gemma4_text", "other") and all(
-        width % 64 == 0 for width in (shape.hidden, shape.heads * shape.head_dim, shape.ffn)
+    return (
+        not facts.adapter
+        and shape.family not in ("gemma4_text", "other")
+        and all(width % 64 == 0 for width in (shape.hidden, shape.heads * shape.head_dim, shape.ffn))
     )
 
 

@@ -34,20 +34,32 @@ def turing() -> Hardware:
 @pytest.fixture
 def server_cpu() -> Hardware:
     yes = Ability(True, "the processor has bfloat16 instructions")
-    return replace(describe("cpu", None, 64 * GIB), bf16=yes, nf4=yes, int8=yes, nf4_kernel=yes, int4=yes)
+    return replace(
+        describe("cpu", None, 64 * GIB),
+        bf16=yes,
+        nf4=yes,
+        int8=yes,
+        nf4_kernel=yes,
+        int4=yes,
+        bf16_widened=False,
+    )
 
 
 @pytest.fixture
 def desktop_cpu(server_cpu: Hardware) -> Hardware:
     """AVX2 and no more, as most have."""
     no = Ability(False, "NF4's fast product needs a processor with AVX512-BF16")
-    return replace(server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4_kernel=no)
+    return replace(
+        server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4_kernel=no, bf16_widened=True
+    )
 
 
 @pytest.fixture
 def arm_cpu(desktop_cpu: Hardware) -> Hardware:
     """NF4 runs, and nothing multiplies 4 bits as they are."""
-    return replace(desktop_cpu, int4=Ability(False, "PyTorch's product for them needs AVX2"))
+    return replace(
+        desktop_cpu, int4=Ability(False, "PyTorch's product for them needs AVX2"), bf16_widened=False
+    )
 
 
 @pytest.fixture

@@ -200,7 +200,7 @@ def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag
 @pytest.mark.parametrize("name", ["memory", "memory_extreme"])
 def test_on_a_processor_without_nf4s_product_4_bits_are_int4(presets, name, desktop_cpu, server_cpu, arm_cpu):
     settled = settle(GEMMA_2, presets[name], desktop_cpu, Overrides())
-    assert settled.weights == WeightFormat("float32", "int4", streamed=True)
+    assert settled.weights == WeightFormat("bfloat16", "int4", streamed=True)
     assert any("int4" in reason and "AVX512-BF16" in reason for reason in settled.reasons)
     for cpu in (server_cpu, arm_cpu):
         assert settle(GEMMA_2, presets[name], cpu, Overrides()).weights.kind == "nf4"
@@ -225,3 +225,17 @@ def test_4_bit_weights_are_our_own_and_the_plan_says_what_that_costs(presets, se
     assert not settle(odd, presets["memory"], server_cpu, Overrides()).weights.streamed
     int8 = settle(GEMMA_2, presets["memory"], server_cpu, Overrides(quantization="int8"))
     assert not int8.weights.streamed
+
+
+def test_without_bfloat16_instructions_it_is_still_read_where_our_own_layers_multiply_it(
+    presets, desktop_cpu, arm_cpu, old_cpu
+):
+    for name in ("exact", "speed", "memory", "memory_extreme"):
+        settled = settle(GEMMA_2, presets[name], desktop_cpu, Overrides())
+        assert settled.weights.dtype == "bfloat16"
+        assert "bfloat16: no bfloat16 instructions, so it is multiplied in float32" in settled.reasons
+        for cpu in (arm_cpu, old_cpu):
+            assert settle(GEMMA_2, presets[name], cpu, Overrides()).weights.dtype == "float32"
+    for kind in ("nf4", "int8"):
+        overrides = Overrides(quantization=kind)
+        assert settle(GEMMA_2, presets["memory"], desktop_cpu, overrides).weights.dtype == "float32"

@@ -19,6 +19,7 @@ from transformers import (
 
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.source import resolve, resolve_adapted
+from localgemma_cli.backends.local.widened import WidenedLinear
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -110,6 +111,14 @@ def logits(model: nn.Module, prompt: torch.Tensor | None = None) -> torch.Tensor
     with torch.inference_mode():
         found: torch.Tensor = model(prompt_ids() if prompt is None else prompt).logits.float()
     return found
+
+
+def same_logits(ours: nn.Module, reference: nn.Module) -> bool:
+    """Bit for bit; to rounding where bfloat16 has to be widened, as sums are in another order then."""
+    got, expected = logits(ours), logits(reference)
+    if any(isinstance(each, WidenedLinear) for each in ours.modules()):
+        return bool((got - expected).norm() < 0.02 * expected.norm())
+    return torch.equal(got, expected)
 
 
 class Nowhere:

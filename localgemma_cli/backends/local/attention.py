@@ -10,9 +10,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from localgemma_cli.backends.local.int8_states import Int8Keys, Int8Values
+from localgemma_cli.backends.local.widened import is_widened
 from localgemma_cli.planning.plan import LoadPlan
 
 NAME = "eager_grouped"
+_WIDE_FROM = 8  # rows; fewer are multiplied as they are, which is bound by reading keys and values
 
 
 def grouped_attention(
@@ -65,11 +67,19 @@ def _attend(
     """
     scores = query.new_empty(*query.shape[:2], key.shape[1])
     for head, keys in enumerate(key):
-        torch.mm(query[head], keys.T, out=scores[head])
+        _multiply(query[head], keys.T, scores[head])
     _capped(scores, mask, scaling, softcap)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     for head, values in enumerate(value):
-        torch.mm(weights[head], values, out=output[head])
+        _multiply(weights[head], values, output[head])
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:
+    """left @ right to `out`, by way of float32 where many rows of bfloat16 are slow."""
+    if len(left) >= _WIDE_FROM and left.dtype == torch.bfloat16 and is_widened():
+        out.copy_(left.float() @ right.float())
+    else:
+        torch.mm(left, right, out=out)
 
 
 def _capped(

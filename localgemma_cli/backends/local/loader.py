@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from localgemma_cli.backends.local.attention import implementation
 from localgemma_cli.backends.local.formats.assemble import incomplete
 from localgemma_cli.backends.local.formats.choose import as_the_files_are, own_loader
-from localgemma_cli.backends.local.packing import can_pack, pack_linears
+from localgemma_cli.backends.local.packing import tune_linears
 from localgemma_cli.backends.local.tokenizer import unloadable
 from localgemma_cli.errors import DoesNotFitError
 from localgemma_cli.events import LoadProgress, ProgressSink
@@ -60,13 +60,13 @@ def load_model(
 
 
 def _ready(model: PreTrainedModel, plan: LoadPlan, adapter: Path | None) -> PreTrainedModel:
-    """With its adapter, and its plain linear layers packed where that is faster."""
+    """With its adapter, and its plain linear layers as they are fastest."""
     if adapter is not None:
         from localgemma_cli.backends.local.formats.adapters import attach
 
         model = attach(model, adapter, merge=plan.merges_adapter)
-    if plan.processes == 1 and can_pack(model):
-        pack_linears(model)
+    if plan.processes == 1:
+        tune_linears(model)
     return model.eval()
 
 

@@ -1,4 +1,4 @@
-"""Packed linears: the same bits as `nn.Linear`, and the memory of the weights they replace let go."""
+"""Linear layers tuned to the processor: packed, the bits of `nn.Linear`; widened, the same to rounding."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.local.mapped import in_file
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable
-from localgemma_cli.backends.local.packing import PackedLinear, can_pack, pack_linears
+from localgemma_cli.backends.local.packing import PackedLinear, _pack, _replace, tune_linears
+from localgemma_cli.backends.local.widened import WidenedLinear, is_widened
 
 bf16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
@@ -34,8 +35,7 @@ def test_a_packed_product_is_the_same_bit_for_bit(rows: int) -> None:
 @torch.inference_mode()
 def test_a_packed_model_gives_the_same_logits_and_keeps_its_embedding() -> None:
     plain, packed = demo(torch.bfloat16), demo(torch.bfloat16)
-    assert can_pack(packed)
-    pack_linears(packed)
+    _pack(packed)
     assert not [module for module in packed.modules() if type(module) is nn.Linear]
     ids = torch.randint(108, 1000, (1, 90), generator=torch.Generator().manual_seed(2))
     assert torch.equal(plain(ids).logits, packed(ids).logits)
@@ -46,12 +46,40 @@ def test_a_packed_model_gives_the_same_logits_and_keeps_its_embedding() -> None:
 @torch.inference_mode()
 def test_a_loaded_models_embedding_stays_in_its_file() -> None:
     model = demo(torch.bfloat16)
-    pack_linears(model)
+    _pack(model)
     table = model.get_input_embeddings()
     assert isinstance(table, EmbeddingTable)
     assert in_file(table.weight)
     assert not [p for p in model.parameters() if p.data_ptr() == table.weight.data_ptr()]
 
 
-def test_only_plain_bfloat16_on_a_cpu_is_packed() -> None:
-    assert not can_pack(demo(torch.float32))
+@pytest.mark.parametrize("rows", [1, 3, 4, 64, 300])
+@pytest.mark.parametrize("width", [192, 40_000])  # of which a piece is many rows, and few
+@torch.inference_mode()
+def test_a_widened_product_is_as_right_as_pytorchs(rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    linear = nn.Linear(width, 100, bias=False, dtype=torch.bfloat16)
+    inputs = torch.randn(2, rows, width, generator=generator).to(torch.bfloat16)
+    exact = inputs.double() @ linear.weight.double().T
+    errors = [(module(inputs).double() - exact).norm() for module in (linear, WidenedLinear(linear))]
+    assert errors[1] < 1.02 * errors[0]
+
+
+def test_a_model_is_tuned_to_the_processor_and_to_no_other_type() -> None:
+    wide = demo(torch.float32)
+    tune_linears(wide)
+    assert type(wide.lm_head) is nn.Linear
+    model = demo(torch.bfloat16)
+    tune_linears(model)
+    kinds = {type(each) for name, each in model.named_modules() if name.endswith("_proj")}
+    assert kinds == ({WidenedLinear} if is_widened() else {PackedLinear})
+
+
+@torch.inference_mode()
+def test_a_widened_models_next_token_is_the_plain_ones() -> None:
+    plain, widened = demo(torch.bfloat16), demo(torch.bfloat16)
+    _replace(widened, WidenedLinear)
+    ids = torch.randint(108, 1000, (1, 90), generator=torch.Generator().manual_seed(2))
+    expected, got = plain(ids).logits, widened(ids).logits
+    assert (expected - got).norm() < 0.02 * expected.norm()
+    assert (expected.argmax(-1) == got.argmax(-1)).float().mean() > 0.95

@@ -1,0 +1,54 @@
+"""bfloat16 where the processor has no instructions for it: kept and read as it is, multiplied in float32.
+
+One row reads its weights at the memory's bandwidth, half of float32's bytes. For a prompt they are widened a
+few output features at a time, in the processor's cache; oneDNN's own bfloat16 products take four times as
+long there. See docs/benchmarks.md.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from localgemma_cli.planning.host import CPU_BF16_FLAGS, cpu_flags
+
+_ONE_BY_ONE = 3  # rows; up to so many, reading the weights for each is the faster way
+_WIDENED = 1 << 20  # weights at a time: 4 MB, which the processor's caches hold
+
+
+@cache
+def is_widened() -> bool:
+    """Whether this processor has to multiply bfloat16 in float32; False where the system does not tell."""
+    flags = cpu_flags()
+    return flags is not None and not flags & CPU_BF16_FLAGS
+
+
+class WidenedLinear(nn.Module):
+    """`nn.Linear` without a bias over the same weight; [..., in] -> [..., out], bfloat16, no gradient.
+
+    Sums are in float32 and rounded once, as in a bfloat16 product, in another order.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = linear.weight
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.reshape(-1, self.in_features)
+        if len(rows) <= _ONE_BY_ONE:
+            product = torch.stack([torch.mv(self.weight, row) for row in rows])
+        else:
+            product = self._by_pieces(rows)
+        return product.view(*inputs.shape[:-1], self.out_features)
+
+    def _by_pieces(self, rows: Tensor) -> Tensor:
+        product = rows.new_empty(len(rows), self.out_features)
+        wide = rows.float()
+        step = max(1, _WIDENED // self.in_features)
+        scratch = wide.new_empty(min(step, self.out_features), self.in_features)  # fresh memory is slow
+        for first in range(0, self.out_features, step):
+            piece = self.weight[first : first + step]
+            widened = scratch[: len(piece)].copy_(piece)
+            product[:, first : first + step] = wide @ widened.T
+        return product
