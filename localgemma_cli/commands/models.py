@@ -85,17 +85,18 @@ def remove_model(
     from localgemma_cli.backends.local.weights_cache import kept_copies, remove
 
     streams = standard_streams()
-    model_id = _id_of(name)
-    copies = [copy for copy in kept_copies() if _is_of(copy, name, model_id)]
+    ids = _ids_of(name)
+    copies = [copy for copy in kept_copies() if any(_is_of(copy, name, each) for each in ids)]
     for copy in copies:
         remove(copy)
         streams.stdout.write(f"removed {gigabytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}\n")
-    downloaded = hub_cache.downloaded_bytes(model_id)
+    downloaded = {each: size for each in ids if (size := hub_cache.downloaded_bytes(each))}
     if not copies and not downloaded:
         raise NotFoundError(f"Nothing of {name!r} is on disk.", "`localgemma models list` shows what is.")
-    if downloaded and _agreed(streams, model_id, downloaded, yes):
-        hub_cache.forget(model_id)
-        streams.stdout.write(f"removed {gigabytes(downloaded)}: the downloaded {model_id}\n")
+    for model_id, size in downloaded.items():
+        if _agreed(streams, model_id, size, yes):
+            hub_cache.forget(model_id)
+            streams.stdout.write(f"removed {gigabytes(size)}: the downloaded {model_id}\n")
 
 
 @models.command("pull")
@@ -189,11 +190,10 @@ def _stored_as(facts: ModelFacts) -> WeightFormat:
 
 
 def _own_row(own: OwnModel) -> dict[str, object]:
-    model_id = _id_of(own.repository) if own.repository else None
-    parts = [each for each in (model_id, own.adapter) if each]
+    parts = _ids_of(own.name)
     return {
         "name": own.name,
-        "id": model_id,
+        "id": parts[0] if own.repository else None,
         "revision": own.revision,
         "template": own.template,
         "adapter": own.adapter,
@@ -213,12 +213,11 @@ def _where(row: Mapping[str, object]) -> str:
     return f"{gigabytes(size)} of it on disk" if size else "not on disk"
 
 
-def _id_of(name: str) -> str:
-    """The hub id or folder that a name stands for."""
+def _ids_of(name: str) -> list[str]:
+    """The hub ids or folders that a name stands for: a model's, and its adapter's."""
     own = own_models().get(name)
-    repository = own.repository if own and own.repository else name
-    facts = lookup(repository)
-    return facts.id if facts else repository
+    parts = [each for each in (own.repository, own.adapter) if each] if own else [name]
+    return [facts.id if (facts := lookup(each)) else each for each in parts]
 
 
 def _downloaded(model_id: str) -> int:

@@ -63,13 +63,16 @@ def test_a_repository_with_only_an_old_tokenizer_is_refused_with_the_reason(onli
     assert "only tokenizer.model" in done.stderr
 
 
-def test_pull_says_whether_it_fits_then_fetches_then_has_it(online: Program, hub: HubServer) -> None:
+@pytest.mark.parametrize("part", ["repository", "adapter"])
+def test_pull_says_whether_it_fits_then_fetches_then_has_it(
+    online: Program, hub: HubServer, part: str
+) -> None:
     done = online("models", "pull", TINY)
     assert done.returncode == 0, done.stderr
     assert "fits here" in done.stderr
     assert done.stdout.startswith(f"{TINY}: ")
     assert hub.asked_for(WEIGHTS)
-    own(online, f'[tiny]\nrepository = "{TINY}"\n')
+    own(online, f'[tiny]\n{part} = "{TINY}"\n')
     (row,) = json.loads(online("models", "list", "--json").stdout)["own"]
     assert (row["name"], row["on_disk"]) == ("tiny", True)
     assert row["disk_bytes"] >= (DEMO / WEIGHTS).stat().st_size
