@@ -1,4 +1,4 @@
-"""Linear layers over 4-bit weights with a scale and an offset per group, on PyTorch's own kernels.
+"""Linear layers over 4-bit weights with a scale and an offset per group: on our kernel, or PyTorch's own.
 
 A weight is (q - 8) * scale + offset, with q in 0..15 and both factors in bfloat16.
 """
@@ -8,16 +8,20 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from localgemma_cli.backends.local.int4_kernel import int4_rows, kernel, rows_times
+
 GROUPS = (32, 64, 128, 256)  # sizes that the kernels know
 _ROW_BLOCKS = (64, 32)  # output features that lie together on a CPU: with AVX-512, with AVX2
 ROWS = max(_ROW_BLOCKS)  # what packs on every processor is a multiple of this
-_UNPACK_FROM = 96  # rows; the kernels are made for few, and a prompt is a matrix product worth unpacking for
+_UNPACK_FROM = (
+    96  # rows; PyTorch's kernels are made for few, and a prompt is a matrix product worth unpacking for
+)
 _UNPACKED = 1 << 21  # weights at a time: 8 MB, which the processor's caches hold
 _TILES = 8  # of 16 input features; the CUDA kernel's own parameter
 
 
 class Int4Linear(nn.Module):
-    """[..., in] -> [..., out], in the type of its input; few rows are computed in bfloat16.
+    """[..., in] -> [..., out], in the type of its input; many rows on PyTorch's kernel are not bfloat16.
 
     `packed` as the device's kernel takes it; of `scales` [in / group, out, 2] the last are scale and offset.
     Rows beyond `out_features` are padding.
@@ -26,15 +30,27 @@ class Int4Linear(nn.Module):
     def __init__(self, packed: Tensor, scales: Tensor, group: int, out_features: int) -> None:
         super().__init__()
         self.group, self.in_features, self.out_features = group, group * scales.shape[0], out_features
-        self.packed, self.scales = nn.Buffer(packed), nn.Buffer(scales)
+        self.packed, self.scales = nn.Buffer(packed.contiguous()), nn.Buffer(scales.contiguous())
         on_cpu = packed.device.type == "cpu"
         self._block = row_block() if on_cpu and packed.shape[0] % ROWS == 0 else None
+        self._ours = kernel(self._block) is not None
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
-        many = self._block is not None and rows.shape[0] >= _UNPACK_FROM
-        product = self._by_pieces(rows) if many else self._by_kernel(rows)
+        if self._ours:
+            product = self._by_our_kernel(rows)
+        elif self._block is not None and rows.shape[0] >= _UNPACK_FROM:
+            product = self._by_pieces(rows)
+        else:
+            product = self._by_kernel(rows)
         return product.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+    def _by_our_kernel(self, rows: Tensor) -> Tensor:
+        """A row's result is the same bits however many there are."""
+        assert self._block is not None
+        multiply = int4_rows if torch.compiler.is_compiling() else rows_times
+        product = multiply(rows.to(torch.bfloat16).contiguous(), self.packed, self.scales, self._block)
+        return product[:, : self.out_features]
 
     def _by_kernel(self, rows: Tensor) -> Tensor:
         aten = torch.ops.aten
@@ -104,7 +120,7 @@ def interleaved(levels: Tensor, block: int) -> Tensor:
     rows, width = levels.shape
     halves = levels.view(-1, 2, block // 2, width)
     pairs = halves[:, 0] | halves[:, 1] << 4
-    return pairs.transpose(1, 2).reshape(rows, width // 2)
+    return pairs.transpose(1, 2).reshape(rows, width // 2).contiguous()  # of one block it is a view
 
 
 @cache
