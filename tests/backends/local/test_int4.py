@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from localgemma_cli.backends.local import quantize, quantize_int4
 from localgemma_cli.backends.local.int4 import Int4Linear, interleaved, row_block
+from localgemma_cli.backends.local.int4_kernel import kernel
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.nf4_modules import InterleavedNF4, PlainNF4
 from localgemma_cli.backends.local.quantized_weights import Part, all_entries, file_size, write
@@ -92,7 +93,7 @@ def test_the_layout_is_the_kernels_own() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_layer_and_the_head_compute_what_their_numbers_say(checkpoint: Path, dtype: str) -> None:
-    """One row and a few by the kernel, in bfloat16; a prompt unpacked, in the type of the input."""
+    """Our kernel rounds to 8 bits. Without it, PyTorch's to bfloat16, and a prompt is unpacked, unrounded."""
     model = load(checkpoint, dtype=dtype)
     stored = read_checkpoint(checkpoint)
     names = [name for name, module in model.named_modules() if isinstance(module, Int4Linear)]
@@ -109,7 +110,8 @@ def test_every_layer_and_the_head_compute_what_their_numbers_say(checkpoint: Pat
                 product = model.get_submodule(name)(x[None])[0]
             assert product.dtype == x.dtype
             assert product.shape == expected.shape
-            allowed = 0.01 if rows < 96 or dtype == "bfloat16" else 1e-3
+            unrounded = rows >= 96 and dtype != "bfloat16" and kernel(row_block()) is None
+            allowed = 1e-3 if unrounded else 0.012
             assert (product.float() - expected).abs().max() < allowed * expected.abs().max()
 
 

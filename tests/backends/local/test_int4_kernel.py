@@ -1,0 +1,262 @@
+"""Our own int4 product against its definition, by both instruction sets; where it cannot be made, PyTorch's."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import needs_int4
+from torch import Tensor
+
+from localgemma_cli.backends.local import int4_kernel
+from localgemma_cli.backends.local.int4 import Int4Linear, interleaved, row_block
+from localgemma_cli.planning.host import cpu_flags
+
+pytestmark = [
+    needs_int4,
+    pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="no C compiler"),
+    pytest.mark.skipif("fma" not in (cpu_flags() or ()), reason="no processor that there is a kernel for"),
+]
+BLOCKS = [64, 32] if "avx512bw" in (cpu_flags() or ()) else [32]
+SHAPES = [(64, 64, 64), (192, 640, 32), (128, 2304, 64), (64, 9216, 128), (256, 1024, 256), (64, 96, 32)]
+PRODUCT = """
+import torch
+from localgemma_cli.backends.local.int4 import from_levels, row_block
+from localgemma_cli.backends.local.int4_kernel import kernel
+levels = torch.arange(64 * 128).reshape(64, 128).mul(7).remainder(16).byte()
+layer = from_levels(levels, torch.full((2, 64), 0.5), torch.full((2, 64), 8.0), "cpu")
+there = kernel(row_block()) is not None
+right = []
+for rows, allowed in ((1, 0.02), (130, 0.02 if there else 1e-3)):
+    x = torch.linspace(-1, 2, rows * 128).view(rows, 128)
+    expected = x @ ((levels - 8.0) * 0.5).T
+    right.append(float((layer(x) - expected).abs().max() / expected.abs().max()) < allowed)
+print(all(right), there)
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_folders(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCALGEMMA_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(params=BLOCKS, ids=lambda block: f"blocks-of-{block}")
+def block(request: pytest.FixtureRequest) -> int:
+    assert int4_kernel.kernel(request.param) is not None
+    return request.param
+
+
+def weights(n: int, k: int, group: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n + k + group)
+    levels = torch.randint(0, 16, (n, k), generator=generator).byte()
+    scales = 0.01 + 0.02 * torch.rand(k // group, n, generator=generator)
+    offsets = 0.03 * torch.randn(k // group, n, generator=generator)
+    return levels, torch.stack([scales, offsets], -1).to(torch.bfloat16)
+
+
+def definition(x: Tensor, levels: Tensor, factors: Tensor) -> Tensor:
+    """In float64."""
+    scales, offsets = factors.double().permute(2, 1, 0).unsqueeze(-1)
+    groups = levels.double().view(len(levels), len(factors), -1)
+    return x.double() @ ((groups - 8) * scales + offsets).view(levels.shape).T
+
+
+def product(x: Tensor, levels: Tensor, factors: Tensor, block: int) -> Tensor:
+    return int4_kernel.rows_times(x, interleaved(levels, block), factors, block)
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_computes_the_definition_and_a_row_is_the_same_bits_among_any_others(
+    shape: tuple[int, int, int], block: int
+) -> None:
+    levels, factors = weights(*shape)
+    x = numbers(200, shape[1])
+    expected = definition(x, levels, factors)
+    whole = product(x, levels, factors, block)
+    difference = whole.double() - expected
+    assert (difference.abs().amax(1) < 0.012 * expected.abs().max()).all()
+    assert difference.norm() < 0.008 * expected.norm()
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 64):
+        for first in (0, 17, 200 - rows):
+            part = product(x[first : first + rows], levels, factors, block)
+            assert torch.equal(part, whole[first : first + rows])
+
+
+@pytest.mark.parametrize("flags", [["-mno-avx512vbmi"], ["-mno-avx512vbmi", "-mno-avx512vnni"]], ids=" ".join)
+@pytest.mark.skipif(64 not in BLOCKS, reason="no AVX-512")
+def test_without_an_extension_of_avx512_it_is_the_same_bits(flags: list[str], tmp_path: Path) -> None:
+    library = tmp_path / "int4.so"
+    int4_kernel._compile(("cc", *int4_kernel._FLAGS, *flags), library)
+    levels, factors = weights(192, 640, 64)
+    x = numbers(7, 640)
+    got = int4_kernel.run(int4_kernel._open(library), x, interleaved(levels, 64), factors)
+    assert torch.equal(got, product(x, levels, factors, 64))
+
+
+def test_both_instruction_sets_say_the_same(block: int) -> None:
+    levels, factors = weights(192, 640, 64)
+    x = numbers(7, 640)
+    assert torch.equal(product(x, levels, factors, block), product(x, levels, factors, 32))
+
+
+def test_threads_change_no_bit(block: int) -> None:
+    levels, factors = weights(320, 2304, 64)
+    x = numbers(7, 2304)
+    before = torch.get_num_threads()
+    try:
+        products = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            products.append(product(x, levels, factors, block))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(each, products[0]) for each in products)
+
+
+def test_extreme_numbers(block: int) -> None:
+    levels, factors = weights(64, 256, 64)
+    x = numbers(8, 256)
+    x[0] = 0
+    x[1] *= 1e30
+    x[2] *= 1e-39
+    x[3], x[3, 70] = x[3] * 0.01, 1e4
+    x[4, 5], x[5, 200], x[6, 255] = float("inf"), float("-inf"), float("nan")
+    expected = definition(x, levels, factors)
+    got = product(x, levels, factors, block).double()
+    assert (got[0] == 0).all()
+    for row in (1, 3, 7):
+        assert (got[row] - expected[row]).abs().max() < 0.012 * expected[row].abs().max()
+    assert (got[2] - expected[2]).abs().max() < 1e-36
+    assert not got[4:7].isfinite().any()
+
+
+def test_the_largest_numbers_do_not_saturate(block: int) -> None:
+    levels, factors = torch.full((64, 512), 15, dtype=torch.uint8), weights(64, 512, 256)[1]
+    x = torch.full((2, 512), 3.0).to(torch.bfloat16)
+    x[1] *= -1
+    expected = definition(x, levels, factors)
+    assert (product(x, levels, factors, block).double() - expected).abs().max() < 0.005 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_layer_takes_any_type_and_shape_and_can_be_copied(dtype: torch.dtype) -> None:
+    levels, factors = weights(64, 256, 64)
+    block = row_block()
+    assert block is not None
+    layer = copy.deepcopy(Int4Linear(interleaved(levels, block), factors, 64, 50))
+    x = numbers(256, 6).to(dtype).T.view(2, 3, 256)
+    expected = definition(x, levels, factors)[..., :50]
+    got = layer(x)
+    assert (got.dtype, got.shape) == (dtype, expected.shape)
+    assert (got.double() - expected).abs().max() < 0.012 * expected.abs().max()
+    assert torch.equal(got[1, 2], layer(x[1, 2]))
+    assert layer(x[:0]).shape == (0, 3, 50)
+
+
+def test_torch_compile_sees_a_shape() -> None:
+    levels, factors = weights(128, 256, 64)
+    block = row_block()
+    assert block is not None
+    arguments = (numbers(3, 256), interleaved(levels, block), factors, block)
+    torch.library.opcheck(int4_kernel.int4_rows, arguments)
+
+
+def started(home: Path, **environment: str) -> subprocess.Popen[str]:
+    root = str(Path(int4_kernel.__file__).parents[3])
+    paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    told = os.environ | {"LOCALGEMMA_HOME": str(home), "PYTHONPATH": paths} | environment
+    return subprocess.Popen([sys.executable, "-c", PRODUCT], env=told, text=True, stdout=subprocess.PIPE)
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    """Whether products were right, and whether there is a kernel."""
+    answer = process.communicate(timeout=120)[0].strip()
+    assert process.returncode == 0
+    return answer
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_it_is_compiled_once_for_the_user_alone(tmp_path: Path) -> None:
+    counting = script(tmp_path / "compiler", f'echo "$@" >> {tmp_path / "calls"}\nexec cc "$@"')
+    for _ in range(2):
+        assert said(started(tmp_path / "home", CC=counting)) == "True True"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum("-shared" in call for call in calls) == 1
+    folder = tmp_path / "home/cache/kernels"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_without_a_compiler_or_with_one_that_fails_products_are_pytorchs(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    says_nothing = script(tmp_path / "nothing", "exit 0")
+    fails = script(tmp_path / "fails", 'case "$*" in *--version) echo 1;; *) exit 1;; esac')
+    environments = [{"PATH": str(tmp_path / "empty"), "CC": ""}]
+    environments += [{"CC": each} for each in (says_nothing, fails)]
+    for environment in environments:
+        assert said(started(tmp_path / "home", **environment)) == "True False"
+
+
+def test_a_compiler_that_makes_something_else_is_found_out(tmp_path: Path) -> None:
+    altered = 'for last; do :; done; sed "s/-8 \\* total/-7 * total/" "$last" > "$0.c"'
+    words = 'for word; do shift; [ "$word" = "$last" ] || set -- "$@" "$word"; done; exec cc "$@" "$0.c"'
+    compiler = script(
+        tmp_path / "other", f'case "$*" in *--version) exec cc --version;; esac\n{altered}\n{words}'
+    )
+    assert said(started(tmp_path / "home", CC=compiler)) == "True False"
+
+
+@pytest.mark.parametrize("damage", ["garbage", "short", "empty", "folder"])
+def test_a_damaged_library_is_made_again(damage: str, tmp_path: Path) -> None:
+    assert said(started(tmp_path)) == "True True"
+    (library,) = (tmp_path / "cache/kernels").iterdir()
+    whole = library.read_bytes()
+    if damage == "folder":
+        library.unlink()
+        library.mkdir()
+    else:
+        library.write_bytes(
+            {"garbage": b"\x7fELF" + b"?" * 9000, "short": whole[:9000], "empty": b""}[damage]
+        )
+    assert said(started(tmp_path)) == "True True"
+    if damage != "folder":
+        assert library.read_bytes() == whole
+
+
+def test_where_the_cache_cannot_be_trusted_or_used_it_is_made_for_one_process(tmp_path: Path) -> None:
+    kernels = tmp_path / "open/cache/kernels"
+    kernels.mkdir(parents=True)
+    kernels.chmod(0o777)
+    assert said(started(tmp_path / "open")) == "True True"
+    assert not list(kernels.iterdir())
+    (tmp_path / "file/cache").mkdir(parents=True)
+    (tmp_path / "file/cache/kernels").write_text("in the way")
+    assert said(started(tmp_path / "file")) == "True True"
+
+
+def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
+    both = [started(tmp_path) for _ in range(2)]
+    assert [said(each) for each in both] == ["True True"] * 2
+    assert len(list((tmp_path / "cache/kernels").iterdir())) == 1
+
+
+def test_one_openmp_runtime_is_shared_with_pytorch() -> None:
+    assert int4_kernel.kernel(row_block()) is not None
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    runtimes = {line.split()[-1] for line in maps if "libgomp" in line}
+    assert len(runtimes) == 1
