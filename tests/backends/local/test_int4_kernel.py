@@ -1,4 +1,4 @@
-"""Our own int4 product against its definition, by both instruction sets; where it cannot be made, PyTorch's."""
+"""Our own int4 product against its definition, by both instruction sets; and where it cannot be made."""
 
 import copy
 import os
