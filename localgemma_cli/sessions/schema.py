@@ -58,7 +58,8 @@ def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:
             return _opened(path), f"The saved conversations were damaged; the file is kept as {aside}."
     except (sqlite3.Error, OSError) as error:
         raise SavingError(
-            f"Conversations cannot be saved in {path}: {error}.", "Check the folder; a new chat with --no-save needs none."
+            f"Conversations cannot be saved in {path}: {error}.",
+            "Check the folder; a new chat with --no-save needs none.",
         ) from error
 
 

@@ -9,31 +9,35 @@ import torch
 from torch import Tensor, nn
 
 from localgemma_cli.backends.local.int4_kernel import int4_rows, kernel, rows_times
+from localgemma_cli.backends.local.widened import is_widened
 
 GROUPS = (32, 64, 128, 256)  # sizes that the kernels know
 _ROW_BLOCKS = (64, 32)  # output features that lie together on a CPU: with AVX-512, with AVX2
 ROWS = max(_ROW_BLOCKS)  # what packs on every processor is a multiple of this
 _UNPACK_FROM = (
-    96  # rows; PyTorch's kernels are made for few, and a prompt is a matrix product worth unpacking for
+    96  # rows; PyTorch's kernels are made for few, a prompt is a matrix product worth unpacking for
 )
 _UNPACKED = 1 << 21  # weights at a time: 8 MB, which the processor's caches hold
 _TILES = 8  # of 16 input features; the CUDA kernel's own parameter
 
 
 class Int4Linear(nn.Module):
-    """[..., in] -> [..., out], in the type of its input; many rows on PyTorch's kernel are not bfloat16.
+    """[..., in] -> [..., out], in the type of its input.
 
     `packed` as the device's kernel takes it; of `scales` [in / group, out, 2] the last are scale and offset.
-    Rows beyond `out_features` are padding.
+    Rows beyond `out_features` are padding. With `rounds` inputs may be rounded to 8 bits, for our own kernel;
+    else a few rows are to bfloat16, and many as they are.
     """
 
-    def __init__(self, packed: Tensor, scales: Tensor, group: int, out_features: int) -> None:
+    def __init__(
+        self, packed: Tensor, scales: Tensor, group: int, out_features: int, rounds: bool = True
+    ) -> None:
         super().__init__()
         self.group, self.in_features, self.out_features = group, group * scales.shape[0], out_features
         self.packed, self.scales = nn.Buffer(packed.contiguous()), nn.Buffer(scales.contiguous())
         on_cpu = packed.device.type == "cpu"
         self._block = row_block() if on_cpu and packed.shape[0] % ROWS == 0 else None
-        self._ours = kernel(self._block) is not None
+        self._ours = rounds and kernel(self._block) is not None
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
@@ -60,7 +64,7 @@ class Int4Linear(nn.Module):
 
     def _by_pieces(self, rows: Tensor) -> Tensor:
         """The same weights, unpacked a few output features at a time: a whole head would be gigabytes."""
-        dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
+        dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 and not is_widened() else torch.float32
         rows = rows.to(dtype)
         product = rows.new_empty(rows.shape[0], self.packed.shape[0])
         step = ROWS * max(1, _UNPACKED // (ROWS * self.in_features))
@@ -88,12 +92,13 @@ class Int4Linear(nn.Module):
 
 
 def from_levels(levels: Tensor, scales: Tensor, zeros: Tensor, device: str) -> Int4Linear:
-    """Of weights (q - zero) * scale.
+    """Of weights (q - zero) * scale, made for inputs in 16 bits.
 
     `levels` [out, in] in uint8, 0..15; `scales` and `zeros` [in / group, out] in float32.
     """
     factors = torch.stack([scales, (8 - zeros) * scales], dim=-1).to(device, torch.bfloat16)
-    return Int4Linear(_pack(levels.to(device)), factors, levels.shape[1] // len(scales), len(levels))
+    group = levels.shape[1] // len(scales)
+    return Int4Linear(_pack(levels.to(device)), factors, group, len(levels), rounds=False)
 
 
 def can_keep(levels: Tensor, group: int) -> bool:

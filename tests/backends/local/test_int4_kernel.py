@@ -25,10 +25,11 @@ BLOCKS = [64, 32] if "avx512bw" in (cpu_flags() or ()) else [32]
 SHAPES = [(64, 64, 64), (192, 640, 32), (128, 2304, 64), (64, 9216, 128), (256, 1024, 256), (64, 96, 32)]
 PRODUCT = """
 import torch
-from localgemma_cli.backends.local.int4 import from_levels, row_block
+from localgemma_cli.backends.local.int4 import Int4Linear, interleaved, row_block
 from localgemma_cli.backends.local.int4_kernel import kernel
 levels = torch.arange(64 * 128).reshape(64, 128).mul(7).remainder(16).byte()
-layer = from_levels(levels, torch.full((2, 64), 0.5), torch.full((2, 64), 8.0), "cpu")
+factors = torch.tensor([0.5, 0.0]).expand(2, 64, 2).to(torch.bfloat16)
+layer = Int4Linear(interleaved(levels, row_block()), factors, 64, 64)
 there = kernel(row_block()) is not None
 right = []
 for rows, allowed in ((1, 0.02), (130, 0.02 if there else 1e-3)):
