@@ -32,38 +32,31 @@ class PackedLinear(nn.Module):
 
 
 def tune_linears(model: PreTrainedModel) -> None:
-    """Replace every plain `nn.Linear` of a bfloat16 model on the CPU by what is fastest on this processor."""
+    """Replace every plain `nn.Linear` of a bfloat16 model on the CPU by what is fastest on this processor.
+
+    A tied head gets a copy of its own; of the embedding, which stays in its file, a step reads a row.
+    """
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return
     if is_widened():
         _replace(model, lambda linear: WidenedLinear(linear) if linear.bias is None else linear)
     elif torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        _pack(model)
-
-
-def _pack(model: PreTrainedModel) -> None:
-    """Pack one weight after the other, letting go of each once it is.
-
-    A tied head gets a packed copy; the embedding stays in the checkpoint's file, of which a step reads a row.
-    """
-    _replace(model, _packed)
+        _replace(model, PackedLinear)
+    else:
+        return
     embedding = model.get_input_embeddings()
     if in_file(embedding.weight) and not hasattr(embedding, "_hf_hook"):
         scale = getattr(embedding, "embed_scale", None)
         model.set_input_embeddings(EmbeddingTable(embedding.weight.detach(), model.dtype, scale))
 
 
-def _packed(linear: nn.Linear) -> PackedLinear:
-    packed = PackedLinear(linear)
-    if in_file(linear.weight):
-        let_go(linear.weight)
-    return packed
-
-
 def _replace(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """One after the other, letting go of each weight once it is copied."""
     for module in list(model.modules()):
         if isinstance(module, nn.ModuleDict):  # an adapter's matrices: peft looks at their weight
             continue
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):  # a hook moves offloaded weights
                 setattr(module, name, make(child))
+                if in_file(child.weight):
+                    let_go(child.weight)

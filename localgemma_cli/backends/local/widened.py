@@ -1,4 +1,4 @@
-"""bfloat16 where the processor has no instructions for it: kept and read as it is, multiplied in float32.
+"""bfloat16 where the processor has no instructions for it: read as it is, multiplied in float32.
 
 One row reads its weights at the memory's bandwidth, half of float32's bytes. For a prompt they are widened a
 few output features at a time, in the processor's cache; oneDNN's own bfloat16 products take four times as
@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from localgemma_cli.backends.local.mapped import in_file
 from localgemma_cli.planning.host import CPU_BF16_FLAGS, cpu_flags
 
 _ONE_BY_ONE = 3  # rows; up to so many, reading the weights for each is the faster way
@@ -32,7 +33,9 @@ class WidenedLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = linear.weight
+        weight = linear.weight.detach()
+        # pages of a file lie scattered: reading them takes a sixth more time
+        self.weight = nn.Buffer(weight.clone() if in_file(weight) else weight)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)

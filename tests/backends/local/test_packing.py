@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.local.mapped import in_file
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable
-from localgemma_cli.backends.local.packing import PackedLinear, _pack, _replace, tune_linears
+from localgemma_cli.backends.local.packing import PackedLinear, _replace, tune_linears
 from localgemma_cli.backends.local.widened import WidenedLinear, is_widened
 
 bf16 = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def test_a_packed_product_is_the_same_bit_for_bit(rows: int) -> None:
 @torch.inference_mode()
 def test_a_packed_model_gives_the_same_logits_and_keeps_its_embedding() -> None:
     plain, packed = demo(torch.bfloat16), demo(torch.bfloat16)
-    _pack(packed)
+    _replace(packed, PackedLinear)
     assert not [module for module in packed.modules() if type(module) is nn.Linear]
     ids = torch.randint(108, 1000, (1, 90), generator=torch.Generator().manual_seed(2))
     assert torch.equal(plain(ids).logits, packed(ids).logits)
@@ -46,7 +46,7 @@ def test_a_packed_model_gives_the_same_logits_and_keeps_its_embedding() -> None:
 @torch.inference_mode()
 def test_a_loaded_models_embedding_stays_in_its_file() -> None:
     model = demo(torch.bfloat16)
-    _pack(model)
+    tune_linears(model)
     table = model.get_input_embeddings()
     assert isinstance(table, EmbeddingTable)
     assert in_file(table.weight)
