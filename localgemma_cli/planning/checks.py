@@ -97,6 +97,11 @@ def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hard
             + ("; --quantization int4 has one here" if hardware.int4 and settled.weights.streamed else ""),
         ),
         (
+            kind == "int4" and on_cpu and not hardware.c_compiler,
+            "no C compiler is here (cc, gcc or clang): with one, answers would come a third faster,"
+            " and prompts would be read several times as fast",
+        ),
+        (
             settled.compile != "none" and hardware.device != "cuda",
             "compiling is meant for NVIDIA GPUs; here it needs a C++ compiler, and may not pay",
         ),

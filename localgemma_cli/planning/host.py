@@ -2,12 +2,13 @@
 
 import os
 import platform
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import disk_usage
 
 import psutil  # type: ignore[import-untyped]
 
@@ -85,7 +86,7 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
 def disk_free(folder: Path) -> int:
     """Free bytes where `folder` is, or will be made."""
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    return disk_usage(there).free
+    return shutil.disk_usage(there).free
 
 
 def cpu_flags() -> frozenset[str] | None:
@@ -111,6 +112,19 @@ def _mac_flags() -> frozenset[str]:
     asked = ("sysctl", "-n", "hw.optional.arm.FEAT_BF16")
     answer = subprocess.run(asked, capture_output=True, text=True, check=False)
     return frozenset({"bf16"}) if answer.stdout.strip() == "1" else frozenset()
+
+
+def c_compiler() -> tuple[str, ...]:
+    """$CC, which may have options of its own, or the usual names; empty where there is none."""
+    try:
+        own = shlex.split(os.environ.get("CC", ""))
+    except ValueError:  # a quotation mark without its other half
+        own = []
+    for command in (own, ["cc"], ["gcc"], ["clang"]):
+        found = shutil.which(command[0]) if command else None
+        if found is not None:
+            return (found, *command[1:])
+    return ()
 
 
 def cpu_name() -> str:

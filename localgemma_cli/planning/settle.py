@@ -155,7 +155,7 @@ def _why_kind(settings: Settings, kind: Quantization, asked: str | None, hardwar
     if asked:
         return f"weights in {kind}, as asked"
     if kind == "int4" and settings.quantization == "4-bit":
-        return f"weights in int4: PyTorch has a fast product for them here, and {hardware.nf4_kernel.why}"
+        return f"weights in int4, which have a fast product here: {hardware.nf4_kernel.why}"
     return ""
 
 

@@ -42,6 +42,7 @@ def server_cpu() -> Hardware:
         nf4_kernel=yes,
         int4=yes,
         bf16_widened=False,
+        c_compiler=True,
     )
 
 

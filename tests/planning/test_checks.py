@@ -102,6 +102,9 @@ def test_what_a_processor_does_slowly_is_said(presets, server_cpu, desktop_cpu, 
     assert warned(lookup("2b"), presets["exact"], arm_cpu, Overrides()) == ""
     for name in ("memory", "memory_extreme"):  # in int4
         assert warned(lookup("2b"), presets[name], desktop_cpu, Overrides()) == ""
+        bare = replace(desktop_cpu, c_compiler=False)
+        assert "no C compiler is here" in warned(lookup("2b"), presets[name], bare, Overrides())
+        assert warned(lookup("2b"), presets[name], replace(server_cpu, c_compiler=False), Overrides()) == ""
     asked = warned(lookup("2b"), presets["memory"], desktop_cpu, Overrides(quantization="nf4"))
     assert "4-bit will be slower" in asked
     assert "--quantization int4" in asked

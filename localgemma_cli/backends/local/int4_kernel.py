@@ -10,8 +10,6 @@ import functools
 import hashlib
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +20,7 @@ import torch  # before the library: it brings the OpenMP runtime that both share
 from torch import Tensor
 
 from localgemma_cli.environment import cache_folder
-from localgemma_cli.planning.host import cpu_flags
+from localgemma_cli.planning.host import c_compiler, cpu_flags
 
 _SOURCE = Path(__file__).with_name("int4.c")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
@@ -46,22 +44,14 @@ def kernel(block: int | None) -> Kernel | None:
     if not flags >= _NEEDED[block]:
         return None
     try:
-        compiler = _compiler()
+        if not (compiler := c_compiler()):
+            return None
         told = (*compiler, _version(compiler), *_FLAGS_OF[block], *sorted(flags), torch.__version__)
         key = hashlib.sha256("\n".join((*told, _SOURCE.read_text())).encode()).hexdigest()[:32]
         product = _product((*compiler, *_FLAGS, *_FLAGS_OF[block]), f"int4-{key}.so")
-    except (OSError, ValueError, subprocess.SubprocessError):  # no compiler, or one that cannot
+    except (OSError, subprocess.SubprocessError):  # a compiler that cannot
         return None
     return product if _is_right(product, block) else None
-
-
-def _compiler() -> tuple[str, ...]:
-    """$CC, which may have options of its own, or the usual names."""
-    for command in (shlex.split(os.environ.get("CC", "")), ["cc"], ["gcc"], ["clang"]):
-        found = shutil.which(command[0]) if command else None
-        if found is not None:
-            return (found, *command[1:])
-    raise FileNotFoundError("no C compiler")
 
 
 def _version(compiler: tuple[str, ...]) -> str:
