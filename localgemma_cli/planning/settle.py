@@ -244,8 +244,8 @@ def _assistant(
 ) -> tuple[Assistant, CacheKind, str]:
     """Wrong guesses are rolled back, which a cache that only keeps windows cannot do.
 
-    Beside a compiled step a draft's guesses are checked uncompiled: it stops by the clock where that does not
-    pay. Look-up stops by its rate alone, which says nothing of what a check costs.
+    Both kinds of guesses stop by the clock where they do not pay. Beside a compiled step they are checked
+    uncompiled, so that look-up, which costs nothing to leave out, is not for it.
     """
     asked = overrides.assistant
     full: CacheKind = "full" if cache == "sliding" else cache

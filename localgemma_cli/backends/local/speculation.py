@@ -11,9 +11,8 @@ from statistics import fmean, median
 from typing import Protocol
 
 NGRAM = 3  # tokens that must have stood together before
-LONGEST = 7  # guessed tokens; with the one that is certain, eight rows cost a CPU little more than one
-_TRIALS = 8  # guesses after which the rate is believed
-_PAYS = 0.5  # accepted tokens per guess below which checking costs more than it brings
+LONGEST = 7  # guessed tokens; with the one that is certain, eight rows
+_TRIALS = 8  # guesses after which their time is believed
 _PAUSE = 64  # tokens without guesses, then another try
 _PLAIN = 3  # rounds without guesses at the start of each answer, to measure against
 _LONGEST_PAUSE = 4096  # tokens
@@ -29,39 +28,6 @@ class Guesses(Protocol):
     def accepted(self, count: int, length: int) -> None:
         """`count` guessed tokens were right, at a history of `length` tokens."""
         ...
-
-
-class Lookup:
-    """Guesses that what followed these tokens before follows them again; for one answer.
-
-    The idea is Saxena's prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding).
-    """
-
-    def __init__(self) -> None:
-        self._after: dict[
-            tuple[int, ...], int
-        ] = {}  # where the text after an n-gram begins, its latest place
-        self._indexed = NGRAM
-        self._guesses = self._hits = 0
-        self._resume_at = 0
-
-    def propose(self, history: Sequence[int]) -> list[int]:
-        """Up to `LONGEST` ids that may come next; none while guessing does not pay."""
-        for end in range(self._indexed, len(history)):
-            self._after[tuple(history[end - NGRAM : end])] = end
-        self._indexed = max(self._indexed, len(history))
-        if len(history) < max(self._resume_at, NGRAM):
-            return []
-        start = self._after.get(tuple(history[-NGRAM:]))
-        return list(history[start : start + LONGEST]) if start is not None else []
-
-    def accepted(self, count: int, length: int) -> None:
-        """`count` guessed tokens were right, at a history of `length` tokens."""
-        self._guesses += 1
-        self._hits += count
-        if self._guesses >= _TRIALS and self._hits < _PAYS * self._guesses:
-            self._resume_at = length + _PAUSE
-            self._guesses = self._hits = 0
 
 
 class Payoff:
@@ -84,13 +50,13 @@ class Payoff:
         self._open = None
         self._resting = max(self._resting, _PLAIN)
 
-    def next_round(self, length: int) -> bool:
-        """Whether to guess in the round that begins at a history of `length` tokens."""
+    def next_round(self, length: int, able: bool = True) -> bool:
+        """Whether to guess in the round that begins at `length` tokens; `able`: whether there is a guess."""
         now = self._clock()
         if self._open is not None:
             self._learn(now - self._open[0], length - self._open[1])
         self._open = now, length
-        self._guessing = self._resting <= 0
+        self._guessing = able and self._resting <= 0
         return self._guessing
 
     def restart_round(self) -> None:
@@ -112,6 +78,32 @@ class Payoff:
             self._resting = self._pause
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             self._guessed.clear()
+
+
+class Lookup:
+    """Guesses that what followed these tokens before follows them again; for one answer.
+
+    The idea is Saxena's prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding).
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        # by n-gram, where the text after its latest place begins
+        self._after: dict[tuple[int, ...], int] = {}
+        self._indexed = NGRAM
+        self._payoff = Payoff(clock)
+        self._payoff.begin()
+
+    def propose(self, history: Sequence[int]) -> list[int]:
+        """Up to `LONGEST` ids that may come next; none while guessing does not pay."""
+        for end in range(self._indexed, len(history)):
+            self._after[tuple(history[end - NGRAM : end])] = end
+        self._indexed = max(self._indexed, len(history))
+        start = self._after.get(tuple(history[-NGRAM:]))
+        guesses = list(history[start : start + LONGEST]) if start is not None else []
+        return guesses if self._payoff.next_round(len(history), able=bool(guesses)) else []
+
+    def accepted(self, count: int, length: int) -> None:
+        """The clock tells what they were worth."""
 
 
 def _per_token(rounds: Sequence[tuple[float, int]]) -> float:

@@ -84,24 +84,50 @@ def test_an_answer_is_never_longer_than_asked() -> None:
         assert len(answer(prompts()[1], GREEDY, Lookup(), count=count)[0]) == count
 
 
+def guessing() -> Lookup:
+    """One that has seen what an answer takes without guesses, by a clock that then stands."""
+    clock = Clock()
+    lookup = Lookup(clock)
+    for length in range(4):
+        lookup.propose(list(range(length)))
+        clock.now += 1
+    return lookup
+
+
 def test_a_guess_is_what_followed_the_same_tokens_last() -> None:
-    lookup = Lookup()
+    lookup = guessing()
     history = [1, 2, 3, 50, 51, 9, 1, 2, 3, 60, 61, 62, 63, 64, 65, 66, 67, 68, 1, 2, 3]
     assert lookup.propose(history) == [60, 61, 62, 63, 64, 65, 66][:LONGEST]
     assert lookup.propose([*history, 60]) == [61, 62, 63, 64, 65, 66, 67]
-    assert Lookup().propose([1, 2]) == []
-    assert Lookup().propose(list(range(50))) == []
-
-
-def test_guessing_stops_while_it_does_not_pay_and_is_tried_again() -> None:
-    lookup = Lookup()
-    history = [1, 2, 3] * 10
-    assert lookup.propose(history)
-    for _ in range(8):
-        lookup.accepted(0, len(history))
-    assert lookup.propose(history) == []
-    assert lookup.propose([1, 2, 3] * 40)
+    assert guessing().propose(list(range(50))) == []
     assert NGRAM == 3
+
+
+@pytest.mark.parametrize(("check", "right", "pays"), [(1.2, 1, True), (4.5, 3, False), (4.5, 7, True)])
+def test_looking_up_stops_where_it_takes_longer_than_it_saves(check: float, right: int, pays: bool) -> None:
+    """A check of eight rows costs a processor up to four times a step, however many of them are right."""
+    clock = Clock()
+    lookup, length, guesses = Lookup(clock), 30, []
+    while length < 400:
+        guesses.append(bool(lookup.propose([1, 2, 3] * (length // 3) + [1, 2, 3][: length % 3])))
+        clock.now += check if guesses[-1] else 1
+        length += 1 + right if guesses[-1] else 1
+    assert guesses[:3] == [False] * 3
+    assert all(guesses[3:11])
+    assert all(guesses[11:]) == pays
+    assert any(guesses[12:])  # it is tried again after a pause
+
+
+def test_rounds_without_a_guess_are_no_guessed_ones() -> None:
+    clock = Clock()
+    payoff = Payoff(clock)
+    payoff.begin()
+    able = [length % 10 == 0 for length in range(500)]
+    asked = []
+    for length, each in enumerate(able):
+        asked.append(payoff.next_round(length, able=each))
+        clock.now += 4 if asked[-1] else 1
+    assert sum(asked) <= 8 * 4
 
 
 class Clock:
