@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING, TextIO
 
 from localgemma_cli.environment import Streams, data_folder
@@ -110,7 +112,7 @@ class Talk:
         )
         frame = Frame(
             label=lambda: self.target.label,
-            plan=lambda: "\n".join(self.target.reasons) or "A server makes its own plan.",
+            plan=lambda: _wrapped(self.target.reasons) or "A server makes its own plan.",
             model=lambda: self.target.model,
             report=self._report,
             quiet=self.manner.quiet,
@@ -216,3 +218,9 @@ def _controlling_terminal() -> TextIO:
         return open("/dev/tty", encoding="utf-8")  # open as long as the process
     except OSError:
         raise UsageError("There is no terminal to chat on.", "Leave --interactive out.") from None
+
+
+def _wrapped(lines: Sequence[str]) -> str:
+    """To the terminal, between words."""
+    width = max(20, get_terminal_size().columns - 1)
+    return "\n".join(fill(line, width, subsequent_indent="  ", break_on_hyphens=False) for line in lines)

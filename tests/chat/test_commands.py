@@ -63,7 +63,8 @@ def test_conversation_commands(program: Program) -> None:
         assert "render             plain" in enter("/set render plain")
         assert "temperature        0.25" in enter("/show params")
         assert "demo" in enter("/show model")
-        assert "exact" in enter("/show plan")
+        shown = re.sub(r"\n  ", " ", enter("/show plan"))  # words are whole
+        assert "the reference's own tokens: native precision, reference attention, no quantization" in shown
         assert re.search(r"1\. What is 9b\? +\d+ +█+\n2\. What does[\s\S]*room left", enter("/show context"))
         assert "Usage: /show WHAT" in enter("/show off")
         assert "taken back: 2 turns, from “What is 9b?”" in enter("/undo 2")
