@@ -4,7 +4,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.catalog import ModelFacts
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.presets import Preset
-from localgemma_cli.planning.settle import OWN_LINEARS, Settled
+from localgemma_cli.planning.settle import Settled
 
 _OVERFLOWS_FROM = 20_000_000_000  # parameters; of Gemma 2's sizes only 27b (27.2 billion) is above
 
@@ -72,7 +72,7 @@ def _refuse_attention(facts: ModelFacts, settled: Settled, hardware: Hardware) -
 def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hardware) -> tuple[str, ...]:
     """Warnings for what will work worse than the user may expect."""
     dtype, kind, family = settled.weights.dtype, settled.weights.kind, facts.architecture.family
-    has_bf16 = hardware.bf16 or (hardware.bf16_widened and kind in OWN_LINEARS)
+    has_bf16 = hardware.bf16 or hardware.bf16_widened
     native = "bfloat16" if has_bf16 else "float32"
     on_cpu = hardware.device == "cpu"
     found = (

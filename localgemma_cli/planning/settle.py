@@ -18,7 +18,6 @@ from localgemma_cli.planning.choices import (
     Dtype,
     OffloadRule,
     Quantization,
-    WeightKind,
     chosen,
 )
 from localgemma_cli.planning.hardware import DeviceMemory, Hardware
@@ -34,7 +33,6 @@ STREAMED: Mapping[DeviceKind, str] = {
 }
 _INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
 _FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
-OWN_LINEARS: tuple[WeightKind, ...] = ("none", "int4", "awq", "gguf")
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
 
 
@@ -70,7 +68,7 @@ class Settled:
 def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> Settled:
     """Every setting of a plan; a UsageError where what was asked for contradicts itself."""
     settings = preset.devices[hardware.device]
-    dtype, why_dtype = _dtype(facts, settings, hardware, overrides)
+    dtype, why_dtype = _dtype(settings, hardware, overrides)
     weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware)
     attention, why_attention = _attention(facts, settings, overrides)
     context, why_context = _context(facts, overrides)
@@ -91,30 +89,16 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     )
 
 
-def _dtype(
-    facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides
-) -> tuple[Dtype, str]:
+def _dtype(settings: Settings, hardware: Hardware, overrides: Overrides) -> tuple[Dtype, str]:
     if overrides.dtype is not None:
         dtype = chosen(overrides.dtype, DTYPES, "--dtype")
         return dtype, f"{dtype}, as asked"
     if settings.dtype != "native":
         return settings.dtype, f"{settings.dtype}, as the preset says"
-    native = _native(facts, settings, hardware, overrides)
-    widened = native == "bfloat16" and not hardware.bf16
-    return native, f"{native}: {hardware.bf16.why}" + (", so it is multiplied in float32" if widened else "")
-
-
-def _native(facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides) -> Dtype:
-    """What this device computes the model in at its best; only our own linear layers widen bfloat16."""
-    if hardware.bf16 or (hardware.bf16_widened and _has_own_linears(facts, settings, hardware, overrides)):
-        return "bfloat16"
-    return "float32"
-
-
-def _has_own_linears(facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides) -> bool:
-    """Whether our own code multiplies the weights; bitsandbytes turns its own into bfloat16 first."""
-    kind = facts.stored.kind if facts.stored else _kind(facts, settings, hardware, overrides)
-    return kind in OWN_LINEARS
+    if hardware.bf16_widened:
+        return "bfloat16", f"bfloat16: {hardware.bf16.why}, so it is widened to multiply"
+    native: Dtype = "bfloat16" if hardware.bf16 else "float32"
+    return native, f"{native}: {hardware.bf16.why}"
 
 
 def _weights(
