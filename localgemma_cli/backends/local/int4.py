@@ -14,9 +14,7 @@ from localgemma_cli.backends.local.widened import is_widened
 GROUPS = (32, 64, 128, 256)  # sizes that the kernels know
 _ROW_BLOCKS = (64, 32)  # output features that lie together on a CPU: with AVX-512, with AVX2
 ROWS = max(_ROW_BLOCKS)  # what packs on every processor is a multiple of this
-_UNPACK_FROM = (
-    96  # rows; PyTorch's kernels are made for few, a prompt is a matrix product worth unpacking for
-)
+_UNPACK_FROM = 96  # rows; PyTorch's kernels are made for few, and a prompt is worth unpacking for
 _UNPACKED = 1 << 21  # weights at a time: 8 MB, which the processor's caches hold
 _TILES = 8  # of 16 input features; the CUDA kernel's own parameter
 
