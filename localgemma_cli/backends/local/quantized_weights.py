@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from localgemma_cli.backends.local import int4, quantize_int4
+from localgemma_cli.backends.local import int4, int4_kernel, quantize_int4
 from localgemma_cli.backends.local.quantize import (
     BLOCK,
     PACK_ROWS,
@@ -161,7 +161,7 @@ def _int4_packed(levels: Array) -> Array:
     assert block is not None  # or there would be no such part
     missing = _padded(len(levels)) - len(levels)
     whole = np.pad(levels, ((0, missing), (0, 0))) if missing else levels
-    return int4.interleaved(torch.from_numpy(whole), block).numpy()
+    return int4_kernel.interleaved(torch.from_numpy(whole), block).numpy()
 
 
 def _pieces(parts: Sequence[Part]) -> Iterator[_Piece]:

@@ -14,8 +14,8 @@ from support.models import DEMO, demo_fp32, demo_tokenizer, needs_int4
 from transformers import PreTrainedModel
 
 from localgemma_cli.backends.local import quantize, quantize_int4
-from localgemma_cli.backends.local.int4 import Int4Linear, interleaved, row_block
-from localgemma_cli.backends.local.int4_kernel import kernel
+from localgemma_cli.backends.local.int4 import Int4Linear, row_block
+from localgemma_cli.backends.local.int4_kernel import interleaved, kernel
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.nf4_modules import InterleavedNF4, PlainNF4
 from localgemma_cli.backends.local.quantized_weights import Part, all_entries, file_size, write

@@ -13,7 +13,8 @@ from support.models import needs_int4
 from torch import Tensor
 
 from localgemma_cli.backends.local import int4_kernel
-from localgemma_cli.backends.local.int4 import Int4Linear, interleaved, row_block
+from localgemma_cli.backends.local.int4 import Int4Linear, row_block
+from localgemma_cli.backends.local.int4_kernel import interleaved
 from localgemma_cli.planning.host import cpu_flags
 
 pytestmark = [
@@ -25,8 +26,8 @@ BLOCKS = [64, 32] if "avx512bw" in (cpu_flags() or ()) else [32]
 SHAPES = [(64, 64, 64), (192, 640, 32), (128, 2304, 64), (64, 9216, 128), (256, 1024, 256), (64, 96, 32)]
 PRODUCT = """
 import torch
-from localgemma_cli.backends.local.int4 import Int4Linear, interleaved, row_block
-from localgemma_cli.backends.local.int4_kernel import kernel
+from localgemma_cli.backends.local.int4 import Int4Linear, row_block
+from localgemma_cli.backends.local.int4_kernel import interleaved, kernel
 levels = torch.arange(64 * 128).reshape(64, 128).mul(7).remainder(16).byte()
 factors = torch.tensor([0.5, 0.0]).expand(2, 64, 2).to(torch.bfloat16)
 layer = Int4Linear(interleaved(levels, row_block()), factors, 64, 64)
