@@ -4,11 +4,14 @@ The same sums in the same order as transformers' `eager_attention_forward` (mode
 writes every key and value out once per query head: at 6,000 tokens that moves more bytes than a 2b's weights.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from localgemma_cli.backends.local import bfloat16_kernel
 from localgemma_cli.backends.local.int8_states import Int8Keys, Int8Values
 from localgemma_cli.backends.local.widened import is_widened
 from localgemma_cli.planning.plan import LoadPlan
@@ -33,45 +36,51 @@ def grouped_attention(
     """
     batch, heads, length, width = query.shape
     if isinstance(key, Int8Keys) and isinstance(value, Int8Values):
-        grouped = query.reshape(len(key.scales), -1, width)
+        grouped = query.reshape(len(key.scales), -1, width).contiguous()
         scores = _capped(key.scores(grouped), attention_mask, scaling, softcap)
         output = value.mixed(torch.softmax(scores, dim=-1)).to(query.dtype)
     else:
         assert isinstance(key, torch.Tensor)
         assert isinstance(value, torch.Tensor)
         kv_heads = key.shape[1]
-        grouped = query.reshape(kv_heads, -1, width)
+        grouped = query.reshape(kv_heads, -1, width).contiguous()
+        multiply = _ours(length, kv_heads) if has_own_products(query.dtype, width) else _pytorchs
         output = torch.empty_like(grouped)
         step = 1 if length > 1 else kv_heads
         for first in range(0, kv_heads, step):
             some = slice(first, first + step)
-            _attend(
-                grouped[some], key[0, some], value[0, some], attention_mask, scaling, softcap, output[some]
-            )
+            scores = multiply(grouped[some], key[0, some], first, False)
+            _capped(scores, attention_mask, scaling, softcap)
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+            output[some] = multiply(weights, value[0, some], first, True)
     return output.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    output: torch.Tensor,
-) -> None:
-    """query and output [kv_heads, rows, d], a row for each query head and token; key, value [kv_heads, n, d].
+def has_own_products(dtype: torch.dtype, width: int) -> bool:
+    """Whether bfloat16.c multiplies heads of that width; it wants each token's values to lie together."""
+    return dtype == torch.bfloat16 and is_widened() and bfloat16_kernel.takes(width)
 
-    Each product is of one head: of keys that lie in a larger buffer only a single head's are contiguous,
-    without which it takes twenty times as long.
-    """
-    scores = query.new_empty(*query.shape[:2], key.shape[1])
-    for head, keys in enumerate(key):
-        _multiply(query[head], keys.T, scores[head])
-    _capped(scores, mask, scaling, softcap)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    for head, values in enumerate(value):
-        _multiply(weights[head], values, output[head])
+
+# (x [some, rows, k], keys [some, n, k] or values [some, k, n], the first head's number, whether it is values)
+_Multiply = Callable[[torch.Tensor, torch.Tensor, int, bool], torch.Tensor]
+
+
+def _ours(length: int, heads: int) -> _Multiply:
+    def multiply(x: torch.Tensor, other: torch.Tensor, first: int, across: bool) -> torch.Tensor:
+        lying = other if other.stride(2) == 1 else other.contiguous()
+        return bfloat16_kernel.attended(x, lying, length, first, heads, across)
+
+    return multiply
+
+
+def _pytorchs(x: torch.Tensor, other: torch.Tensor, _: int, across: bool) -> torch.Tensor:
+    """One head at a time: of keys in a larger buffer only a single head's are contiguous, without which it
+    takes twenty times as long."""
+    columns = other if across else other.mT
+    product = x.new_empty(*x.shape[:2], columns.shape[2])
+    for head, right in enumerate(columns):
+        _multiply(x[head], right, product[head])
+    return product
 
 
 def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Our own int4 product for x86 processors: int4.c, compiled at first use by the machine's C compiler.
+"""Our own int4 product for x86 processors, of lowbit.c.
 
 PyTorch's product turns weights into bfloat16 or float32 and is bound by arithmetic at half of what memory
 gives. This one multiplies them as integers with rows rounded to 8 bits. Where nothing compiles it, or what
@@ -7,28 +7,18 @@ comes of that computes something else, there is none, and PyTorch's is taken.
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
-import torch  # before the library: it brings the OpenMP runtime that both share
+import torch
 from torch import Tensor
 
-from localgemma_cli.environment import cache_folder
-from localgemma_cli.planning.host import c_compiler, cpu_flags
+from localgemma_cli.backends.local.compiled import compiled
 
-_SOURCE = Path(__file__).with_name("int4.c")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
-_FLAGS_OF = {64: (), 32: ("-mno-avx512f",)}  # by the block of output features that PyTorch packs by
-_NEEDED = {64: {"avx512bw", "fma"}, 32: {"avx2", "fma"}}
-_PATIENCE = 30  # seconds for a compiler that takes half of one
+SOURCE = "lowbit.c"
+# by the block of output features that PyTorch packs by
+NEEDED = {64: frozenset({"avx512bw", "fma"}), 32: frozenset({"avx2", "fma"})}
+OPTIONS: dict[int, tuple[str, ...]] = {64: (), 32: ("-mno-avx512f",)}
 _PART = 12  # bytes of a `Part` in the source
-_DIGEST = hashlib.sha256().digest_size
 _LONG, _POINTER = ctypes.c_long, ctypes.c_void_p
 _ARGUMENTS = (_LONG, _LONG, _LONG, _LONG, _LONG, *(_POINTER,) * 6)
 
@@ -38,73 +28,14 @@ Kernel = Callable[..., None]
 @functools.cache
 def kernel(block: int | None) -> Kernel | None:
     """(threads, m, n, k, group, x, packed, factors, out, and two of scratch) on weights packed by `block`."""
-    if block is None or sys.platform != "linux" or platform.machine() != "x86_64":
+    if block is None or (library := compiled(SOURCE, NEEDED[block], OPTIONS[block])) is None:
         return None
-    flags = cpu_flags() or frozenset()
-    if not flags >= _NEEDED[block]:
-        return None
-    try:
-        if not (compiler := c_compiler()):
-            return None
-        told = (*compiler, _version(compiler), *_FLAGS_OF[block], *sorted(flags), torch.__version__)
-        key = hashlib.sha256("\n".join((*told, _SOURCE.read_text())).encode()).hexdigest()[:32]
-        product = _product((*compiler, *_FLAGS, *_FLAGS_OF[block]), f"int4-{key}.so")
-    except (OSError, subprocess.SubprocessError):  # a compiler that cannot
-        return None
+    product = product_of(library)
     return product if _is_right(product, block) else None
 
 
-def _version(compiler: tuple[str, ...]) -> str:
-    asked = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_PATIENCE, check=True)
-    return asked.stdout.decode(errors="replace").partition("\n")[0]
-
-
-def _product(command: tuple[str, ...], name: str) -> Kernel:
-    """From the cache, or else made for it; made for this process alone where the cache cannot be used."""
-    try:
-        folder = cache_folder() / "kernels"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if not _is_ours(folder):
-            raise PermissionError(f"others may write to {folder}")
-        if not _is_whole(folder / name):
-            _compile(command, folder / name)
-        return _open(folder / name)
-    except OSError:
-        with tempfile.TemporaryDirectory() as own:  # what is open stays so
-            _compile(command, Path(own) / name)
-            return _open(Path(own) / name)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody else can put code there."""
-    about = folder.stat()
-    return about.st_uid == os.getuid() and not about.st_mode & 0o022
-
-
-def _compile(command: tuple[str, ...], library: Path) -> None:
-    """Its digest goes behind it, where no loader looks: what is cut short would end the process."""
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / library.name
-        words = (*command, "-o", str(made), str(_SOURCE))
-        subprocess.run(words, capture_output=True, timeout=_PATIENCE, check=True)
-        content = made.read_bytes()
-        made.write_bytes(content + hashlib.sha256(content).digest())
-        os.replace(made, library)
-
-
-def _is_whole(library: Path) -> bool:
-    try:
-        content = library.read_bytes()
-    except FileNotFoundError:
-        return False
-    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
-
-
-def _open(library: Path) -> Kernel:
-    try:
-        product = ctypes.CDLL(str(library)).int4_rows
-    except AttributeError as error:
-        raise OSError(f"{library} has no such function") from error
+def product_of(library: ctypes.CDLL) -> Kernel:
+    product = library.int4_rows
     product.argtypes, product.restype = _ARGUMENTS, None
     return product
 

@@ -1,13 +1,15 @@
 """Keys and values of a KV cache in 8 bits, and the attention products over them as they lie.
 
-Each token of each head has one scale, its largest number over 127. PyTorch's kernel reads one byte where
-bfloat16 is two; see docs/benchmarks.md for what that costs in quality, and what a step gains.
+Each token of each head has one scale, its largest number over 127. Our kernel, or else PyTorch's, reads one
+byte where bfloat16 is two; see docs/benchmarks.md for what that costs in quality, and what a step gains.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from localgemma_cli.backends.local.int8_kernel import has_int8_rows, int8_rows
 
 MOST_TOKENS = 16  # at once; above, unpacking and a plain matrix product take less time
 
@@ -21,6 +23,8 @@ class Int8Keys:
 
     def scores(self, query: Tensor) -> Tensor:
         """[heads, rows, d] -> [heads, rows, n] float32."""
+        if has_int8_rows():
+            return int8_rows(query.float(), self.levels, self.scales)
         rows = query.to(torch.bfloat16)
         return torch.stack(
             [
@@ -44,11 +48,13 @@ class Int8Values:
     first: int
 
     def mixed(self, weights: Tensor) -> Tensor:
-        """[heads, rows, n] float32 -> [heads, rows, d] bfloat16.
+        """[heads, rows, n] float32, which are changed -> [heads, rows, d] bfloat16 or float32.
 
-        The kernel wants whole rows of levels: tokens that are not attended to weigh nothing.
+        PyTorch's kernel wants whole rows of levels: tokens that are not attended to weigh nothing.
         """
         heads, rows, count = weights.shape
+        if has_int8_rows():
+            return int8_rows(weights.mul_(self.scales.unsqueeze(1)), self.levels[..., self.first :])
         width, capacity = self.levels.shape[1:]
         scaled = torch.zeros((heads, rows, capacity), dtype=torch.bfloat16)
         scaled[..., self.first : self.first + count] = weights.mul_(self.scales.unsqueeze(1))

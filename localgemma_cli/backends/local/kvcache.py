@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from localgemma_cli.backends.local.attention import NAME as GROUPED
+from localgemma_cli.backends.local.attention import has_own_products
 from localgemma_cli.backends.local.int8_states import MOST_TOKENS, Int8Keys, Int8Values, quantized
 
 _GROWTH = 256  # tokens; a growing buffer is reallocated once per so many steps, not copied at each
@@ -44,8 +45,8 @@ class WholeLayer(DynamicLayer):
 class GrowingLayer(WholeLayer):
     """As they are, [1, kv_heads, tokens, head_dim].
 
-    With `grouped` attention, bfloat16 values lie column by column: their product is the same bit for bit, and
-    at 6,000 tokens takes half as long. In float32 it would be summed in another order.
+    With `grouped` attention, bfloat16 values lie column by column for PyTorch's product: it is the same bit
+    for bit, and at 6,000 tokens takes half as long. In float32 it would be summed in another order.
     """
 
     def __init__(self, window: int | None, grouped: bool = False) -> None:
@@ -71,9 +72,9 @@ class GrowingLayer(WholeLayer):
         return self.keys[..., first:end, :], self.values[..., first:end, :]
 
     def _empty_values(self, states: torch.Tensor, tokens: int) -> torch.Tensor:
-        if not self._grouped or states.dtype != torch.bfloat16:
-            return _empty_like(states, tokens)
         batch, heads, _, width = states.shape
+        if not self._grouped or states.dtype != torch.bfloat16 or has_own_products(states.dtype, width):
+            return _empty_like(states, tokens)
         return states.new_empty((batch, heads, width, tokens)).transpose(-1, -2)
 
     def _moved(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

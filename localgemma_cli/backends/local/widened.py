@@ -1,8 +1,9 @@
 """bfloat16 where the processor has no instructions for it: read as it is, multiplied in float32.
 
-One row reads its weights at the memory's bandwidth, half of float32's bytes. For a prompt they are widened a
-few output features at a time, in the processor's cache; oneDNN's own bfloat16 products take four times as
-long there. See docs/benchmarks.md.
+Weights are half of float32's bytes. oneDNN's own bfloat16 products take four times as long there as ours of
+bfloat16.c. Where those cannot be had, one row is PyTorch's product, which reads at the memory's bandwidth,
+and for a prompt weights are widened a few output features at a time, in the processor's cache. See
+docs/benchmarks.md.
 """
 
 from functools import cache
@@ -10,6 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from localgemma_cli.backends.local import bfloat16_kernel
 from localgemma_cli.backends.local.mapped import in_file
 from localgemma_cli.planning.host import CPU_BF16_FLAGS, cpu_flags
 
@@ -27,7 +29,8 @@ def is_widened() -> bool:
 class WidenedLinear(nn.Module):
     """`nn.Linear` without a bias over the same weight; [..., in] -> [..., out], bfloat16, no gradient.
 
-    Sums are in float32 and rounded once, as in a bfloat16 product, in another order.
+    Sums are in float32 and rounded once, as in a bfloat16 product: our own products are the same bits, others
+    add in another order.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -35,11 +38,14 @@ class WidenedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
         # pages of a file lie scattered: reading them takes a sixth more time
-        self.weight = nn.Buffer(weight.clone() if in_file(weight) else weight)
+        self.weight = nn.Buffer(weight.clone() if in_file(weight) else weight.contiguous())
+        self._ours = bfloat16_kernel.takes(self.in_features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
-        if len(rows) <= _ONE_BY_ONE:
+        if self._ours:
+            product = bfloat16_kernel.linear(rows.contiguous(), self.weight)
+        elif len(rows) <= _ONE_BY_ONE:
             product = torch.stack([torch.mv(self.weight, row) for row in rows])
         else:
             product = self._by_pieces(rows)

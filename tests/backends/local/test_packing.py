@@ -1,4 +1,4 @@
-"""Linear layers tuned to the processor: packed, the bits of `nn.Linear`; widened, the same to rounding."""
+"""Linear layers tuned to the processor: packed, the bits of `nn.Linear`; widened, those or to rounding."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from support.models import DEMO, demo_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from localgemma_cli.backends.local import bfloat16_kernel
 from localgemma_cli.backends.local.mapped import in_file
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable
 from localgemma_cli.backends.local.packing import PackedLinear, _replace, tune_linears
@@ -55,8 +56,15 @@ def test_a_loaded_models_embedding_stays_in_its_file() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 64, 300])
 @pytest.mark.parametrize("width", [192, 40_000])  # of which a piece is many rows, and few
+@pytest.mark.parametrize("ours", [False, True], ids=["PyTorch's", "ours"])
 @torch.inference_mode()
-def test_a_widened_product_is_as_right_as_pytorchs(rows: int, width: int) -> None:
+def test_a_widened_product_is_as_right_as_pytorchs(
+    rows: int, width: int, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not ours:
+        monkeypatch.setattr(bfloat16_kernel, "takes", lambda width: False)
+    elif not bfloat16_kernel.takes(width):
+        pytest.skip("no product of ours here")
     generator = torch.Generator().manual_seed(rows)
     linear = nn.Linear(width, 100, bias=False, dtype=torch.bfloat16)
     inputs = torch.randn(2, rows, width, generator=generator).to(torch.bfloat16)

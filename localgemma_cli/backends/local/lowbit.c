@@ -1,8 +1,8 @@
-/* Products of rows with 4-bit weights, on the integer dot products of AVX-512 or AVX2.
+/* Products of rows with 4-bit weights and with 8-bit keys and values, on AVX-512 or AVX2. A row's result is the
+   same bits however many rows come with it.
 
-   A weight is (q - 8) * scale + offset, q in 0..15. The rows multiplied with are rounded to 8 bits, by one
-   step per row and group of input features; integer sums are exact, so that a row's result is the same bits
-   however many rows come with it.
+   A weight of 4 bits is (q - 8) * scale + offset, q in 0..15. The rows multiplied with are rounded to 8 bits, by
+   one step per row and group of input features, so that sums are exact, on the integer dot products.
 
    Packed weights lie in blocks of output features, 64 with AVX-512 and 32 without: for every input feature a
    block's first half in the low halves of bytes, its second half in the high ones. */
@@ -34,6 +34,12 @@ static inline Floats every(float value) { return _mm512_set1_ps(value); }
 static inline Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
 static inline Floats times_plus(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 static inline void store(float *to, Floats a) { _mm512_storeu_ps(to, a); }
+static inline Floats floats(const float *from) { return _mm512_loadu_ps(from); }
+static inline Ints from_bytes(const int8_t *from) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+}
+static inline float total(Floats a) { return _mm512_reduce_add_ps(a); }
+static inline Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 
 /* Each 32-bit sum plus four products of unsigned with signed bytes. */
 static inline Ints add_products(Ints sums, Ints weights, Ints x) {
@@ -79,6 +85,16 @@ static inline Floats every(float value) { return _mm256_set1_ps(value); }
 static inline Floats times(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
 static inline Floats times_plus(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 static inline void store(float *to, Floats a) { _mm256_storeu_ps(to, a); }
+static inline Floats floats(const float *from) { return _mm256_loadu_ps(from); }
+static inline Ints from_bytes(const int8_t *from) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from));
+}
+static inline float total(Floats a) {
+    a = _mm256_hadd_ps(a, a);
+    a = _mm256_hadd_ps(a, a);
+    return _mm256_cvtss_f32(a) + _mm_cvtss_f32(_mm256_extractf128_ps(a, 1));
+}
+static inline Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
 
 static inline Ints add_products(Ints sums, Ints weights, Ints x) {
 #ifdef __AVXVNNI__
@@ -105,8 +121,10 @@ enum {
     BLOCK = 4 * LANES, /* output features that lie together */
     FOUR = 2 * BLOCK,  /* bytes of their weights of four input features */
     MOST = 5,          /* rows that are multiplied at once: their sums fill the registers */
+    FEW = 4,           /* the same for 8 bits */
     AHEAD = 3072,      /* bytes: without asking for weights early a core reads a quarter less, or half */
     GROUPS_AHEAD = 8,
+    BYTES_AHEAD = 1024,
 };
 
 static inline float widened(uint16_t bits) {
@@ -238,4 +256,57 @@ void int4_rows(long threads, long m, long n, long k, long group, const uint16_t 
                              packed + first * (k / 2), factors + 2 * first, out + row * n + first);
             }
     }
+}
+
+/* Four keys, or four dimensions of all values, of k levels, for `count` rows of x, which lie `k` apart. */
+static inline __attribute__((always_inline)) void multiply_bytes(const int count, long k, const float *x,
+                                                                 const int8_t *const levels[4],
+                                                                 float sums[FEW][4]) {
+    Floats parts[FEW][4];
+    for (int row = 0; row < count; row++)
+        for (int i = 0; i < 4; i++)
+            parts[row][i] = every(0);
+    long first = 0;
+    for (; first + LANES <= k; first += LANES)
+        for (int i = 0; i < 4; i++) {
+            if (first % 64 == 0)
+                ask_for(levels[i] + first + BYTES_AHEAD, 64);
+            Floats numbers = to_floats(from_bytes(levels[i] + first));
+            for (int row = 0; row < count; row++)
+                parts[row][i] = times_plus(numbers, floats(x + row * k + first), parts[row][i]);
+        }
+    for (int row = 0; row < count; row++)
+        for (int i = 0; i < 4; i++) {
+            sums[row][i] = total(parts[row][i]);
+            for (long rest = first; rest < k; rest++)
+                sums[row][i] += x[row * k + rest] * levels[i][rest];
+        }
+}
+
+/* x [heads, rows, k] in float32 with levels [n, k] of each head, whose rows lie `stride` and whose heads `next`
+   apart -> out [heads, rows, n] in float32; times scales [heads, n] in bfloat16 if there are any, heads `far` apart. */
+void int8_rows(long threads, long heads, long rows, long n, long k, const float *x, const int8_t *levels,
+               long next, long stride, const uint16_t *scales, long far, float *out) {
+#pragma omp parallel for schedule(static) collapse(2) num_threads(threads) if (heads * n * k >= 200000)
+    for (long head = 0; head < heads; head++)
+        for (long first = 0; first < n; first += 4)
+            for (long row = 0; row < rows; row += FEW) {
+                const float *here = x + (head * rows + row) * k;
+                const int8_t *with[4];
+                float sums[FEW][4];
+                long last = n - 1, count = rows - row < FEW ? rows - row : FEW;
+                for (long i = 0; i < 4; i++)
+                    with[i] = levels + head * next + (first + i < last ? first + i : last) * stride;
+                switch (count) {
+                case 1: multiply_bytes(1, k, here, with, sums); break;
+                case 2: multiply_bytes(2, k, here, with, sums); break;
+                case 3: multiply_bytes(3, k, here, with, sums); break;
+                case 4: multiply_bytes(4, k, here, with, sums); break;
+                }
+                for (long r = 0; r < count; r++)
+                    for (long i = 0; i < 4 && first + i < n; i++) {
+                        float scale = scales ? widened(scales[head * far + first + i]) : 1;
+                        out[(head * rows + row + r) * n + first + i] = sums[r][i] * scale;
+                    }
+            }
 }
