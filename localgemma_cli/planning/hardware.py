@@ -12,6 +12,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import DEVICES, DeviceKind, chosen
 from localgemma_cli.planning.host import (
     CPU_BF16_FLAGS,
+    CPU_OWN_BF16_FLAGS,
     c_compiler,
     cpu_flags,
     cpu_name,
@@ -53,7 +54,8 @@ class Hardware:
     `devices`: how many GPUs are visible; `others`: those after this one that can do all that it can.
     `nf4_kernel`, `int4`: whether there is a product for such weights as they are; NF4 without one is unpacked
     at each step, which is slow. `bf16_widened`: without bfloat16 instructions, weights in it can still be
-    read as they are and multiplied in float32. `c_compiler`: for our own product of int4 weights.
+    read as they are and multiplied in float32. `c_compiler`: for our own product of int4 weights, and
+    with `own_bf16` of bfloat16 where it is widened.
     """
 
     device: DeviceKind
@@ -73,6 +75,7 @@ class Hardware:
     int4: Ability = Ability(False, "they are for processors")
     bf16_widened: bool = False
     c_compiler: bool = True
+    own_bf16: bool = False
     notes: tuple[str, ...] = ()
 
     def capped(self, device_memory: DeviceMemory | None, host_memory: int | None) -> "Hardware":
@@ -311,5 +314,6 @@ def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
         ),
         bf16_widened=bool(flags and "avx2" in flags) and not bf16,
         c_compiler=bool(c_compiler()),
+        own_bf16=bool(flags and flags >= CPU_OWN_BF16_FLAGS) and platform.system() == "Linux",
         notes=notes,
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice, then 64-bit Arm
+CPU_OWN_BF16_FLAGS = frozenset({"avx512bw", "avx512dq", "avx512vl", "fma"})  # for our own bfloat16 products
 _NO_LIMIT = 1 << 60  # cgroup v1 says "unlimited" with a number near 2**63
 
 

@@ -51,6 +51,7 @@ class LoadPlan:
     `wide_scales`, `host_embedding` and `head_waits` are of such weights on a GPU, as `WeightFormat` and
     `Placement` have them. `hint` says what would fit where this plan does not.
     `shares`: the layers of each GPU, where one does not hold them all.
+    `compact`: bfloat16 weights are kept in 12 bits each, without loss.
     `processes`: how many compute together, each with a slice of every layer; `memory` is that of one of them.
     """
 
@@ -78,6 +79,7 @@ class LoadPlan:
     wide_scales: bool = False
     host_embedding: bool = False
     head_waits: bool = False
+    compact: bool = False
 
     @property
     def merges_adapter(self) -> bool:
@@ -159,6 +161,7 @@ def _alone(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
         wide_scales=settled.weights.wide,
         host_embedding=placement.host_embedding,
         head_waits=placement.head_waits,
+        compact=settled.weights.compact,
         context_length=settled.context,
         assistant=settled.assistant,
         shares=placement.shares,

@@ -19,6 +19,7 @@ PREFILL_CHUNK = 512  # tokens; a prompt is read in pieces of this, so that atten
 # 0.6 GB on Ampere and later as users report it; not measured here). Metal: taken for the same. CPU: 0.4 GB
 # resident once torch, transformers and bitsandbytes are imported (measured), and some for thread scratch.
 RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
+_COMPACT_BYTES = 97.4 / 64  # of normal numbers, of which 64 in 400 are kept as they are beside that
 _PIECE_BYTES = 16_000_000  # of an int4 or AWQ matrix, unpacked; as int4.py does it
 
 
@@ -30,6 +31,7 @@ class WeightFormat:
     16-bit weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
     checkpoint's own file as they are looked up, so that next to nothing of it is in memory.
     `wide`: NF4's are in fp32 on the device, as CUDA's kernel reads them, and not made so at each step.
+    `compact`: nothing is quantized, and bfloat16 weights are in 12 bits each without loss; see bfloat16.c.
     """
 
     dtype: Dtype
@@ -37,6 +39,7 @@ class WeightFormat:
     nested: bool = False
     streamed: bool = False
     wide: bool = False
+    compact: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     layers = architecture.layers * layer_bytes(architecture, weights) + last * size
     if weights.streamed:
         return layers + streamed_head_bytes(architecture, weights)
-    return layers + architecture.embedding_parameters * size
+    return layers + int(architecture.embedding_parameters * (_COMPACT_BYTES if weights.compact else size))
 
 
 def streamed_head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
@@ -119,6 +122,8 @@ def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
     16 bits each.
     """
     match weights.kind:
+        case "none" if weights.compact:
+            return int(count * _COMPACT_BYTES)
         case "none":
             return count * DTYPE_BYTES[weights.dtype]
         case "nf4":

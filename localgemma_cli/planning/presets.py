@@ -31,7 +31,8 @@ class Settings:
     """A preset's word on one device; `native` is bfloat16 where the device has it, else float32.
 
     `4-bit` is NF4 where the device has a product for it, else int4 where it has one for that. `least` is the
-    smaller of a sliding cache and one in 8 bits.
+    smaller of a sliding cache and one in 8 bits. `compact`: bfloat16 weights in 12 bits each, without loss,
+    where the device has a product for that.
     """
 
     dtype: Dtype | Literal["native"]
@@ -42,6 +43,7 @@ class Settings:
     compile: CompileMode
     offload: OffloadRule
     assistant: Assistant
+    compact: bool
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ _ALLOWED: Mapping[str, tuple[str | bool, ...]] = {
     "compile": get_args(CompileMode),
     "offload": get_args(OffloadRule),
     "assistant": get_args(Assistant),
+    "compact": (True, False),
 }
 
 

@@ -31,6 +31,7 @@ STREAMED: Mapping[DeviceKind, str] = {
     "cpu": f"{_HEAD}; embeddings are read from the model's file",
     "cuda": _HEAD,
 }
+_COMPACT = "weights take 12 bits each and lose none: exponents of neighbours are kept as differences"
 _INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
 _FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
@@ -119,10 +120,19 @@ def _weights(
         )
     device = hardware.device
     streamed = kind in ("nf4", "int4") and device in STREAMED and _streams(facts)
+    compact = settings.compact and dtype == "bfloat16" and kind == "none" and _compacts(hardware)
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     wide = streamed and device == "cuda" and not settings.nested_quantization
-    why = (_why_kind(settings, kind, asked, hardware), STREAMED[device] if streamed else "")
-    return WeightFormat(dtype, kind, nested, streamed, wide), "; ".join(filter(None, why))
+    why = (
+        _why_kind(settings, kind, asked, hardware),
+        STREAMED[device] if streamed else "",
+        _COMPACT if compact else "",
+    )
+    return WeightFormat(dtype, kind, nested, streamed, wide, compact), "; ".join(filter(None, why))
+
+
+def _compacts(hardware: Hardware) -> bool:
+    return hardware.bf16_widened and hardware.own_bf16 and hardware.c_compiler
 
 
 def _kind(facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides) -> Quantization:

@@ -43,6 +43,7 @@ def server_cpu() -> Hardware:
         int4=yes,
         bf16_widened=False,
         c_compiler=True,
+        own_bf16=False,
     )
 
 

@@ -151,6 +151,19 @@ def test_streamed_weights_are_within_two_percent_of_what_is_loaded(
     )
 
 
+def test_compact_weights_are_within_two_percent_of_what_is_loaded(checkpoint, tmp_path):
+    hardware = probe("cpu")
+    if not (hardware.bf16_widened and hardware.own_bf16 and hardware.c_compiler):
+        pytest.skip("no product for compact weights here")
+    facts = resolve(str(checkpoint), revision=None, offline=True).facts
+    plan = make_plan(facts, "speed", hardware, Overrides(), load_presets(tmp_path))
+    assert plan.compact
+    model = load_model(plan, checkpoint, lambda _: None)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    del tensors["model.embed_tokens.weight"]  # in the checkpoint's own file
+    assert plan.memory.weights_bytes == pytest.approx(sum(each.nbytes for each in tensors.values()), rel=0.02)
+
+
 def test_the_2b_streamed_has_its_head_in_4_bits():
     shape = lookup("2b").architecture
     size = weights_bytes(shape, WeightFormat("bfloat16", "nf4", streamed=True))

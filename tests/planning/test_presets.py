@@ -28,6 +28,7 @@ def test_the_built_in_presets_keep_their_promises(folder):
         assert (exact.quantization, exact.attention) == ("none", "eager")
         assert (exact.offload, exact.dtype) == ("none", "native")
         assert speed.quantization == "none"
+        assert (exact.compact, speed.compact) == (False, device == "cpu")
         rolls_back = {"cuda": "static", "mps": "full", "cpu": "int8"}[device]
         assert memory.quantization == extreme.quantization == "4-bit"
         assert (memory.nested_quantization, memory.cache) == (False, rolls_back)

@@ -236,3 +236,23 @@ def test_without_bfloat16_instructions_it_is_still_kept_where_reading_it_is_fast
         assert "bfloat16: no bfloat16 instructions, so it is widened to multiply" in settled.reasons
         for cpu in (arm_cpu, old_cpu):
             assert settle(GEMMA_2, presets[name], cpu, Overrides()).weights.dtype == "float32"
+
+
+def test_speed_keeps_bfloat16_in_12_bits_where_our_own_product_multiplies_that(
+    presets, desktop_cpu, server_cpu
+):
+    ours = replace(desktop_cpu, own_bf16=True)
+    settled = settle(GEMMA_2, presets["speed"], ours, Overrides())
+    assert settled.weights == WeightFormat("bfloat16", compact=True)
+    assert any("12 bits" in reason for reason in settled.reasons)
+    for preset, hardware, overrides in (
+        ("exact", ours, Overrides()),
+        ("memory", ours, Overrides()),
+        ("speed", ours, Overrides(dtype="float32")),
+        ("speed", replace(ours, c_compiler=False), Overrides()),
+        ("speed", desktop_cpu, Overrides()),
+        ("speed", replace(server_cpu, own_bf16=True), Overrides()),
+    ):
+        settled = settle(GEMMA_2, presets[preset], hardware, overrides)
+        assert not settled.weights.compact
+        assert not any("12 bits" in reason for reason in settled.reasons)

@@ -44,25 +44,39 @@ def grouped_attention(
         assert isinstance(value, torch.Tensor)
         kv_heads = key.shape[1]
         grouped = query.reshape(kv_heads, -1, width).contiguous()
-        multiply = _ours(length, kv_heads) if has_own_products(query.dtype, width) else _pytorchs
+        multiply = _ours(length, kv_heads) if has_own_products(query) else _pytorchs
         output = torch.empty_like(grouped)
         step = 1 if length > 1 else kv_heads
         for first in range(0, kv_heads, step):
             some = slice(first, first + step)
-            scores = multiply(grouped[some], key[0, some], first, False)
-            _capped(scores, attention_mask, scaling, softcap)
-            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+            weights = _weights(grouped[some], key[0, some], first, attention_mask, scaling, softcap, multiply)
             output[some] = multiply(weights, value[0, some], first, True)
+            del weights  # before the next ones are made
     return output.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
-def has_own_products(dtype: torch.dtype, width: int) -> bool:
-    """Whether bfloat16.c multiplies heads of that width; it wants each token's values to lie together."""
-    return dtype == torch.bfloat16 and is_widened() and bfloat16_kernel.takes(width)
+def has_own_products(states: torch.Tensor) -> bool:
+    """Whether bfloat16.c multiplies such heads, [..., d]; it wants each token's values to lie together."""
+    here = states.dtype == torch.bfloat16 and states.device.type == "cpu" and is_widened()
+    return here and bfloat16_kernel.takes(states.shape[-1])
 
 
 # (x [some, rows, k], keys [some, n, k] or values [some, k, n], the first head's number, whether it is values)
 _Multiply = Callable[[torch.Tensor, torch.Tensor, int, bool], torch.Tensor]
+
+
+def _weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    first: int,
+    mask: torch.Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    multiply: _Multiply,
+) -> torch.Tensor:
+    """query [some, rows, d], a row for each query head and token, key [some, n, d] -> [some, rows, n]."""
+    scores = _capped(multiply(query, key, first, False), mask, scaling, softcap)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
 
 
 def _ours(length: int, heads: int) -> _Multiply:

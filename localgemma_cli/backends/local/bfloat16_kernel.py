@@ -6,29 +6,59 @@ A `FEW` rows are computed each as if it came alone, so that a guess at the next 
 import ctypes
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from localgemma_cli.backends.local.compiled import compiled
+from localgemma_cli.planning.host import CPU_OWN_BF16_FLAGS
 
 FEW = 8  # rows, as many as a round of guesses has
-_NEEDED = frozenset({"avx512bw", "avx512dq", "avx512vl", "fma"})
 _BLOCK, _DEEP = 64, 768  # as in the source
+GROUP, _PACKED, _RAW = 64, 96, 255  # of compact weights
 _LONG, _POINTER, _INT = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
 _HEADS = (*(_LONG,) * 5, _POINTER, _POINTER, _LONG, _POINTER)
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = tuple((name, _POINTER) for name in ("plain", "packed", "bases", "raw", "firsts"))
+
+
+_WEIGHTS = ctypes.POINTER(_Weights)
 _ARGUMENTS = {
-    "few_rows": (*(_LONG,) * 4, *(_POINTER,) * 3),
+    "compact": (*(_LONG,) * 3, *(_POINTER,) * 4),
+    "keep_raw": (*(_LONG,) * 3, *(_POINTER,) * 4),
+    "few_rows": (*(_LONG,) * 4, _POINTER, _WEIGHTS, _POINTER),
     "few_scores": _HEADS,
     "few_mixed": _HEADS,
-    "many_rows": (*(_LONG,) * 7, _INT, _POINTER, _POINTER, _LONG, *(_POINTER,) * 3),
+    "many_rows": (*(_LONG,) * 7, _INT, _POINTER, _WEIGHTS, *(_POINTER,) * 3, _LONG),
 }
+
+
+@dataclass(frozen=True)
+class Compact:
+    """bfloat16 weights [n, k] in 12 bits each, without loss; see bfloat16.c.
+
+    `packed` [n, k / 64, 96] and `bases` [n, k / 64] in uint8; groups without a base, `raw` [some, 64] in
+    bfloat16, of which `firsts` [n] in int32 says each row's first.
+    """
+
+    packed: Tensor
+    bases: Tensor
+    raw: Tensor
+    firsts: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """n and k"""
+        return len(self.bases), GROUP * self.bases.shape[1]
 
 
 @functools.cache
 def products() -> ctypes.CDLL | None:
     """None where nothing compiles them, or what comes of that computes something else."""
-    library = compiled("bfloat16.c", _NEEDED)
+    library = compiled("bfloat16.c", CPU_OWN_BF16_FLAGS)
     return library if library is not None and _is_right(_bound(library)) else None
 
 
@@ -61,7 +91,22 @@ def _is_right(library: ctypes.CDLL) -> bool:
     return all(bool((each.float() - expected).abs().max() < 0.01 * expected.abs().max()) for each in got)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def compacted(weight: Tensor) -> Compact:
+    """Of [n, k] bfloat16, contiguous; k as `takes` says."""
+    library, threads, (n, k) = _there(), torch.get_num_threads(), weight.shape
+    packed = torch.empty((n, k // GROUP, _PACKED), dtype=torch.uint8)
+    bases = torch.empty((n, k // GROUP), dtype=torch.uint8)
+    counts = torch.empty(n, dtype=torch.int32)
+    where = (weight.data_ptr(), packed.data_ptr(), bases.data_ptr(), counts.data_ptr())
+    library.compact(threads, n, k, *where)
+    firsts = counts.cumsum(0, dtype=torch.int32) - counts
+    raw = weight.new_empty(int(counts.sum()), GROUP)
+    where = (weight.data_ptr(), bases.data_ptr(), firsts.data_ptr(), raw.data_ptr())
+    library.keep_raw(threads, n, k, *where)
+    return Compact(packed, bases, raw, firsts)
+
+
+def linear(x: Tensor, weight: Tensor | Compact) -> Tensor:
     """x [m, k] times weight [n, k] -> [m, n]; all contiguous, k as `takes` says."""
     return _few_rows(_there(), x, weight) if len(x) <= FEW else _many_rows(_there(), x, weight, x.shape[0])
 
@@ -76,12 +121,11 @@ def attended(x: Tensor, other: Tensor, length: int, first: int, heads: int, acro
     if length <= FEW:
         return _few(library.few_mixed if across else library.few_scores, x, other, across)
     rows = x.shape[1]
-    return torch.stack(
-        [
-            _many_rows(library, each, of_head, length, (first + index) * rows, heads * rows, across)
-            for index, (each, of_head) in enumerate(zip(x, other, strict=True))
-        ]
-    )
+    out = x.new_empty(*x.shape[:2], other.shape[2 if across else 1])
+    for index, (each, of_head) in enumerate(zip(x, other, strict=True)):
+        before = (first + index) * rows
+        _many_rows(library, each, of_head, length, before, heads * rows, across, out[index])
+    return out
 
 
 def _there() -> ctypes.CDLL:
@@ -90,10 +134,17 @@ def _there() -> ctypes.CDLL:
     return library
 
 
-def _few_rows(library: ctypes.CDLL, x: Tensor, weight: Tensor) -> Tensor:
-    (m, k), n = x.shape, len(weight)
+def _pointers(weight: Tensor | Compact) -> _Weights:
+    if isinstance(weight, Tensor):
+        return _Weights(plain=weight.data_ptr())
+    parts = (weight.packed, weight.bases, weight.raw, weight.firsts)
+    return _Weights(None, *(part.data_ptr() for part in parts))
+
+
+def _few_rows(library: ctypes.CDLL, x: Tensor, weight: Tensor | Compact) -> Tensor:
+    (m, k), n = x.shape, weight.shape[0]
     out, wide = x.new_empty(m, n), x.float()
-    library.few_rows(torch.get_num_threads(), m, n, k, wide.data_ptr(), weight.data_ptr(), out.data_ptr())
+    library.few_rows(torch.get_num_threads(), m, n, k, wide.data_ptr(), _pointers(weight), out.data_ptr())
     return out
 
 
@@ -109,19 +160,20 @@ def _few(product: Callable[..., None], x: Tensor, other: Tensor, across: bool) -
 def _many_rows(
     library: ctypes.CDLL,
     x: Tensor,
-    other: Tensor,
+    other: Tensor | Compact,
     together: int,
     before: int = 0,
     all_rows: int | None = None,
     across: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     (m, k), n, threads = x.shape, other.shape[1 if across else 0], torch.get_num_threads()
-    out = x.new_empty(m, n)
+    out = x.new_empty(m, n) if out is None else out
+    own = 4 * _BLOCK * (_DEEP + m) + (2 * _BLOCK * k if isinstance(other, Compact) else 0)
     numbers = x.new_empty(m * k, dtype=torch.float32)
-    packed = x.new_empty(threads * (_DEEP + m) * _BLOCK, dtype=torch.float32)
+    scratch = x.new_empty(threads * own, dtype=torch.uint8)
     library.many_rows(
         *(threads, before, together, all_rows or m, m, n, k, across),
-        *(x.data_ptr(), other.data_ptr(), other.stride(0), out.data_ptr()),
-        *(numbers.data_ptr(), packed.data_ptr()),
+        *(x.data_ptr(), _pointers(other), out.data_ptr(), numbers.data_ptr(), scratch.data_ptr(), own),
     )
     return out

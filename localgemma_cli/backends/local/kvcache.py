@@ -73,7 +73,7 @@ class GrowingLayer(WholeLayer):
 
     def _empty_values(self, states: torch.Tensor, tokens: int) -> torch.Tensor:
         batch, heads, _, width = states.shape
-        if not self._grouped or states.dtype != torch.bfloat16 or has_own_products(states.dtype, width):
+        if not self._grouped or states.dtype != torch.bfloat16 or has_own_products(states):
             return _empty_like(states, tokens)
         return states.new_empty((batch, heads, width, tokens)).transpose(-1, -2)
 

@@ -66,7 +66,7 @@ def _ready(model: PreTrainedModel, plan: LoadPlan, adapter: Path | None) -> PreT
 
         model = attach(model, adapter, merge=plan.merges_adapter)
     if plan.processes == 1:
-        tune_linears(model)
+        tune_linears(model, plan.compact)
     return model.eval()
 
 

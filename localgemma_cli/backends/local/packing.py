@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from localgemma_cli.backends.local.bfloat16_kernel import takes
 from localgemma_cli.backends.local.mapped import in_file, let_go
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable
-from localgemma_cli.backends.local.widened import WidenedLinear, is_widened
+from localgemma_cli.backends.local.widened import CompactLinear, WidenedLinear, is_widened
 
 
 class PackedLinear(nn.Module):
@@ -31,15 +32,17 @@ class PackedLinear(nn.Module):
         return output
 
 
-def tune_linears(model: PreTrainedModel) -> None:
+def tune_linears(model: PreTrainedModel, compact: bool = False) -> None:
     """Replace every plain `nn.Linear` of a bfloat16 model on the CPU by what is fastest on this processor.
+
+    With `compact` weights are kept in 12 bits each where there is a product for that.
 
     A tied head gets a copy of its own; of the embedding, which stays in its file, a step reads a row.
     """
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return
     if is_widened():
-        _replace(model, lambda linear: WidenedLinear(linear) if linear.bias is None else linear)
+        _replace(model, lambda linear: _widened(linear, compact) if linear.bias is None else linear)
     elif torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
         _replace(model, PackedLinear)
     else:
@@ -48,6 +51,10 @@ def tune_linears(model: PreTrainedModel) -> None:
     if in_file(embedding.weight) and not hasattr(embedding, "_hf_hook"):
         scale = getattr(embedding, "embed_scale", None)
         model.set_input_embeddings(EmbeddingTable(embedding.weight.detach(), model.dtype, scale))
+
+
+def _widened(linear: nn.Linear, compact: bool) -> nn.Module:
+    return CompactLinear(linear) if compact and takes(linear.in_features) else WidenedLinear(linear)
 
 
 def _replace(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:

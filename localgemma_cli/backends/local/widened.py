@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from localgemma_cli.backends.local import bfloat16_kernel
+from localgemma_cli.backends.local.bfloat16_kernel import Compact
 from localgemma_cli.backends.local.mapped import in_file
 from localgemma_cli.planning.host import CPU_BF16_FLAGS, cpu_flags
 
@@ -24,6 +25,22 @@ def is_widened() -> bool:
     """Whether this processor has to multiply bfloat16 in float32; False where the system does not tell."""
     flags = cpu_flags()
     return flags is not None and not flags & CPU_BF16_FLAGS
+
+
+class CompactLinear(nn.Module):
+    """`nn.Linear` without a bias over the same weights in 12 bits each; [..., in] -> [..., out], bfloat16."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        compact = bfloat16_kernel.compacted(linear.weight.detach().contiguous())
+        self.packed, self.bases = nn.Buffer(compact.packed), nn.Buffer(compact.bases)
+        self.raw, self.firsts = nn.Buffer(compact.raw), nn.Buffer(compact.firsts)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.reshape(-1, self.in_features).contiguous()
+        weight = Compact(self.packed, self.bases, self.raw, self.firsts)
+        return bfloat16_kernel.linear(rows, weight).view(*inputs.shape[:-1], self.out_features)
 
 
 class WidenedLinear(nn.Module):

@@ -15,7 +15,7 @@ from localgemma_cli.backends.local import attention, bfloat16_kernel, compiled
 from localgemma_cli.backends.local.bfloat16_kernel import FEW
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.packing import tune_linears
-from localgemma_cli.backends.local.widened import WidenedLinear, is_widened
+from localgemma_cli.backends.local.widened import CompactLinear, WidenedLinear, is_widened
 from localgemma_cli.planning.host import cpu_flags
 
 pytestmark = [
@@ -56,6 +56,33 @@ def test_rows_of_a_prompt_are_pytorchs(width: int, threads: int) -> None:
     x, weight = numbers(131, width), numbers(1000, width)
     for rows in (9, 10, 11, 17, 64, 65, 131):
         assert same(bfloat16_kernel.linear(x[:rows], weight), linear(x[:rows], weight)), rows
+
+
+@pytest.mark.parametrize("width", [64, 448, 2304])
+def test_compact_weights_give_the_same_bits_in_three_quarters_of_the_bytes(width: int, threads: int) -> None:
+    x, weight = numbers(131, width), numbers(999, width)
+    compact = bfloat16_kernel.compacted(weight)
+    assert sum(part.nbytes for part in vars(compact).values()) < 0.8 * weight.nbytes
+    for rows in (1, 2, 5, FEW, 9, 17, 64, 131):
+        expected = bfloat16_kernel.linear(x[:rows], weight)
+        assert same(bfloat16_kernel.linear(x[:rows], compact), expected), rows
+
+
+def test_compact_weights_hold_any_number() -> None:
+    """Zeros, the smallest and the largest, infinities, and what is none, alone and in whole groups."""
+    weight = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16).view(512, 128).clone()
+    weight = torch.cat([weight, weight.view(128, 512).T.reshape(512, 128), torch.zeros(3, 128).bfloat16()])
+    weight[-1, 7] = -0.0
+    compact = bfloat16_kernel.compacted(weight)
+    one_each = torch.eye(128, dtype=torch.bfloat16)
+    for first in range(0, 128, FEW):
+        x = one_each[first : first + FEW]
+        got, expected = (bfloat16_kernel.linear(x, each) for each in (compact, weight))
+        assert same(got, expected)
+    finite = weight[weight.isfinite().all(1)]
+    assert len(finite) > 300
+    got = bfloat16_kernel.linear(one_each, bfloat16_kernel.compacted(finite))
+    assert torch.equal(got, finite.T)
 
 
 @pytest.mark.parametrize("width", [64, 256, 640, 2304, 9216])
@@ -127,10 +154,11 @@ GEMMA3 = Gemma3TextConfig(
 )
 
 
+@pytest.mark.parametrize("compact", [False, True], ids=["plain", "compact"])
 @pytest.mark.parametrize("config", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
 @torch.inference_mode()
 def test_a_models_logits_are_transformers_own_bit_for_bit(
-    config: Gemma2Config | Gemma3TextConfig, threads: int
+    config: Gemma2Config | Gemma3TextConfig, compact: bool, threads: int
 ) -> None:
     """Of a prompt, and of each of some steps after it."""
     family = Gemma2ForCausalLM if config is GEMMA2 else Gemma3ForCausalLM
@@ -138,8 +166,9 @@ def test_a_models_logits_are_transformers_own_bit_for_bit(
     plain = family._from_config(config, attn_implementation="eager", dtype=torch.bfloat16).eval()
     ours = family._from_config(config, attn_implementation=attention.register(), dtype=torch.bfloat16).eval()
     ours.load_state_dict(plain.state_dict())
-    tune_linears(ours)
-    assert any(isinstance(module, WidenedLinear) for module in ours.modules())
+    tune_linears(ours, compact)
+    kind = CompactLinear if compact else WidenedLinear
+    assert sum(isinstance(module, kind) for module in ours.modules()) == 7 * config.num_hidden_layers + 1
     for length in (10, 33, 64, 257):
         ids = torch.randint(0, 2000, (1, length), generator=torch.Generator().manual_seed(length))
         caches = DynamicCache(config=plain.config), KVCache(ours.config, "full", 1024).cache
