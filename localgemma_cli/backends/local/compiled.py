@@ -15,8 +15,7 @@ import torch  # before a library: it brings the OpenMP runtime that all share
 from localgemma_cli.environment import cache_folder
 from localgemma_cli.planning.host import c_compiler, cpu_flags
 
-# a product and a sum that are written apart are rounded apart
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fopenmp", "-shared", "-fPIC")
+_FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
 _PATIENCE = 30  # seconds for a compiler that takes half of one
 _DIGEST = hashlib.sha256().digest_size
 
