@@ -19,7 +19,7 @@ PREFILL_CHUNK = 512  # tokens; a prompt is read in pieces of this, so that atten
 # 0.6 GB on Ampere and later as users report it; not measured here). Metal: taken for the same. CPU: 0.4 GB
 # resident once torch, transformers and bitsandbytes are imported (measured), and some for thread scratch.
 RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
-_COMPACT_BYTES = 97.4 / 64  # of normal numbers, of which 64 in 400 are kept as they are beside that
+_COMPACT_BYTES = 97.4 / 64  # of normal numbers, of which one group of 64 in 370 is kept as it is besides
 _PIECE_BYTES = 16_000_000  # of an int4 or AWQ matrix, unpacked; as int4.py does it
 
 

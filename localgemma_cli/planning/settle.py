@@ -120,7 +120,8 @@ def _weights(
         )
     device = hardware.device
     streamed = kind in ("nf4", "int4") and device in STREAMED and _streams(facts)
-    compact = settings.compact and dtype == "bfloat16" and kind == "none" and _compacts(hardware)
+    plain = dtype == "bfloat16" and kind == "none" and not overrides.compile and settings.compile == "none"
+    compact = settings.compact and plain and _compacts(hardware)
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     wide = streamed and device == "cuda" and not settings.nested_quantization
     why = (

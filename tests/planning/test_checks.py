@@ -105,6 +105,12 @@ def test_what_a_processor_does_slowly_is_said(presets, server_cpu, desktop_cpu, 
         bare = replace(desktop_cpu, c_compiler=False)
         assert "no C compiler is here" in warned(lookup("2b"), presets[name], bare, Overrides())
         assert warned(lookup("2b"), presets[name], replace(server_cpu, c_compiler=False), Overrides()) == ""
+    for name in ("exact", "speed"):
+        ours = replace(desktop_cpu, own_bf16=True)
+        assert warned(lookup("2b"), presets[name], ours, Overrides()) == ""
+        bare = replace(ours, c_compiler=False)
+        assert "reference's to the last bit" in warned(lookup("2b"), presets[name], bare, Overrides())
+        assert warned(lookup("2b"), presets[name], replace(desktop_cpu, c_compiler=False), Overrides()) == ""
     asked = warned(lookup("2b"), presets["memory"], desktop_cpu, Overrides(quantization="nf4"))
     assert "4-bit will be slower" in asked
     assert "--quantization int4" in asked

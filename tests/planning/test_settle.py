@@ -250,6 +250,7 @@ def test_speed_keeps_bfloat16_in_12_bits_where_our_own_product_multiplies_that(
         ("memory", ours, Overrides()),
         ("speed", ours, Overrides(dtype="float32")),
         ("speed", replace(ours, c_compiler=False), Overrides()),
+        ("speed", ours, Overrides(compile=True)),
         ("speed", desktop_cpu, Overrides()),
         ("speed", replace(server_cpu, own_bf16=True), Overrides()),
     ):

@@ -57,8 +57,9 @@ def grouped_attention(
 
 def has_own_products(states: torch.Tensor) -> bool:
     """Whether bfloat16.c multiplies such heads, [..., d]; it wants each token's values to lie together."""
-    here = states.dtype == torch.bfloat16 and states.device.type == "cpu" and is_widened()
-    return here and bfloat16_kernel.takes(states.shape[-1])
+    if states.dtype != torch.bfloat16 or states.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return is_widened() and bfloat16_kernel.takes(states.shape[-1])
 
 
 # (x [some, rows, k], keys [some, n, k] or values [some, k, n], the first head's number, whether it is values)

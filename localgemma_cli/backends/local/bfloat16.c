@@ -90,8 +90,10 @@ static inline void opened(const uint8_t *packed, uint8_t base, __m512i out[2]) {
 /* The `group`-th of a row; `raw` counts those that the row had without a base. */
 static inline __attribute__((always_inline)) void group_of(const int compact, const Weights *w, long k, long row,
                                                            long group, long *raw, __m512i out[2]) {
-    const Half *from = w->plain + row * k + group * GROUP;
-    if (compact) {
+    const Half *from;
+    if (!compact) {
+        from = w->plain + row * k + group * GROUP;
+    } else {
         long index = row * (k / GROUP) + group;
         if (w->bases[index] != RAW) {
             opened(w->packed + index * PACKED, w->bases[index], out);
@@ -127,14 +129,14 @@ void compact(long threads, long n, long k, const Half *w, uint8_t *packed, uint8
         for (long index = row * (k / GROUP); index < (row + 1) * (k / GROUP); index++) {
             const Half *from = w + index * GROUP;
             uint8_t *to = packed + index * PACKED;
-            int least = 255, most = 0;
+            int lowest = 255, highest = 0;
             for (int i = 0; i < GROUP; i++) {
                 int exponent = from[i] >> 7 & 255;
-                least = exponent < least ? exponent : least;
-                most = exponent > most ? exponent : most;
+                lowest = exponent < lowest ? exponent : lowest;
+                highest = exponent > highest ? exponent : highest;
             }
-            int base = most > 15 ? most - 15 : 0;
-            bases[index] = least < base || most == 255 ? RAW : base;
+            int base = highest > 15 ? highest - 15 : 0;
+            bases[index] = lowest < base || highest == 255 ? RAW : base;
             counts[row] += bases[index] == RAW;
             for (int i = 0; i < GROUP; i++)
                 to[i] = (from[i] >> 8 & 0x80) | (from[i] & 0x7f);

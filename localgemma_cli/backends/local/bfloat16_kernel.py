@@ -16,7 +16,7 @@ from localgemma_cli.planning.host import CPU_OWN_BF16_FLAGS
 
 FEW = 8  # rows, as many as a round of guesses has
 _BLOCK, _DEEP = 64, 768  # as in the source
-GROUP, _PACKED, _RAW = 64, 96, 255  # of compact weights
+GROUP, _PACKED = 64, 96  # of compact weights
 _LONG, _POINTER, _INT = ctypes.c_long, ctypes.c_void_p, ctypes.c_int
 _HEADS = (*(_LONG,) * 5, _POINTER, _POINTER, _LONG, _POINTER)
 
@@ -78,11 +78,12 @@ def takes(width: int) -> bool:
 def _is_right(library: ctypes.CDLL) -> bool:
     """Small products against float32's; that they are the reference's bits is for tests."""
     x = (torch.arange(9 * 832) * 37 % 101 - 40).to(torch.bfloat16).view(9, 832)
-    weight = (torch.arange(100 * 832) * 29 % 83 - 20).to(torch.bfloat16).view(100, 832)
-    expected = x.float() @ weight.float().T
+    weight = (torch.arange(100 * 832) * 29 % 83 - 20.5).to(torch.bfloat16).view(100, 832)
+    expected, compact = x.float() @ weight.float().T, _compacted(library, weight)
     keys, heads = weight.view(1, 100, 832), x.view(1, 9, 832)
     got = (
         torch.cat([_few_rows(library, x[:5], weight), _few_rows(library, x[5:], weight)]),
+        torch.cat([_few_rows(library, x[:1], compact), _many_rows(library, x, compact, 9)[1:]]),
         _many_rows(library, x, weight, 9),
         _many_rows(library, x, weight.T.contiguous(), 9, across=True),
         _few(library.few_scores, heads, keys, across=False)[0],
@@ -93,7 +94,11 @@ def _is_right(library: ctypes.CDLL) -> bool:
 
 def compacted(weight: Tensor) -> Compact:
     """Of [n, k] bfloat16, contiguous; k as `takes` says."""
-    library, threads, (n, k) = _there(), torch.get_num_threads(), weight.shape
+    return _compacted(_there(), weight)
+
+
+def _compacted(library: ctypes.CDLL, weight: Tensor) -> Compact:
+    threads, (n, k) = torch.get_num_threads(), weight.shape
     packed = torch.empty((n, k // GROUP, _PACKED), dtype=torch.uint8)
     bases = torch.empty((n, k // GROUP), dtype=torch.uint8)
     counts = torch.empty(n, dtype=torch.int32)

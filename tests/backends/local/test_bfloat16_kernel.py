@@ -189,8 +189,10 @@ def test_a_models_logits_are_transformers_own_bit_for_bit(
         ("sum = _mm512_fmadd_ps(first_of(a), first_of(b), sum);", ""),
         ("first + turned(t, some)", "first"),
         ("_mm512_fmadd_ps(number, weights[i],", "_mm512_fmadd_ps(number, weights[0],"),
+        ("set1_epi16((short)0x807f)", "set1_epi16((short)0x807e)"),
+        ("set1_epi16((short)0x807f)", "set1_epi16((short)0x007f)"),
     ],
-    ids=["as it is", "few rows", "scores", "values", "many rows"],
+    ids=["as it is", "few rows", "scores", "values", "many rows", "compact mantissas", "compact signs"],
 )
 def test_a_library_that_computes_something_else_is_found_out(said: str, instead: str, tmp_path: Path) -> None:
     source = Path(compiled.__file__).with_name("bfloat16.c").read_text()
