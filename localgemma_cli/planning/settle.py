@@ -31,7 +31,7 @@ STREAMED: Mapping[DeviceKind, str] = {
     "cpu": f"{_HEAD}; embeddings are read from the model's file",
     "cuda": _HEAD,
 }
-_COMPACT = "weights take 12 bits each and lose none: exponents of neighbours are kept as differences"
+_COMPACT = "weights are packed into 12 bits each without loss, as neighbours' exponents are alike"
 _INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
 _FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
@@ -71,7 +71,8 @@ def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Ove
     settings = preset.devices[hardware.device]
     dtype, why_dtype = _dtype(settings, hardware, overrides)
     weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware)
-    attention, why_attention = _attention(facts, settings, overrides)
+    ours = dtype == "bfloat16" and _multiplies_bfloat16(hardware)
+    attention, why_attention = _attention(facts, settings, overrides, ours)
     context, why_context = _context(facts, overrides)
     cache = _cache(facts, settings, dtype, attention, context, hardware)
     mode, cache, why_mode = _compile(settings, cache, weights, attention, hardware, overrides)
@@ -121,7 +122,7 @@ def _weights(
     device = hardware.device
     streamed = kind in ("nf4", "int4") and device in STREAMED and _streams(facts)
     plain = dtype == "bfloat16" and kind == "none" and not overrides.compile and settings.compile == "none"
-    compact = settings.compact and plain and _compacts(hardware)
+    compact = settings.compact and plain and _multiplies_bfloat16(hardware)
     nested = kind == "nf4" and settings.nested_quantization and not streamed
     wide = streamed and device == "cuda" and not settings.nested_quantization
     why = (
@@ -132,7 +133,8 @@ def _weights(
     return WeightFormat(dtype, kind, nested, streamed, wide, compact), "; ".join(filter(None, why))
 
 
-def _compacts(hardware: Hardware) -> bool:
+def _multiplies_bfloat16(hardware: Hardware) -> bool:
+    """Whether there are products of our own for it."""
     return hardware.bf16_widened and hardware.own_bf16 and hardware.c_compiler
 
 
@@ -167,7 +169,9 @@ def _streams(facts: ModelFacts) -> bool:
     )
 
 
-def _attention(facts: ModelFacts, settings: Settings, overrides: Overrides) -> tuple[Attention, str]:
+def _attention(
+    facts: ModelFacts, settings: Settings, overrides: Overrides, ours: bool
+) -> tuple[Attention, str]:
     softcap = facts.architecture.softcap
     if overrides.attention is not None:
         attention = chosen(overrides.attention, ATTENTIONS, "--attention")
@@ -176,6 +180,8 @@ def _attention(facts: ModelFacts, settings: Settings, overrides: Overrides) -> t
         return settings.attention, ""
     if softcap:
         return "eager", "eager attention: this model caps its attention scores, which sdpa leaves out"
+    if ours:
+        return "eager", "eager attention: a product of our own computes that here"
     return "sdpa", "sdpa attention: this model needs no cap on its scores"
 
 

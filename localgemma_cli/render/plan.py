@@ -88,7 +88,7 @@ def _caption(plans: Sequence[LoadPlan], complete: bool) -> Text:
 
 def _weights(plan: LoadPlan) -> str:
     if plan.quantization == "none":
-        return plan.dtype
+        return f"{plan.dtype} in 12 bits" if plan.compact else plan.dtype
     nested = " with nested scales" if plan.nested_quantization else ""
     return f"{plan.quantization}{nested}, arithmetic in {plan.dtype}"
 

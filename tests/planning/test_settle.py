@@ -242,8 +242,9 @@ def test_speed_keeps_bfloat16_in_12_bits_where_our_own_product_multiplies_that(
     presets, desktop_cpu, server_cpu
 ):
     ours = replace(desktop_cpu, own_bf16=True)
-    settled = settle(GEMMA_2, presets["speed"], ours, Overrides())
-    assert settled.weights == WeightFormat("bfloat16", compact=True)
+    settled = settle(GEMMA_1, presets["speed"], ours, Overrides())
+    assert (settled.weights, settled.attention) == (WeightFormat("bfloat16", compact=True), "eager")
+    assert settle(GEMMA_1, presets["speed"], desktop_cpu, Overrides()).attention == "sdpa"
     assert any("12 bits" in reason for reason in settled.reasons)
     for preset, hardware, overrides in (
         ("exact", ours, Overrides()),
