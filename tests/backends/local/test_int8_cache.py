@@ -5,12 +5,22 @@ import torch
 from support.models import DEMO, demo_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from localgemma_cli.backends.local import int8_states
 from localgemma_cli.backends.local.attention import grouped_attention, register
 from localgemma_cli.backends.local.int8_states import MOST_TOKENS, Int8Keys, quantized
 from localgemma_cli.backends.local.kvcache import Int8Layer, KVCache
 
 HEADS, KV_HEADS, WIDTH = 6, 3, 32
 CONTEXT = 1024
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["PyTorch's", "ours"])
+def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which kernel reads keys and values."""
+    if not request.param:
+        monkeypatch.setattr(int8_states, "has_int8_rows", lambda: False)
+    elif not int8_states.has_int8_rows():
+        pytest.skip("no product of ours here")
 
 
 def states(tokens: int, seed: int, heads: int = KV_HEADS) -> torch.Tensor:
