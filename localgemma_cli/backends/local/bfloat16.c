@@ -18,6 +18,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "halves.h"
+
 enum {
     LANES = 16,
     WIDE = 4,             /* vectors of output features at once */
@@ -31,8 +33,6 @@ enum {
     RAW = 255,
 };
 
-typedef uint16_t Half; /* the bits of a bfloat16 */
-
 static inline __m512 widened(__mmask16 which, const Half *from) {
     __m256i halves = _mm256_maskz_loadu_epi16(which, from);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
@@ -42,21 +42,6 @@ static inline __m512 first_of(__m512i pairs) { return _mm512_castsi512_ps(_mm512
 
 static inline __m512 second_of(__m512i pairs) {
     return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
-}
-
-static inline float wide(Half bits) {
-    uint32_t whole = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &whole, sizeof value);
-    return value;
-}
-
-/* To the nearest and of two to the even; what is not a number stays none. */
-static inline Half narrowed(float value) {
-    uint32_t whole;
-    memcpy(&whole, &value, sizeof whole);
-    uint32_t rounded = (whole + 0x7fff + (whole >> 16 & 1)) >> 16;
-    return value == value ? rounded : 0x7fc0;
 }
 
 /* Where the i-th of `count` numbers is added, the second of a pair before the first. */

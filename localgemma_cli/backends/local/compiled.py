@@ -16,6 +16,7 @@ from localgemma_cli.environment import cache_folder
 from localgemma_cli.planning.host import c_compiler, cpu_flags
 
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_FOLDER = Path(__file__).parent
 _PATIENCE = 30  # seconds for a compiler that takes half of one
 _DIGEST = hashlib.sha256().digest_size
 
@@ -31,12 +32,13 @@ def compiled(source: str, needed: frozenset[str], options: tuple[str, ...] = ())
     flags = cpu_flags() or frozenset()
     if not flags >= needed:
         return None
-    file = Path(__file__).with_name(source)
+    file = _FOLDER / source
     try:
         if not (compiler := c_compiler()):
             return None
         command = (*compiler, *_FLAGS, *options)
-        told = (*command, _version(compiler), *sorted(flags), torch.__version__, file.read_text())
+        texts = [each.read_text() for each in (file, *sorted(_FOLDER.glob("*.h")))]
+        told = (*command, _version(compiler), *sorted(flags), torch.__version__, *texts)
         key = hashlib.sha256("\n".join(told).encode()).hexdigest()[:32]
         return _library(command, file, f"{file.stem}-{key}.so")
     except (OSError, subprocess.SubprocessError):  # a compiler that cannot
@@ -74,7 +76,7 @@ def _compile(command: tuple[str, ...], source: Path, library: Path) -> None:
     """Its digest goes behind it, where no loader looks: what is cut short would end the process."""
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
-        words = (*command, "-o", str(made), str(source))
+        words = (*command, f"-I{_FOLDER}", "-o", str(made), str(source))
         subprocess.run(words, capture_output=True, timeout=_PATIENCE, check=True)
         content = made.read_bytes()
         made.write_bytes(content + hashlib.sha256(content).digest())

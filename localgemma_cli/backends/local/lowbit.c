@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "halves.h"
+
 typedef struct {  /* of one row and one group */
     float step;   /* what 1 stands for in the rounded numbers */
     float sum;    /* of the numbers before they were rounded */
@@ -127,42 +129,27 @@ enum {
     BYTES_AHEAD = 1024,
 };
 
-static inline float widened(uint16_t bits) {
-    uint32_t whole = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &whole, sizeof value);
-    return value;
-}
-
-/* To bfloat16, to the nearest and of two to the even; what is not a number stays none. */
-static inline uint16_t narrowed(float value) {
-    uint32_t whole;
-    memcpy(&whole, &value, sizeof whole);
-    uint32_t rounded = (whole + 0x7fff + (whole >> 16 & 1)) >> 16;
-    return value == value ? rounded : 0x7fc0;
-}
-
 /* One row's numbers of one group to -127..127; with one that is not finite among them the step is none. */
-static Part round_group(long group, const uint16_t *x, int8_t *rounded) {
-    uint16_t largest = 0; /* as bits: those of greater numbers are greater, and infinity's are 0x7f80 */
+static Part round_group(long group, const Half *x, int8_t *rounded) {
+    Half largest = 0; /* as bits: those of greater numbers are greater, and infinity's are 0x7f80 */
     for (long i = 0; i < group; i++) {
-        uint16_t size = x[i] & 0x7fff;
+        Half size = x[i] & 0x7fff;
         largest = size > largest ? size : largest;
     }
     float sums[16] = {0}, sum = 0;
     for (long i = 0; i < group; i += 16)
         for (long j = 0; j < 16; j++)
-            sums[j] += widened(x[i + j]);
+            sums[j] += wide(x[i + j]);
     for (long j = 0; j < 16; j++)
         sum += sums[j];
     int known = largest >= 0x0d80 && largest < 0x7f80; /* below 2^-100 a number's inverse might overflow */
-    float inverse = known ? 127 / widened(largest) : 0;
+    float inverse = known ? 127 / wide(largest) : 0;
     int32_t total = 0;
     for (long i = 0; i < group; i++) {
-        rounded[i] = known ? (int8_t)__builtin_rintf(widened(x[i]) * inverse) : 0;
+        rounded[i] = known ? (int8_t)__builtin_rintf(wide(x[i]) * inverse) : 0;
         total += rounded[i];
     }
-    float step = largest < 0x7f80 ? (known ? widened(largest) / 127 : 0) : __builtin_nanf("");
+    float step = largest < 0x7f80 ? (known ? wide(largest) / 127 : 0) : __builtin_nanf("");
     return (Part){step, sum, -8 * total};
 }
 
@@ -185,7 +172,7 @@ static inline void unpack(const uint8_t *packed, Ints weights[4]) {
 /* Output features of one block for `count` rows of x, which lie `k` apart, as their parts lie `k / group`. */
 static inline __attribute__((always_inline)) void multiply(
     const int count, long n, long k, long group, const int8_t *x, const Part *parts,
-    const uint8_t *packed, const uint16_t *factors, uint16_t *out) {
+    const uint8_t *packed, const Half *factors, Half *out) {
     Floats results[MOST][4];
     for (int row = 0; row < count; row++)
         for (int i = 0; i < 4; i++)
@@ -228,7 +215,7 @@ static inline __attribute__((always_inline)) void multiply(
 
 /* `multiply` for a count that the compiler knows, so that sums stay in registers. */
 static void multiply_few(int count, long n, long k, long group, const int8_t *x, const Part *parts,
-                         const uint8_t *packed, const uint16_t *factors, uint16_t *out) {
+                         const uint8_t *packed, const Half *factors, Half *out) {
     switch (count) {
     case 1: multiply(1, n, k, group, x, parts, packed, factors, out); break;
     case 2: multiply(2, n, k, group, x, parts, packed, factors, out); break;
@@ -240,8 +227,8 @@ static void multiply_few(int count, long n, long k, long group, const int8_t *x,
 
 /* x [m, k] and out [m, n] in bfloat16; packed [n, k / 2]; factors [k / group, n, 2] in bfloat16, scale and
    offset. Scratch: rounded [m, k], parts [m, k / group]. n by the block, groups by 32. */
-void int4_rows(long threads, long m, long n, long k, long group, const uint16_t *x, const uint8_t *packed,
-               const uint16_t *factors, uint16_t *out, int8_t *rounded, Part *parts) {
+void int4_rows(long threads, long m, long n, long k, long group, const Half *x, const uint8_t *packed,
+               const Half *factors, Half *out, int8_t *rounded, Part *parts) {
     long tiles = (m + MOST - 1) / MOST;
 #pragma omp parallel num_threads(threads) if (m * n * k >= 200000)
     {
@@ -286,7 +273,7 @@ static inline __attribute__((always_inline)) void multiply_bytes(const int count
 /* x [heads, rows, k] in float32 with levels [n, k] of each head, whose rows lie `stride` and whose heads `next`
    apart -> out [heads, rows, n] in float32; times scales [heads, n] in bfloat16 if there are any, heads `far` apart. */
 void int8_rows(long threads, long heads, long rows, long n, long k, const float *x, const int8_t *levels,
-               long next, long stride, const uint16_t *scales, long far, float *out) {
+               long next, long stride, const Half *scales, long far, float *out) {
 #pragma omp parallel for schedule(static) collapse(2) num_threads(threads) if (heads * n * k >= 200000)
     for (long head = 0; head < heads; head++)
         for (long first = 0; first < n; first += 4)
@@ -305,7 +292,7 @@ void int8_rows(long threads, long heads, long rows, long n, long k, const float 
                 }
                 for (long r = 0; r < count; r++)
                     for (long i = 0; i < 4 && first + i < n; i++) {
-                        float scale = scales ? widened(scales[head * far + first + i]) : 1;
+                        float scale = scales ? wide(scales[head * far + first + i]) : 1;
                         out[(head * rows + row + r) * n + first + i] = sums[r][i] * scale;
                     }
             }
