@@ -14,7 +14,7 @@ from localgemma_cli.planning.placement import longest_context
 from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settle import Overrides
 
-AUTOMATIC = ("exact", "memory", "memory_extreme")  # tried in this order; speed takes what exact takes
+AUTOMATIC = ("exact", "speed", "memory", "memory_extreme")  # tried in this order
 
 
 def advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]) -> str:
@@ -45,11 +45,16 @@ def draft_suggestion(
 def candidates(
     facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
 ) -> Iterator[LoadPlan]:
-    """The automatic presets' plans, best first; without those that cannot work here."""
+    """The automatic presets' plans, best first; without those that cannot work here.
+
+    Where speed is not compact it takes what exact takes, and is no other way.
+    """
     kept = facts.stored is not None and facts.stored.kind == "awq"  # 4 bits lose nothing that is still there
     for name in AUTOMATIC[1:] if kept else AUTOMATIC:
         with suppress(UsageError):
-            yield planned(facts, presets[name], hardware, overrides)
+            plan = planned(facts, presets[name], hardware, overrides)
+            if name != "speed" or plan.compact:
+                yield plan
 
 
 def _suggestions(

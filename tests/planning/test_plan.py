@@ -84,6 +84,17 @@ def test_without_a_4_bit_kernel_automatic_stays_unquantized(presets, old_cpu):
         make_plan(lookup("2b"), "memory", old_cpu, Overrides(), presets)
 
 
+def test_where_exact_does_not_fit_speed_is_taken_if_it_packs_the_same_weights(presets, desktop_cpu):
+    small = replace(desktop_cpu, device_memory_free=20 * GIB, host_memory_free=20 * GIB)
+    chosen = [
+        make_plan(lookup("9b"), None, machine, Overrides(), presets)
+        for machine in (replace(small, own_bf16=True), small)
+    ]
+    assert [plan.preset for plan in chosen] == ["speed", "memory"]
+    assert chosen[0].reasons[0].startswith("exact would need")
+    assert not any("speed" in reason for reason in chosen[1].reasons)
+
+
 def test_an_unknown_preset_is_refused(presets, gpu):
     with pytest.raises(UsageError, match="no preset 'fast'"):
         make_plan(lookup("2b"), "fast", gpu, Overrides(), presets)
