@@ -94,11 +94,14 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     last = architecture.hidden + architecture.layer_embedding
     layers = architecture.layers * layer_bytes(architecture, weights) + last * size
     if weights.streamed:
-        return layers + streamed_head_bytes(architecture, weights)
-    return layers + int(architecture.embedding_parameters * (_COMPACT_BYTES if weights.compact else size))
+        return layers + head_bytes(architecture, weights)
+    embeddings = architecture.embedding_parameters * size
+    if weights.compact:  # the head only: an embedding stays as it is in the file
+        embeddings += head_bytes(architecture, weights) - embedding_bytes(architecture, weights)
+    return layers + embeddings
 
 
-def streamed_head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+def head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     return _matrix_bytes(architecture.vocabulary * architecture.hidden, architecture.vocabulary, weights)
 
 

@@ -9,9 +9,9 @@ from localgemma_cli.planning.memory import (
     MemoryEstimate,
     WeightFormat,
     embedding_bytes,
+    head_bytes,
     layer_bytes,
     resident,
-    streamed_head_bytes,
 )
 from localgemma_cli.planning.spread import Share
 
@@ -72,7 +72,7 @@ def _offloaded(load: Load, whole: MemoryEstimate, rule: OffloadRule, *, head_wai
     inside = layer_bytes(load.architecture, load.weights)
     outside = inside if streamed else layer_bytes(load.architecture, WeightFormat(load.weights.dtype))
     passing = 2 * inside if streamed else outside
-    head = streamed_head_bytes(load.architecture, load.weights) if head_waits else 0
+    head = head_bytes(load.architecture, load.weights) if head_waits else 0
     rest = whole.total_bytes - layers * inside - head + passing
     kept = max(0, min(layers - 1, (whole.available_bytes - rest) // inside))
     waiting = (layers - kept) * outside + head

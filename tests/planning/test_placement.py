@@ -9,9 +9,9 @@ from localgemma_cli.planning.memory import (
     Load,
     WeightFormat,
     embedding_bytes,
+    head_bytes,
     layer_bytes,
     resident,
-    streamed_head_bytes,
 )
 from localgemma_cli.planning.placement import place
 
@@ -53,7 +53,7 @@ def test_every_layer_is_somewhere_and_one_more_would_not_fit(available, host):
 OURS = WeightFormat("bfloat16", "nf4", streamed=True)
 ON_GPU = Load(SHAPE, OURS, "eager", "sliding", 4096, "cuda")
 LAYER = layer_bytes(SHAPE, OURS)
-HEAD = streamed_head_bytes(SHAPE, OURS)
+HEAD = head_bytes(SHAPE, OURS)
 
 
 @given(st.integers(2_700_000_000, 10 * GB), st.integers(0, 6 * GB))
