@@ -69,11 +69,6 @@ def _refuse_attention(facts: ModelFacts, settled: Settled, hardware: Hardware) -
         )
 
 
-def _lacks_compiler(hardware: Hardware) -> bool:
-    """Where the processor could run our own bfloat16 products."""
-    return hardware.own_bf16 and not hardware.c_compiler
-
-
 def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hardware) -> tuple[str, ...]:
     """Warnings for what will work worse than the user may expect."""
     dtype, kind, family = settled.weights.dtype, settled.weights.kind, facts.architecture.family
@@ -107,7 +102,10 @@ def cautions(facts: ModelFacts, preset: Preset, settled: Settled, hardware: Hard
             " and prompts would be read several times as fast",
         ),
         (
-            kind == "none" and dtype == "bfloat16" and hardware.bf16_widened and _lacks_compiler(hardware),
+            (kind, dtype) == ("none", "bfloat16")
+            and hardware.bf16_widened
+            and hardware.own_bf16
+            and not hardware.c_compiler,
             "no C compiler is here (cc, gcc or clang): with one, prompts would be read faster,"
             " and answers would be the reference's to the last bit",
         ),

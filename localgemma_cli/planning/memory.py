@@ -122,7 +122,7 @@ def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
     NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
     fp32 one per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
     row. int4 and AWQ, as PyTorch's kernels take them: half a byte, and per 64 or 128 a scale and an offset in
-    16 bits each.
+    16 bits each. Compact: bfloat16.c.
     """
     match weights.kind:
         case "none" if weights.compact:

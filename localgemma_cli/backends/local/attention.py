@@ -49,9 +49,8 @@ def grouped_attention(
         step = 1 if length > 1 else kv_heads
         for first in range(0, kv_heads, step):
             some = slice(first, first + step)
-            weights = _weights(grouped[some], key[0, some], first, attention_mask, scaling, softcap, multiply)
-            output[some] = multiply(weights, value[0, some], first, True)
-            del weights  # before the next ones are made
+            states = grouped[some], key[0, some], value[0, some]
+            output[some] = _attend(*states, first, attention_mask, scaling, softcap, multiply)
     return output.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
 
 
@@ -66,18 +65,20 @@ def has_own_products(states: torch.Tensor) -> bool:
 _Multiply = Callable[[torch.Tensor, torch.Tensor, int, bool], torch.Tensor]
 
 
-def _weights(
+def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
+    value: torch.Tensor,
     first: int,
     mask: torch.Tensor | None,
     scaling: float,
     softcap: float | None,
     multiply: _Multiply,
 ) -> torch.Tensor:
-    """query [some, rows, d], a row for each query head and token, key [some, n, d] -> [some, rows, n]."""
+    """query [some, rows, d], a row for each query head and token; key and value [some, n, d] -> as query."""
     scores = _capped(multiply(query, key, first, False), mask, scaling, softcap)
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    return multiply(weights, value, first, True)
 
 
 def _ours(length: int, heads: int) -> _Multiply:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from localgemma_cli.backends.local.compiled import compiled
+from localgemma_cli.backends.local.compiled import bound, compiled
 from localgemma_cli.planning.host import CPU_OWN_BF16_FLAGS
 
 FEW = 8  # rows, as many as a round of guesses has
@@ -26,7 +26,7 @@ class _Weights(ctypes.Structure):
 
 
 _WEIGHTS = ctypes.POINTER(_Weights)
-_ARGUMENTS = {
+ARGUMENTS = {
     "compact": (*(_LONG,) * 3, *(_POINTER,) * 4),
     "keep_raw": (*(_LONG,) * 3, *(_POINTER,) * 4),
     "few_rows": (*(_LONG,) * 4, _POINTER, _WEIGHTS, _POINTER),
@@ -59,15 +59,7 @@ class Compact:
 def products() -> ctypes.CDLL | None:
     """None where nothing compiles them, or what comes of that computes something else."""
     library = compiled("bfloat16.c", CPU_OWN_BF16_FLAGS)
-    return library if library is not None and _is_right(_bound(library)) else None
-
-
-def _bound(library: ctypes.CDLL) -> ctypes.CDLL:
-    """With the types of its functions."""
-    for name, arguments in _ARGUMENTS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
-    return library
+    return library if library is not None and _is_right(bound(library, ARGUMENTS)) else None
 
 
 def takes(width: int) -> bool:
@@ -83,12 +75,12 @@ def _is_right(library: ctypes.CDLL) -> bool:
     keys, heads = weight.view(1, 100, 832), x.view(1, 9, 832)
     got = (
         torch.cat([_few_rows(library, x[:5], weight), _few_rows(library, x[5:], weight)]),
-        _many_rows(library, x, weight, 9),
-        _many_rows(library, x, weight.T.contiguous(), 9, across=True),
+        _many_rows(library, x, weight),
+        _many_rows(library, x, weight.T.contiguous(), across=True),
         _few(library.few_scores, heads, keys, across=False)[0],
         _few(library.few_mixed, heads, keys.mT.contiguous(), across=True)[0],
     )
-    unpacked = _few_rows(library, x[:5], compact), _many_rows(library, x, compact, 9)
+    unpacked = _few_rows(library, x[:5], compact), _many_rows(library, x, compact)
     if not (torch.equal(unpacked[0], got[0][:5]) and torch.equal(unpacked[1], got[1])):
         return False
     return all(bool((each.float() - expected).abs().max() < 0.01 * expected.abs().max()) for each in got)
@@ -115,7 +107,7 @@ def _compacted(library: ctypes.CDLL, weight: Tensor) -> Compact:
 
 def linear(x: Tensor, weight: Tensor | Compact) -> Tensor:
     """x [m, k] times weight [n, k] -> [m, n]; all contiguous, k as `takes` says."""
-    return _few_rows(_there(), x, weight) if len(x) <= FEW else _many_rows(_there(), x, weight, x.shape[0])
+    return _few_rows(_there(), x, weight) if len(x) <= FEW else _many_rows(_there(), x, weight)
 
 
 def attended(x: Tensor, other: Tensor, length: int, first: int, heads: int, across: bool = False) -> Tensor:
@@ -130,8 +122,8 @@ def attended(x: Tensor, other: Tensor, length: int, first: int, heads: int, acro
     rows = x.shape[1]
     out = x.new_empty(*x.shape[:2], other.shape[2 if across else 1])
     for index, (each, of_head) in enumerate(zip(x, other, strict=True)):
-        before = (first + index) * rows
-        _many_rows(library, each, of_head, length, before, heads * rows, across, out[index])
+        place = (first + index) * rows, length, heads * rows
+        _many_rows(library, each, of_head, place, across, out[index])
     return out
 
 
@@ -168,19 +160,18 @@ def _many_rows(
     library: ctypes.CDLL,
     x: Tensor,
     other: Tensor | Compact,
-    together: int,
-    before: int = 0,
-    all_rows: int | None = None,
+    place: tuple[int, int, int] | None = None,
     across: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
+    """`place`: rows before these, rows of one of PyTorch's products, and all rows, if there are others."""
     (m, k), n, threads = x.shape, other.shape[1 if across else 0], torch.get_num_threads()
     out = x.new_empty(m, n) if out is None else out
     own = 4 * _BLOCK * (_DEEP + m) + (2 * _BLOCK * k if isinstance(other, Compact) else 0)
     numbers = x.new_empty(m * k, dtype=torch.float32)
     scratch = x.new_empty(threads * own, dtype=torch.uint8)
     library.many_rows(
-        *(threads, before, together, all_rows or m, m, n, k, across),
+        *(threads, *(place or (0, m, m)), m, n, k, across),
         *(x.data_ptr(), _pointers(other), out.data_ptr(), numbers.data_ptr(), scratch.data_ptr(), own),
     )
     return out

@@ -8,7 +8,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch  # before a library: it brings the OpenMP runtime that all share
 
@@ -45,6 +47,15 @@ def compiled(source: str, needed: frozenset[str], options: tuple[str, ...] = ())
         return None
 
 
+def bound(library: ctypes.CDLL, arguments: Mapping[str, Sequence[Any]]) -> ctypes.CDLL:
+    """With the types that its functions take, by name; they return nothing."""
+    for name, types in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return library
+
+
+@functools.cache
 def _version(compiler: tuple[str, ...]) -> str:
     asked = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_PATIENCE, check=True)
     return asked.stdout.decode(errors="replace").partition("\n")[0]

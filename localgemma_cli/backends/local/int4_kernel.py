@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from localgemma_cli.backends.local.compiled import compiled
+from localgemma_cli.backends.local.compiled import bound, compiled
 
 SOURCE = "lowbit.c"
 # by the block of output features that PyTorch packs by
@@ -20,7 +20,7 @@ NEEDED = {64: frozenset({"avx512bw", "fma"}), 32: frozenset({"avx2", "fma"})}
 OPTIONS: dict[int, tuple[str, ...]] = {64: (), 32: ("-mno-avx512f",)}
 _PART = 12  # bytes of a `Part` in the source
 _LONG, _POINTER = ctypes.c_long, ctypes.c_void_p
-_ARGUMENTS = (_LONG, _LONG, _LONG, _LONG, _LONG, *(_POINTER,) * 6)
+ARGUMENTS = {"int4_rows": (*(_LONG,) * 5, *(_POINTER,) * 6)}
 
 Kernel = Callable[..., None]
 
@@ -30,14 +30,8 @@ def kernel(block: int | None) -> Kernel | None:
     """(threads, m, n, k, group, x, packed, factors, out, and two of scratch) on weights packed by `block`."""
     if block is None or (library := compiled(SOURCE, NEEDED[block], OPTIONS[block])) is None:
         return None
-    product = product_of(library)
+    product: Kernel = bound(library, ARGUMENTS).int4_rows
     return product if _is_right(product, block) else None
-
-
-def product_of(library: ctypes.CDLL) -> Kernel:
-    product = library.int4_rows
-    product.argtypes, product.restype = _ARGUMENTS, None
-    return product
 
 
 def _is_right(product: Kernel, block: int) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from localgemma_cli.backends.local.compiled import compiled
+from localgemma_cli.backends.local.compiled import bound, compiled
 from localgemma_cli.backends.local.int4_kernel import NEEDED, OPTIONS, SOURCE
 
 _LONG, _POINTER = ctypes.c_long, ctypes.c_void_p
-_ARGUMENTS = (*(_LONG,) * 5, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER)
+ARGUMENTS = {"int8_rows": (*(_LONG,) * 5, _POINTER, _POINTER, _LONG, _LONG, _POINTER, _LONG, _POINTER)}
 
 Kernel = Callable[..., None]
 
@@ -23,8 +23,7 @@ def kernel() -> Kernel | None:
     library = next((each for each in libraries if each is not None), None)
     if library is None:
         return None
-    product = library.int8_rows
-    product.argtypes, product.restype = _ARGUMENTS, None
+    product: Kernel = bound(library, ARGUMENTS).int8_rows
     return product if _is_right(product) else None
 
 

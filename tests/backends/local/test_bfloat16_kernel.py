@@ -199,5 +199,5 @@ def test_a_library_that_computes_something_else_is_found_out(said: str, instead:
     assert said in source
     (tmp_path / "other.c").write_text(source.replace(said, instead))
     compiled._compile(("cc", *compiled._FLAGS), tmp_path / "other.c", tmp_path / "other.so")
-    library = bfloat16_kernel._bound(ctypes.CDLL(str(tmp_path / "other.so")))
+    library = compiled.bound(ctypes.CDLL(str(tmp_path / "other.so")), bfloat16_kernel.ARGUMENTS)
     assert bfloat16_kernel._is_right(library) == (said == instead)

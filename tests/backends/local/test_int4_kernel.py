@@ -88,7 +88,10 @@ def test_without_an_extension_of_avx512_it_is_the_same_bits(flags: list[str], tm
     levels, factors = weights(192, 640, 64)
     x = numbers(7, 640)
     got = int4_kernel.run(
-        int4_kernel.product_of(ctypes.CDLL(str(library))), x, interleaved(levels, 64), factors
+        compiled.bound(ctypes.CDLL(str(library)), int4_kernel.ARGUMENTS).int4_rows,
+        x,
+        interleaved(levels, 64),
+        factors,
     )
     assert torch.equal(got, product(x, levels, factors, 64))
 

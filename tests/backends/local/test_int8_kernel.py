@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from localgemma_cli.backends.local import int8_kernel
-from localgemma_cli.backends.local.compiled import compiled
+from localgemma_cli.backends.local.compiled import bound, compiled
 from localgemma_cli.backends.local.int4_kernel import NEEDED, OPTIONS, SOURCE
-from localgemma_cli.backends.local.int8_kernel import _ARGUMENTS, Kernel
+from localgemma_cli.backends.local.int8_kernel import ARGUMENTS, Kernel
 from localgemma_cli.planning.host import cpu_flags
 
 pytestmark = [
@@ -28,8 +28,7 @@ def product(
     monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path_factory.getbasetemp()))
     library = compiled(SOURCE, NEEDED[request.param], OPTIONS[request.param])
     assert isinstance(library, ctypes.CDLL)
-    library.int8_rows.argtypes, library.int8_rows.restype = _ARGUMENTS, None
-    return library.int8_rows
+    return bound(library, ARGUMENTS).int8_rows
 
 
 def case(heads: int, rows: int, n: int, k: int, spare: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
