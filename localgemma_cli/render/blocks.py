@@ -21,6 +21,10 @@ _RULE = re.compile(r" {0,3}([-*_])[ \t]*(?:\1[ \t]*){2,}$")
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})([^`]*)$")
 _DELIMITER = re.compile(r"[ \t]*\|?[ \t]*:?-+:?[ \t]*(\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
 _CELL = re.compile(r"(?<!\\)\|")
+_CELL_BREAK = re.compile(r"<br ?/?>")
+_UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*$")
+_HARD_BREAK = re.compile(r"(?<!\\)\\$")
+_DISPLAYED = {"$$": "$$", "\\[": "\\]"}  # what opens a formula of whole lines, and what closes it
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,24 @@ def is_rule(line: str) -> bool:
     return bool(_RULE.match(line))
 
 
+def underlined(line: str) -> str:
+    """The heading's mark that a line of = or - under a text stands for; empty for any other line."""
+    match = _UNDERLINE.match(line)
+    return "" if not match else "# " if "=" in match[1] else "## "
+
+
+def formula(line: str) -> str:
+    """What closes the formula that begins with this line and goes on after it; empty where none does."""
+    bare = line.strip()
+    closing = _DISPLAYED.get(bare[:2], "")
+    return "" if closing in bare[2:] else closing
+
+
+def without_break(line: str) -> str:
+    """A backslash at a line's end asks for the line break that is kept anyway."""
+    return _HARD_BREAK.sub("", line)
+
+
 def lead(line: str) -> Lead:
     if match := _HEADING.match(line):
         look = style("md.title" if len(match[1]) == 1 else "md.heading")
@@ -90,10 +112,12 @@ def table(lines: Sequence[str]) -> Table | None:
         grid.add_column(styled(name), justify="center" if centred else "right" if right else "left")
     for row in rows:
         row += [""] * (len(head) - len(row))
-        grid.add_row(
-            *(styled(cell) for cell in row[: len(head) - 1]), styled(" | ".join(row[len(head) - 1 :]))
-        )
+        grid.add_row(*(_cell(cell) for cell in row[: len(head) - 1]), _cell(" | ".join(row[len(head) - 1 :])))
     return grid
+
+
+def _cell(source: str) -> Text:
+    return Text("\n").join(styled(line) for line in _CELL_BREAK.split(source))
 
 
 def _cells(line: str) -> list[str]:

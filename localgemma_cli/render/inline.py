@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_inline import StateInline
 from rich.style import Style
 from rich.text import Text
 
@@ -11,22 +12,72 @@ from localgemma_cli.render.sanitize import visible
 from localgemma_cli.render.theme import style
 
 _LONGEST = 300  # characters; a mark that has not closed by then is taken for the character that it is
-_PIECES = re.compile(r"\\.|`+|\*+|_+|~~+|\]\(|[\[\])]|\s+|[^\\`*_~\[\])\s]+|.", re.DOTALL)
-_MARKS = re.compile(r"[\\`*_~\[\]<&!]")
+_PIECES = re.compile(r"\\.|`+|\*+|_+|~~+|\$+|\]\(|[\[\])]|\s+|[^\\`*_~$\[\])\s]+|.", re.DOTALL)
+_MARKS = re.compile(r"[\\`*_~\[\]<&!$]")
+_LATEX = {"\\(": "\\)", "\\[": "\\]", "$$": "$$", "$": "$"}  # what opens a formula, and what closes it
+_LATEX_WORDS = ("\\\\", "\\(", "\\)", "\\[", "\\]")  # escapes in Markdown, but LaTeX in what models write
 _STYLES = {"strong_open": "md.strong", "em_open": "md.em", "s_open": "md.s", "link_open": "md.link"}
 _CLOSE = {"strong_close", "em_close", "s_close", "link_close"}
 
 # Raw HTML and link definitions would vanish from what is shown; they stay the text they are.
-_PARSER = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").disable(["image", "html_inline"])
+_PARSER = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").disable("html_inline")
+
+
+def _formula_end(text: str, start: int) -> int:
+    """Where the formula that `start` opens ends; 0 where none does.
+
+    As in pandoc, a single dollar sign opens before a word and closes after one and before no digit: those of
+    prices do not.
+    """
+    opening = "$" if text[start] == "$" and text[start : start + 2] != "$$" else text[start : start + 2]
+    if opening not in _LATEX or (opening == "$" and text[start + 1 : start + 2].isspace()):
+        return 0
+    at = start + len(opening)
+    while (at := text.find(_LATEX[opening], at, start + _LONGEST)) > 0:
+        end = at + len(_LATEX[opening])
+        if opening != "$" or not (text[at - 1].isspace() or text[end : end + 1].isdigit()):
+            return end if at > start + len(opening) else 0
+        at = end
+    return 0
+
+
+def _may_open(text: str, start: int, piece: str) -> bool:
+    """Whether `piece` opens a formula, or may once more of the line has come."""
+    if piece not in _LATEX or (piece == "$" and text[start + 1 : start + 2].isspace()):
+        return False
+    return len(text) - start <= _LONGEST or bool(_formula_end(text, start))
+
+
+def _latex(state: StateInline, silent: bool) -> bool:
+    """A rule of the Markdown parser: a formula is text as it is, and so is a lone mark of one."""
+    if state.src[state.pos] not in "\\$":
+        return False
+    end = _formula_end(state.src, state.pos)
+    if not end and state.src[state.pos : state.pos + 2] in _LATEX_WORDS:
+        end = state.pos + 2
+    if not end:
+        return False
+    if not silent:
+        state.pending += state.src[state.pos : end]
+    state.pos = end
+    return True
+
+
+_PARSER.inline.ruler.before("escape", "latex", _latex)
 
 
 def cut(text: str) -> int:
     """Where the first stretch of `text` ends: behind a space at which every mark is closed; 0 if none is."""
     code, brackets, destination = "", 0, False
     opened: Counter[str] = Counter()
+    formula = 0  # where it ends
     for match in _PIECES.finditer(text):
         piece, start = match[0], match.start()
-        if piece.isspace():
+        if start < formula:
+            continue
+        if not code and _may_open(text, start, piece):
+            formula = _formula_end(text, start) or len(text)
+        elif piece.isspace():
             settled = not (code or brackets or destination or opened.total())
             if start and (settled or start > _LONGEST):
                 return match.end()
@@ -75,6 +126,10 @@ def styled(text: str) -> Text:
             styles.pop()
             if token.type == "link_close" and href not in (shown, f"mailto:{shown}"):
                 result.append(f" ({href})", style=style("md.url"))
+        elif token.type == "image":
+            shown += token.content
+            result.append(visible(token.content) or "image", style=styles[-1])
+            result.append(f" ({visible(str(token.attrs.get('src', '')))})", style=style("md.url"))
         else:
             content = visible(token.content)
             shown += content
