@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,10 +15,18 @@ from typer.exceptions import TyperException
 
 from localgemma_cli.commands.chat import chat
 from localgemma_cli.config import read_config
-from localgemma_cli.environment import Streams, config_folder, fall_silent, standard_streams, torchrun_rank
+from localgemma_cli.environment import (
+    Streams,
+    config_folder,
+    fall_silent,
+    mind_libraries,
+    standard_streams,
+    torchrun_rank,
+)
 from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError
 from localgemma_cli.render.json import error_object, write_line
-from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.render.messages import error_text
+from localgemma_cli.render.sanitize import Block, one_line
 
 COMMANDS = ("plan", "models", "prompt", "history", "bench")  # each a module of `commands` that holds its name
 CHAT = "<chat>"  # the command that needs no name
@@ -93,6 +101,7 @@ def main() -> None:
     if rank is not None and rank.index > 0:
         fall_silent()
     streams = standard_streams()
+    mind_libraries(streams, verbose=_manners(sys.argv[1:], os.environ).verbose)
     code = run(sys.argv[1:], streams)
     _leave(streams, _close(streams, code))
 
@@ -147,20 +156,25 @@ def _modern_word(word: str) -> str:
 def _manners(words: Sequence[str], environ: Mapping[str, str]) -> Manners:
     """From the words alone, because an error may come before they are parsed."""
     options = words[: words.index("--")] if "--" in words else words
-    json = bool({"--json", "--jsonl"} & set(options)) or any(
-        environ.get(name, "").lower() in ("1", "true", "yes", "on")
-        for name in ("LOCALGEMMA_JSON", "LOCALGEMMA_JSONL")
+    return Manners(
+        _is_on({"--json", "--jsonl"}, options, environ), _is_on({"--verbose", "-v"}, options, environ)
     )
-    return Manners(json, bool({"--verbose", "-v"} & set(options)))
+
+
+def _is_on(flags: Set[str], options: Sequence[str], environ: Mapping[str, str]) -> bool:
+    variables = ("LOCALGEMMA_" + flag.lstrip("-").upper() for flag in flags if flag.startswith("--"))
+    return bool(flags & set(options)) or any(
+        environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in variables
+    )
 
 
 def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
     if manners.verbose:
-        traceback.print_exception(error, file=streams.stderr)
+        streams.say(Block("".join(traceback.format_exception(error)).rstrip()))
     if manners.json:
         write_line(streams.stderr, error_object(error))
     else:
-        streams.stderr.write(f"localgemma: {error.message}\n  {error.hint}\n")
+        streams.say(error_text(error, "localgemma: "))
     return error.exit_code
 
 
@@ -179,9 +193,8 @@ def _close(streams: Streams, code: int) -> int:
         _discard(streams)
     except OSError as error:
         _discard(streams)
-        streams.stderr.write(
-            f"localgemma: The answer could not be written: {error.strerror}.\n  Free some space.\n"
-        )
+        full = LocalGemmaError(f"The answer could not be written: {error.strerror}.", "Free some space.")
+        streams.say(error_text(full, "localgemma: "))
         return code or ExitCode.FAILURE
     return code
 

@@ -3,25 +3,43 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import TextIOBase, TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 import platformdirs
 
+from localgemma_cli.render.sanitize import for_people, visible
+
 
 @dataclass(frozen=True)
 class Streams:
+    """The doors: whatever is written for people goes through one of these methods, and is made safe there."""
+
     stdin: TextIO
     stdout: TextIO
     stderr: TextIO
 
-    def say(self, text: str) -> None:
-        """A line for people, at once."""
-        self.stderr.write(f"{text}\n")
+    def say(self, text: str, paint: Callable[[str], str] = str) -> None:
+        """A line for people, at once; `paint` adds the program's own colours to what is safe by then."""
+        self.stderr.write(f"{paint(for_people(text))}\n")
         self.stderr.flush()
+
+    def show(self, text: str) -> None:
+        """A line of what a command prints for people."""
+        self.stdout.write(f"{for_people(text)}\n")
+
+    def emit(self, text: str) -> None:
+        """Text that was asked for: as it is for a pipe or a file, made safe for a terminal."""
+        self.stdout.write(visible(text) if self.stdout.isatty() else text)
+
+    def ask(self, question: str) -> str:
+        """The line that a person answers."""
+        self.stderr.write(f"{for_people(question)} ")
+        self.stderr.flush()
+        return self.stdin.readline().strip()
 
 
 def standard_streams() -> Streams:
@@ -29,11 +47,40 @@ def standard_streams() -> Streams:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a `?`
+    stderr = sys.stderr.own if isinstance(sys.stderr, LibraryStream) else sys.stderr
     return Streams(
         sys.stdin or open(os.devnull, encoding="utf-8"),
         sys.stdout or open(os.devnull, "w", encoding="utf-8"),
-        sys.stderr or open(os.devnull, "w", encoding="utf-8"),
+        stderr or open(os.devnull, "w", encoding="utf-8"),
     )
+
+
+class LibraryStream(TextIOBase):
+    """What stands for `sys.stderr`: warnings, logs and bars of libraries, shown with `-v` only and made safe.
+
+    `own` is the program's own way to it.
+    """
+
+    def __init__(self, own: TextIO, *, shown: bool) -> None:
+        self.own, self._shown = own, shown
+
+    def write(self, text: str) -> int:
+        if self._shown:
+            self.own.write(visible(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self.own.flush()
+
+    def fileno(self) -> int:
+        return self.own.fileno()
+
+
+def mind_libraries(streams: Streams, *, verbose: bool) -> None:
+    """What libraries have to say reaches a person with `-v` only; before they are imported."""
+    sys.stderr = LibraryStream(streams.stderr, shown=verbose)
+    if not verbose:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # that part writes to the descriptor itself
 
 
 @dataclass(frozen=True)

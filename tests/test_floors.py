@@ -24,6 +24,7 @@ FLOORS = {
     "config": 1,
     "environment": 1,
     "errors": 1,
+    "render.sanitize": 1,  # imports nothing, and the streams are built on it
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts and path.stem != "__init__")
 
@@ -39,7 +40,8 @@ def imported(path: Path) -> set[str]:
 
 
 def floor(parts: tuple[str, ...]) -> int:
-    return FLOORS[parts[0].removesuffix(".py")]
+    parts = tuple(part.removesuffix(".py") for part in parts)
+    return FLOORS.get(".".join(parts[:2]), FLOORS[parts[0]])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -48,7 +50,7 @@ def test_a_module_imports_only_from_its_own_floor_or_below(path: Path) -> None:
     for name in imported(path):
         top, *rest = name.split(".")
         if top == "localgemma_cli" and rest[0] != "__version__":
-            assert floor((rest[0],)) <= own, f"{path.name} imports {name}"
+            assert floor(tuple(rest)) <= own, f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -25,7 +25,7 @@ from localgemma_cli.chat.saved import export, load, save, sessions, title
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.errors import UsageError
-from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.render.sanitize import Block, one_line
 from localgemma_cli.sampling import Sampling, checked
 
 KEYS: Mapping[str, Callable[[str], Any]] = {
@@ -47,7 +47,7 @@ def perform(session: ChatSession, facts: Facts, name: str, argument: str) -> Out
 
 
 def _help(session: ChatSession, facts: Facts, argument: str) -> None:
-    session.say(slash.help_text())
+    session.say(Block(slash.help_text()))
 
 
 def _new(session: ChatSession, facts: Facts, argument: str) -> None:
@@ -59,7 +59,7 @@ def _system(session: ChatSession, facts: Facts, argument: str) -> None:
     if argument:
         session.set_system(None if argument == "-" else argument)
     text = session.system
-    session.say(f"System text: {visible(text)}" if text else "There is no system text.")
+    session.say(f"System text: {text}" if text else "There is no system text.")
 
 
 def _retry(session: ChatSession, facts: Facts, argument: str) -> Outcome:
@@ -114,14 +114,15 @@ def _file(session: ChatSession, facts: Facts, argument: str) -> None:
 def _show(session: ChatSession, facts: Facts, argument: str) -> None:
     match argument:
         case "plan":
-            session.say(visible(facts.plan()))
+            session.say(Block(facts.plan()))
         case "model":
-            session.say(visible(facts.model()))
+            session.say(one_line(facts.model()))
         case "params":
             session.say(_parameters(session))
         case "context" | "prompt":
             if (backend := facts.loaded()) is not None:
-                session.say(draw(session, backend) if argument == "context" else _prompt(session, backend))
+                text = draw(session, backend) if argument == "context" else _prompt(session, backend)
+                session.say(Block(text))
         case _:
             raise takes("/show")
 
@@ -182,7 +183,7 @@ def _parameters(session: ChatSession) -> str:
 
 def _prompt(session: ChatSession, backend: Backend) -> str:
     text = backend.prompt(session.conversation.messages("…"))
-    return "A server makes its prompt itself." if text is None else visible(text)
+    return "A server makes its prompt itself." if text is None else text
 
 
 def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling:

@@ -6,13 +6,15 @@ from prompt_toolkit.application import get_app
 from prompt_toolkit.utils import get_cwidth
 
 from localgemma_cli.render.base import Answer
+from localgemma_cli.render.sanitize import one_line
 
 
 def fitted(parts: Sequence[str]) -> str:
     """As many of `parts` as the terminal is wide for."""
     columns = get_app().output.get_size().columns
-    bar = " " + parts[0]
-    for part in parts[1:]:
+    first, *rest = map(one_line, parts)
+    bar = " " + first
+    for part in rest:
         if get_cwidth(f"{bar} · {part}") < columns:
             bar += f" · {part}"
     return bar

@@ -12,7 +12,7 @@ from localgemma_cli.chat.turn import Settings, continue_turn, run_turn
 from localgemma_cli.conversation import Conversation, Turn
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.base import Answer, Both, Renderer
-from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sampling import Mode, Sampling, system_for
 
 _GO_ON = "Go on exactly where you stopped."
@@ -120,7 +120,7 @@ class ChatSession:
     def replay(self) -> None:
         """Show what was said before."""
         for turn in self.conversation.turns:
-            self.say(f"> {visible(turn.question.content)}")
+            self.say(f"> {turn.question.content}")
             renderer = self.make_renderer(self.render)
             renderer.delta(turn.answer.content)
             renderer.abort()

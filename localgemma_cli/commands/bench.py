@@ -283,12 +283,11 @@ def _show(
         }
         write_line(streams.stdout, report)
         return
-    from rich.console import Console
-
     from localgemma_cli.commands.bench_table import table
+    from localgemma_cli.render.console import SafeConsole
 
     facts = source.facts
-    streams.stdout.write(f"{command}\n{facts.name} ({wanted.load_format} weights) on {machine.line()}\n")
+    streams.show(command)
+    streams.show(f"{facts.name} ({wanted.load_format} weights) on {machine.line()}")
     width = 100 if not streams.stdout.isatty() else None
-    console = Console(file=streams.stdout, highlight=False, width=width)
-    console.print(table(measured, machine.bandwidth_bytes_per_second))
+    SafeConsole(streams.stdout, width).print(table(measured, machine.bandwidth_bytes_per_second))

@@ -11,7 +11,7 @@ from localgemma_cli.conversation import Conversation
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sessions.exchange import FORMS, form_of, read, written
 from localgemma_cli.sessions.files import write_new
 from localgemma_cli.sessions.store import Store, Summary, default_path
@@ -38,16 +38,16 @@ def list_conversations(
 
     Example: localgemma history list rivers
     """
-    stdout = standard_streams().stdout
+    streams = standard_streams()
     found = open_store().summaries(" ".join(query or []))
     if json:
-        write_line(stdout, {"conversations": [_row(each) for each in found]})
+        write_line(streams.stdout, {"conversations": [_row(each) for each in found]})
         return
     for each in found:
         name = f"{one_line(each.name)}: " if each.name else ""
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated))
         turns = "1 turn" if each.turns == 1 else f"{each.turns} turns"
-        stdout.write(f"{each.id:>4}  {when}  {turns:>9}  {name}{one_line(each.title)}\n")
+        streams.show(f"{each.id:>4}  {when}  {turns:>9}  {name}{one_line(each.title)}")
 
 
 @history.command("show")
@@ -56,12 +56,12 @@ def show(which: Which, json: options.Json = False) -> None:
 
     Example: localgemma history show 12
     """
-    store, stdout = open_store(), standard_streams().stdout
+    store = open_store()
     conversation = store.conversation(store.find(which), "")
     text = written(conversation, "json" if json else "markdown")
     if not json:  # its marks are for reading it back
         text = "\n".join(line for line in text.split("\n") if not line.startswith("<!-- "))
-    stdout.write(visible(text) if stdout.isatty() else text)
+    standard_streams().emit(text)
 
 
 @history.command("search")
@@ -73,16 +73,15 @@ def search(
 
     Example: localgemma history search tax return
     """
-    query, stdout = " ".join(words), standard_streams().stdout
+    query, streams = " ".join(words), standard_streams()
     found = open_store().search(query)
     if json:
         rows = [{"conversation": id, "question": q, "answer": a} for id, q, a in found]
-        write_line(stdout, {"turns": rows})
+        write_line(streams.stdout, {"turns": rows})
         return
     for id, question, answer in found:
-        stdout.write(
-            f"{id:>4}  {one_line(_around(words, question))}\n      {one_line(_around(words, answer))}\n"
-        )
+        streams.show(f"{id:>4}  {one_line(_around(words, question))}")
+        streams.show(f"      {one_line(_around(words, answer))}")
 
 
 @history.command("export")
@@ -97,7 +96,7 @@ def export(
     store = open_store()
     conversation = store.conversation(store.find(which), "")
     if file == "-":
-        standard_streams().stdout.write(written(conversation, "jsonl"))
+        standard_streams().emit(written(conversation, "jsonl"))
     else:
         write_new(Path(file), written(conversation, form_of(file)))
 
@@ -136,7 +135,7 @@ def remove(which: Annotated[list[str], typer.Argument(metavar="NAME...", help="N
 def open_store() -> Store:
     store = Store(default_path())
     if store.notice:
-        standard_streams().say(f"warning: {visible(store.notice)}")
+        standard_streams().say(f"warning: {one_line(store.notice)}")
     return store
 
 

@@ -15,7 +15,7 @@ from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.planning.own_models import OwnModel, own_models
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import on_stderr
-from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.render.sanitize import Block, one_line
 
 if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
     from localgemma_cli.backends.local.weights_cache import Kept
@@ -48,26 +48,27 @@ def list_models(
     rows = [_row(facts) for facts in catalogue()]
     own = [_own_row(each) for each in own_models().values()]
     copies = kept_copies(verify=verify)
-    stdout = standard_streams().stdout
+    streams = standard_streams()
     if json:
-        write_line(stdout, {"models": rows, "own": own, "kept": [_kept_row(copy) for copy in copies]})
+        write_line(streams.stdout, {"models": rows, "own": own, "kept": [_kept_row(copy) for copy in copies]})
         return
     for row in rows:
         size = gigabytes(int(str(row["weights_bytes"])))
-        stdout.write(f"{row['name']:<20} {size:>8}  {_where(row):<21}  {row['id']}\n    {row['summary']}\n")
+        streams.show(f"{row['name']:<20} {size:>8}  {_where(row):<21}  {row['id']}\n    {row['summary']}")
     if own:
-        stdout.write("\nYour own, from models.toml:\n")
+        streams.show(Block("\nYour own, from models.toml:"))
     for row in own:
         what = row["id"] or row["endpoint"] or row["adapter"]
-        stdout.write(visible(f"{row['name']:<20} {'':>8}  {_where(row):<21}  {what}") + "\n")
+        name = one_line(str(row["name"]))
+        streams.show(f"{name:<20} {'':>8}  {_where(row):<21}  {one_line(str(what))}")
     if copies:
-        stdout.write(
-            "\nKept 4-bit copies, which make loading quick; `localgemma models rm NAME` removes them:\n"
+        streams.show(
+            Block("\nKept 4-bit copies, which make loading quick; `localgemma models rm NAME` removes them:")
         )
     for copy in copies:
         trouble = f"  ({copy.problem}: it will be made again)" if copy.problem else ""
         source = one_line(copy.source)
-        stdout.write(f"{one_line(copy.model):<5} {gigabytes(copy.size):>8}  {source}{trouble}\n")
+        streams.show(f"{one_line(copy.model):<5} {gigabytes(copy.size):>8}  {source}{trouble}")
 
 
 @models.command("rm")
@@ -89,14 +90,14 @@ def remove_model(
     copies = [copy for copy in kept_copies() if any(_is_of(copy, name, each) for each in ids)]
     for copy in copies:
         remove(copy)
-        streams.stdout.write(f"removed {gigabytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}\n")
+        streams.show(f"removed {gigabytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}")
     downloaded = {each: size for each in ids if (size := hub_cache.downloaded_bytes(each))}
     if not copies and not downloaded:
         raise NotFoundError(f"Nothing of {name!r} is on disk.", "`localgemma models list` shows what is.")
     for model_id, size in downloaded.items():
         if _agreed(streams, model_id, size, yes):
             hub_cache.forget(model_id)
-            streams.stdout.write(f"removed {gigabytes(size)}: the downloaded {model_id}\n")
+            streams.show(f"removed {gigabytes(size)}: the downloaded {one_line(model_id)}")
 
 
 @models.command("pull")
@@ -121,7 +122,7 @@ def pull_model(
         raise UsageError("Downloading asks the network, which --offline forbids.", "Leave --offline out.")
     source = source_of(Choice(model=name, revision=revision, force=force), hardware)
     if not quiet:
-        streams.say(visible(_verdict(source.facts, hardware)))
+        streams.say(one_line(_verdict(source.facts, hardware)))
     with on_stderr(streams.stderr, quiet=quiet) as progress:
         folder, adapter = fetch(source, progress), fetch_adapter(source, progress)
     _tell_where(streams, source.facts.id, folder)
@@ -132,7 +133,7 @@ def pull_model(
 def _tell_where(streams: Streams, model_id: str, folder: Path) -> None:
     size = _downloaded(model_id)
     how = gigabytes(size) if size else "on disk already,"
-    streams.stdout.write(visible(f"{model_id}: {how} in {folder}") + "\n")
+    streams.show(one_line(f"{model_id}: {how} in {folder}"))
 
 
 def _verdict(facts: ModelFacts, hardware: "Hardware") -> str:
@@ -162,11 +163,10 @@ def _agreed(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
     if yes:
         return True
     if not streams.stdin.isatty():
-        streams.say(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too")
+        streams.say(one_line(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too"))
         return False
-    streams.stderr.write(f"Remove the downloaded {model_id} as well, {gigabytes(size)}? [y/N] ")
-    streams.stderr.flush()
-    return streams.stdin.readline().strip().lower() in ("y", "yes")
+    question = f"Remove the downloaded {one_line(model_id)} as well, {gigabytes(size)}? [y/N]"
+    return streams.ask(question).lower() in ("y", "yes")
 
 
 def _row(facts: ModelFacts) -> dict[str, object]:

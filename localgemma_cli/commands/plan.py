@@ -11,7 +11,6 @@ from localgemma_cli.planning.hardware import parse_size, parse_sizes, what_if
 from localgemma_cli.planning.plan import plan_all
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.sanitize import visible
 
 
 def plan(
@@ -56,26 +55,22 @@ def plan(
     )
     sizes = parse_sizes(device_memory) if device_memory else None
     hardware = what_if(device, sizes, parse_size(host_memory) if host_memory else None)
-    stdout = standard_streams().stdout
+    streams = standard_streams()
     if all_:
         plans = plan_all(hardware, choice.overrides(), load_presets())
         if json:
-            write_line(stdout, {"plans": [each.to_dict() for each in plans]})
+            write_line(streams.stdout, {"plans": [each.to_dict() for each in plans]})
         else:
+            from localgemma_cli.render.console import SafeConsole
             from localgemma_cli.render.plan import plans_table
 
-            _show(plans_table(plans))
+            SafeConsole(streams.stdout).print(plans_table(plans))
         return
     _, one = planned(choice, hardware)
     if json:
-        write_line(stdout, one.to_dict())
+        write_line(streams.stdout, one.to_dict())
     else:
+        from localgemma_cli.render.console import SafeConsole
         from localgemma_cli.render.plan import plan_text
 
-        _show(visible(plan_text(one)))
-
-
-def _show(renderable: object) -> None:
-    from rich.console import Console
-
-    Console(file=standard_streams().stdout, highlight=False).print(renderable)
+        SafeConsole(streams.stdout).print(plan_text(one))

@@ -16,7 +16,6 @@ from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.own_models import own_model
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import on_stderr
-from localgemma_cli.render.sanitize import visible
 
 
 def prompt(
@@ -59,5 +58,4 @@ def prompt(
         return
     if prompter.form.note and form == "auto":
         streams.say(f"note: {prompter.form.note}")
-    shown = visible(rendered) if streams.stdout.isatty() else rendered
-    streams.stdout.write(f"{shown}\n{' '.join(map(str, ids))}\n")
+    streams.emit(f"{rendered}\n{' '.join(map(str, ids))}\n")

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from localgemma_cli.environment import Streams, data_folder
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, SavingError, UsageError
-from localgemma_cli.render.sanitize import one_line, visible
+from localgemma_cli.render.messages import error_text
+from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sampling import Mode, OnOverflow, Sampling
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Talk:
     def explain(self) -> None:
         if not self.manner.quiet:
             for warning in self.target.warnings:
-                self.streams.say(f"warning: {warning}")
+                self.streams.say(one_line(f"warning: {warning}"))
         if self.manner.verbose:
             for reason in self.target.reasons:
                 self.streams.say(reason)
@@ -209,7 +210,7 @@ class Talk:
         self.streams.say("[the chat goes on unsaved]")
 
     def _report(self, error: LocalGemmaError) -> None:
-        self.streams.say(f"{visible(error.message)}\n  {visible(error.hint)}")
+        self.streams.say(error_text(error))
 
 
 def _controlling_terminal() -> TextIO:

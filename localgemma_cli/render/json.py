@@ -1,6 +1,7 @@
 """`--json` and `--jsonl`: the contract with scripts, described by `schemas/*.schema.json`."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TextIO
@@ -9,6 +10,8 @@ from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.render.base import Answer
 
 SCHEMA = 1
+# What may drive a terminal and JSON may hold as it is: DEL, C1, line separators, bidirectional controls.
+_UNSEEN = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ def error_object(error: LocalGemmaError) -> dict[str, object]:
 
 
 def write_line(stream: TextIO, value: Mapping[str, object]) -> None:
-    stream.write(json.dumps(value, ensure_ascii=not _is_unicode(stream)) + "\n")
+    text = json.dumps(value, ensure_ascii=not _is_unicode(stream))
+    stream.write(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     stream.flush()
 
 

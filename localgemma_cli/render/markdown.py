@@ -11,7 +11,7 @@ from itertools import chain, repeat
 from typing import TextIO
 
 from rich.cells import cell_len, chop_cells
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.style import Style
 from rich.text import Text
 
@@ -28,6 +28,7 @@ from localgemma_cli.render.blocks import (
     without_break,
     without_closing,
 )
+from localgemma_cli.render.console import SafeConsole
 from localgemma_cli.render.highlight import Highlighter
 from localgemma_cli.render.inline import cut, styled
 from localgemma_cli.render.sanitize import visible
@@ -45,7 +46,7 @@ class MarkdownRenderer:
     def __init__(
         self, stdout: TextIO, *, redraw: bool = True, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = Console(file=stdout, highlight=False)
+        self._console = SafeConsole(stdout)
         self._redraw = redraw and self._console.is_terminal and not self._console.is_dumb_terminal
         self._clock = clock
         self._source = ""  # of the line that is being written, what has not been read into `_row`

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.loadplan import LoadPlan
 from localgemma_cli.planning.spread import Share
+from localgemma_cli.render.sanitize import one_line
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import, and `--json` needs none of it
     from rich.table import Table
@@ -34,7 +35,7 @@ def plan_text(plan: LoadPlan) -> str:
         *_headed("why", plan.reasons),
         *_headed("warning", plan.warnings),
     )
-    return "\n".join(f"{head:<10} {line}" for head, line in rows)
+    return "\n".join(f"{head:<10} {one_line(line)}" for head, line in rows)
 
 
 def plans_table(plans: Sequence[LoadPlan]) -> Table:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.render.sanitize import one_line
 
 
 def describe(progress: LoadProgress) -> str:
@@ -26,8 +27,9 @@ def on_stderr(stderr: TextIO, *, quiet: bool) -> Iterator[ProgressSink]:
     if quiet or not stderr.isatty():
         yield silent
         return
-    from rich.console import Console
+    from rich.text import Text
 
-    console = Console(file=stderr, highlight=False)
-    with console.status("starting") as status:
-        yield lambda progress: status.update(describe(progress))
+    from localgemma_cli.render.console import SafeConsole
+
+    with SafeConsole(stderr).status("starting") as status:
+        yield lambda progress: status.update(Text(one_line(describe(progress))))

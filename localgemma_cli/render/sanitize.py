@@ -1,4 +1,9 @@
-"""Model text, made unable to drive a terminal: what would is shown as a visible symbol."""
+"""Text from outside, made unable to drive a terminal: what would is shown as a visible symbol.
+
+Imports nothing: the streams themselves are built on it.
+"""
+
+import re
 
 _CONTROL_PICTURES = 0x2400  # U+2400.. are pictures of U+0000..U+001F; U+2421 is that of U+007F
 _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -10,6 +15,8 @@ _VISIBLE = {
     **{code: f"<U+{code:04X}>" for code in (*_BIDI, 0x2028, 0x2029)},
 }
 
+_LINE_END = re.compile(r"\n(?=\S)")
+
 
 def visible(text: str) -> str:
     """`text` without C0 (but tab and newline), DEL, C1, and bidirectional controls: each becomes a symbol."""
@@ -19,3 +26,14 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """For messages that quote others: visible, and on one line."""
     return visible(" ".join(text.split()))
+
+
+class Block(str):
+    """Text whose line ends are the program's own; a plain `str` may quote a name that holds some."""
+
+    __slots__ = ()
+
+
+def for_people(text: str) -> str:
+    """What may be written to a terminal: visible, and a quoted line end cannot begin a message of its own."""
+    return visible(text if isinstance(text, Block) else _LINE_END.sub("\n  ", text))

@@ -1,0 +1,20 @@
+"""Rich's console, whose text cannot drive the terminal; its own colours and movements can."""
+
+from collections.abc import Iterable
+from typing import TextIO
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from localgemma_cli.render.sanitize import visible
+
+
+class SafeConsole(Console):
+    """The only console there is: tables, progress and answers are drawn on it."""
+
+    def __init__(self, file: TextIO, width: int | None = None) -> None:
+        super().__init__(file=file, width=width, highlight=False, markup=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))

@@ -1,0 +1,156 @@
+"""Every message for a terminal goes through one of few doors, which make it safe."""
+
+import ast
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.text import Text
+
+import localgemma_cli
+from localgemma_cli.environment import LibraryStream, Streams
+from localgemma_cli.errors import LocalGemmaError
+from localgemma_cli.events import LoadProgress
+from localgemma_cli.render.console import SafeConsole
+from localgemma_cli.render.json import write_line
+from localgemma_cli.render.messages import error_text
+from localgemma_cli.render.progress import on_stderr
+from localgemma_cli.render.sanitize import Block
+
+PACKAGE = Path(localgemma_cli.__file__).parent
+TOOLS = ("demo/precision.py", "demo/evaluate.py")  # run by hand, with figures of their own
+DOORS = {"environment.py", "render/console.py", "render/json.py", "render/markdown.py", "render/plain.py"}
+OWN_ESCAPES = {"chat/clipboard.py"}  # what is copied goes as base64
+STREAMS = {"stdout", "stderr", "_stdout", "_stderr", "terminal", "_terminal"}
+
+
+def offences(path: Path) -> Iterator[str]:
+    """What writes to a terminal past the doors."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr"):
+            yield f"{node.lineno}: {ast.unparse(node)}"
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        *owner, method = called.split(".")
+        writes = method in ("write", "writelines") and bool(owner) and owner[-1] in STREAMS
+        prints = called in ("print", "Console", "rich.print") or method.startswith("print_exc")
+        echoes = called in ("typer.echo", "typer.secho", "click.echo") and "__version__" not in ast.unparse(
+            node
+        )
+        if writes or prints or echoes:
+            yield f"{node.lineno}: {called}"
+
+
+SOURCES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name not in DOORS | OWN_ESCAPES | {*TOOLS}])
+def test_nobody_writes_past_the_doors(name: str) -> None:
+    assert not list(offences(PACKAGE / name))
+
+
+def test_a_way_past_the_doors_is_found(tmp_path: Path) -> None:
+    ways = [
+        "print(1)",
+        "sys.stderr.write('')",
+        "streams.stdout.write(x)",
+        "rich.console.Console",
+        "Console()",
+    ]
+    ways += [
+        "traceback.print_exception(e, file=streams.stderr)",
+        "typer.echo(name)",
+        "self._terminal.write(x)",
+    ]
+    file = tmp_path / "m.py"
+    for way in ways:
+        file.write_text(way)
+        assert bool(list(offences(file))) is (way != "rich.console.Console"), way
+
+
+class Tty(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+RAW = {chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), 0x061C, 0x200E, 0x200F)} - {"\n", "\t"}
+RAW |= {chr(code) for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))}
+HOSTILE = (
+    "\x1b]52;c;UFdO\x07",
+    "\x1b[2J\x1b[H",
+    "\x9b31m",
+    "\x1b]0;t\x1b\\",
+    "\u202egnp.exe",
+    "a\rb",
+    "\x00\x7f",
+)
+hostile = st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=5), st.sampled_from(["\n", "[red]"])))
+
+
+def streams() -> Streams:
+    return Streams(io.StringIO("yes\n"), Tty(), Tty())
+
+
+def written(to: Streams) -> str:
+    return to.stdout.getvalue() + to.stderr.getvalue()  # type: ignore[attr-defined]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=hostile.map("".join))
+def test_nothing_that_drives_a_terminal_comes_through_any_door(text: str) -> None:
+    out = streams()
+    out.say(text)
+    out.say(Block(text))
+    out.show(text)
+    out.emit(text)
+    assert out.ask(text) == "yes"
+    out.say(error_text(LocalGemmaError(text, text)))
+    LibraryStream(out.stderr, shown=True).write(text)
+    write_line(out.stdout, {text: text})
+    assert not RAW & set(written(out))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(text=hostile.map("".join))
+def test_nothing_comes_through_tables_and_progress_but_the_programs_own_marks(text: str) -> None:
+    def drawn(name: str) -> str:
+        from rich.table import Table
+
+        out, table = streams(), Table(name)
+        table.add_row(name, Text(name))
+        SafeConsole(out.stdout, 400).print(table)
+        with on_stderr(out.stderr, quiet=False) as progress:
+            progress(LoadProgress(name))
+        return written(out)
+
+    assert RAW & set(drawn(text)) <= RAW & set(drawn("plain"))
+    for escape in HOSTILE:
+        assert escape not in drawn(text)
+
+
+def test_a_quoted_line_end_begins_no_message_of_its_own() -> None:
+    out = streams()
+    out.say("[with a\nlocalgemma: All is well.]")
+    out.say(error_text(LocalGemmaError("no\nlocalgemma: yes", "do\n  rm -rf"), "localgemma: "))
+    assert written(out).splitlines() == [
+        "[with a",
+        "  localgemma: All is well.]",
+        "localgemma: no localgemma: yes",
+        "  do rm -rf",
+    ]
+
+
+def test_the_programs_own_colours_stay() -> None:
+    out = streams()
+    out.say("a\x1b[0m", lambda safe: f"\x1b[31m{safe}\x1b[0m")
+    assert written(out) == "\x1b[31ma␛[0m\x1b[0m\n"
+
+
+def test_what_libraries_write_is_kept_back() -> None:
+    out = streams()
+    assert LibraryStream(out.stderr, shown=False).write("UserWarning") == 11
+    assert not written(out)
