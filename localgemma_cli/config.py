@@ -1,20 +1,45 @@
-"""`config.toml`: a user's own defaults for the options of a chat."""
+"""The user's TOML files, and `config.toml`: their own defaults for the options of a chat."""
 
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
 from localgemma_cli.errors import UsageError
+from localgemma_cli.text import TEXT_LIMIT, decode_text, read_bytes
+
+_CORRECT = "Correct the file, or move it away."
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """{} without a file, UsageError for one that cannot be read."""
+    try:
+        text = decode_text(read_bytes(path, TEXT_LIMIT), str(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.", _CORRECT) from None
+    except UsageError as error:
+        raise UsageError(f"{path} cannot be read: {error.message}", error.hint) from None
+    return parse_toml(text, str(path))
+
+
+def parse_toml(text: str, name: str) -> dict[str, object]:
+    """UsageError with `name` and line for what is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise UsageError(f"{name} cannot be read: it is nested too deeply.", _CORRECT) from None
+    except ValueError as error:
+        end = f"line {max(1, len(text.splitlines()))}"
+        what = str(error).replace("end of document", f"the end, {end}")
+        raise UsageError(
+            f"{name} cannot be read: it is not valid TOML: {what}.", "Correct that line."
+        ) from None
 
 
 def read_config(path: Path, allowed: Iterable[str]) -> dict[str, object]:
     """Option values by parameter name; {} without a file, UsageError naming file, key and what is allowed."""
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise UsageError(f"{path} cannot be read: {error}", "Correct the file, or move it away.") from None
+    values = read_toml(path)
     names = sorted(allowed)
     for key, value in values.items():
         if key.replace("-", "_") not in names:

@@ -2,15 +2,14 @@
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.incoming import STDIN_LIMIT
 from localgemma_cli.conversation import Message
-from localgemma_cli.errors import NotFoundError, UsageError
+from localgemma_cli.errors import UsageError
 from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.text import read_text, repair_surrogates
 
 _MENTION = re.compile(r"(?<!\S)@(\"[^\"\n]+\"|\S+)")
 _BLOCK = re.compile(
@@ -40,19 +39,10 @@ class Attachment:
 
 def read_attachment(path: str) -> Attachment:
     """NotFoundError for what is not there or not readable, UsageError for what is no text."""
-    file = Path(path).expanduser()
-    try:
-        # Opened before it is looked at: what was checked is what is read. A FIFO would block otherwise.
-        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    except OSError as error:
-        raise NotFoundError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from None
-    try:
-        _require_file(path, os.fstat(descriptor))
-        with open(descriptor, "rb", closefd=False) as opened:
-            data = opened.read(STDIN_LIMIT + 1)
-    finally:
-        os.close(descriptor)
-    return Attachment(file.name, _text(path, data))
+    text = read_text(path)
+    if not text.strip():
+        raise UsageError(f"{path} is empty.", "Leave it out.")
+    return Attachment(repair_surrogates(Path(path).name), text)
 
 
 def mentioned(question: str) -> tuple[list[str], list[str]]:
@@ -78,36 +68,3 @@ def mentioned(question: str) -> tuple[list[str], list[str]]:
 def with_attachments(question: str, attachments: list[Attachment]) -> str:
     """The files first, so that the question is what the model has read last."""
     return "\n\n".join([*(attachment.block for attachment in attachments), question])
-
-
-def _require_file(path: str, status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise UsageError(f"{path} is a folder.", "Name the files in it, each by itself.")
-    if not stat.S_ISREG(status.st_mode):
-        raise UsageError(f"{path} is no ordinary file.", "Pipe it into localgemma instead.")
-    if status.st_size > STDIN_LIMIT:
-        raise _too_large(path)
-
-
-def _text(path: str, data: bytes) -> str:
-    if len(data) > STDIN_LIMIT:  # it grew, or its size is not told (/proc)
-        raise _too_large(path)
-    if b"\0" in data:
-        raise UsageError(f"{path} is binary.", "Attach text; convert the file first.")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} is not UTF-8 text: byte {error.start} begins no character.",
-            "Convert it first, for example with: iconv -f latin1 -t utf-8",
-        ) from None
-    if not text.strip():
-        raise UsageError(f"{path} is empty.", "Leave it out.")
-    return text.replace("\r\n", "\n")
-
-
-def _too_large(path: str) -> UsageError:
-    return UsageError(
-        f"{path} is larger than {STDIN_LIMIT >> 20} MiB.",
-        "Attach the part that matters: no context holds so much.",
-    )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
+from localgemma_cli.text import repair_surrogates
+
 
 def input_history(path: Path | None) -> History:
     """Of all chats of this user, multi-line entries whole; private, and in memory only where it cannot be."""
@@ -24,4 +26,4 @@ class _InputHistory(FileHistory):
 
     def store_string(self, string: str) -> None:
         with suppress(OSError):
-            super().store_string(string)
+            super().store_string(repair_surrogates(string))

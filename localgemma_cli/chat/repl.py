@@ -39,6 +39,7 @@ from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.progress import describe, on_stderr
 from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.text import normalize
 
 _WATCH_SECONDS = 0.1
 _NAMES = 20  # of saved conversations that are offered
@@ -142,8 +143,7 @@ class Repl:
 
     def _handle(self, line: str) -> str:
         """Do what a line says; what is left of it to edit, where it could not be sent."""
-        line = line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # as a terminal sent it
-        match slash.parse(line):
+        match slash.parse(normalize(line)):
             case slash.Say(question):
                 return self._ask(Ask(question))
             case slash.Command(name, argument):

@@ -7,18 +7,18 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import options
-from localgemma_cli.conversation import Conversation
 from localgemma_cli.environment import standard_streams
-from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sessions.exchange import FORMS, form_of, read, written
 from localgemma_cli.sessions.files import write_new
 from localgemma_cli.sessions.store import Store, Summary, default_path
+from localgemma_cli.text import decode_utf8, read_file
 
 history = typer.Typer(no_args_is_help=True)
 Which = Annotated[str, typer.Argument(metavar="NAME", help="Its name, or its number in `history list`.")]
 _AROUND = 60  # characters shown on each side of what a search found
+_IMPORT_LIMIT = 64 * 2**20  # bytes
 
 
 @history.callback()
@@ -111,13 +111,9 @@ def import_conversation(
     Example: localgemma history import rivers.md
     """
     form = form_of(file.name)
-    try:
-        conversation = read(file.read_text(encoding="utf-8"), form)
-    except OSError as error:
-        raise NotFoundError(f"{file} cannot be read: {error.strerror}.", "Check the path.") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{file} is not UTF-8 text.", "Give a file that was exported.") from None
-    id = _saved(conversation, name)
+    data = read_file(file, _IMPORT_LIMIT, pipes=True)
+    conversation = read(decode_utf8(data, str(file)), form)
+    id = open_store().import_conversation(conversation, name)
     standard_streams().say(f"saved as conversation {id}")
 
 
@@ -137,14 +133,6 @@ def open_store() -> Store:
     if store.notice:
         standard_streams().say(f"warning: {one_line(store.notice)}")
     return store
-
-
-def _saved(conversation: Conversation, name: str | None) -> int:
-    store = open_store()
-    id = store.create(conversation.system, name=name)
-    for turn in conversation.turns:
-        store.add(id, turn, "")
-    return id
 
 
 def _row(each: Summary) -> dict[str, object]:

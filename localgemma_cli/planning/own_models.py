@@ -1,10 +1,10 @@
 """`models.toml`: names of the user's own, each with where it lies and how it is talked to."""
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localgemma_cli.config import read_toml
 from localgemma_cli.environment import config_folder
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.planning.catalog import MODEL_NAMES
@@ -34,13 +34,7 @@ class OwnModel:
 def own_models(path: Path | None = None) -> dict[str, OwnModel]:
     """By name; {} without a file, UsageError naming file and key for what cannot be meant."""
     path = path or config_folder() / "models.toml"
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
-        raise UsageError(f"{path} cannot be read: {error}", "Correct the file, or move it away.") from None
-    return {name: _own_model(name, table, path) for name, table in tables.items()}
+    return {name: _own_model(name, table, path) for name, table in read_toml(path).items()}
 
 
 def own_model(name: str | None) -> OwnModel | None:

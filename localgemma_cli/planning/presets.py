@@ -1,6 +1,5 @@
 """Presets: small TOML files, read strictly; the four that ship, and the user's own."""
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -8,6 +7,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Literal, get_args
 
+from localgemma_cli.config import parse_toml, read_toml
 from localgemma_cli.environment import config_folder
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import (
@@ -133,16 +133,9 @@ def _text(path: Traversable, table: dict[str, object], key: str) -> str | None:
 
 
 def _parse(path: Traversable) -> dict[str, object]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}.", "Check the file, or move it away.") from error
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        end = f"line {max(1, len(text.splitlines()))}"
-        what = str(error).replace("end of document", f"the end, {end}")
-        raise UsageError(f"{path} is not valid TOML: {what}.", "Correct that line.") from error
+    if isinstance(path, Path):
+        return read_toml(path)
+    return parse_toml(path.read_text(encoding="utf-8"), str(path))  # ours, in a package that is not unpacked
 
 
 def _section(path: Traversable, device: str, table: object) -> Mapping[str, str | bool]:

@@ -7,6 +7,7 @@ from typing import Literal, cast, get_args
 
 from localgemma_cli.conversation import Conversation, FinishReason, Message, Role, Turn
 from localgemma_cli.errors import UsageError
+from localgemma_cli.text import parse_json, repair_surrogates
 
 Form = Literal["jsonl", "json", "markdown"]
 FORMS: Mapping[str, Form] = {".jsonl": "jsonl", ".json": "json", ".md": "markdown"}
@@ -40,7 +41,7 @@ def read(text: str, form: Form) -> Conversation:
         return _conversation(_markdown_messages(text))
     try:
         values = (
-            json.loads(text) if form == "json" else [json.loads(x) for x in text.split("\n") if x.strip()]
+            parse_json(text) if form == "json" else [parse_json(x) for x in text.split("\n") if x.strip()]
         )
     except ValueError as error:
         raise _unreadable(f"it is not JSON ({error})") from None
@@ -73,7 +74,7 @@ def _message(value: object) -> tuple[Role, str, FinishReason]:
         raise _unreadable("a message is not a role (system, user or assistant) and a text")
     return (
         cast(Role, role),
-        content,
+        repair_surrogates(content),
         cast(FinishReason, reason if reason in get_args(FinishReason) else "stop"),
     )
 

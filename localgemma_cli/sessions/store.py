@@ -14,6 +14,7 @@ from localgemma_cli.conversation import Conversation, FinishReason, Message, Tur
 from localgemma_cli.environment import data_folder
 from localgemma_cli.errors import NotFoundError, SavingError
 from localgemma_cli.sessions.schema import connect, transaction
+from localgemma_cli.text import repair_surrogates
 
 _TITLE_LENGTH = 60  # characters of the first question, where nobody gave a title
 
@@ -113,6 +114,14 @@ class Store:
             self.finish(id, turn.answer, turn.finish_reason)
             return id
 
+    def import_conversation(self, conversation: Conversation, name: str | None = None) -> int:
+        """A new session with all of `conversation`, or nothing."""
+        with self._writing():
+            session = self.create(conversation.system, name)
+            for turn in conversation.turns:
+                self.add(session, turn, "")
+            return session
+
     def put(self, session: int, turn: Turn, model: str) -> int:
         """A whole turn's place: the one it has, its end written if that is missing, or a new one."""
         with self._writing():
@@ -188,15 +197,15 @@ class Store:
         return [(row["session"], row["question"], row["answer"]) for row in rows]
 
     def _inserted(self, statement: str, values: Sequence[object]) -> int:
-        return cast(int, self._connection.execute(statement, values).lastrowid)
+        return cast(int, self._connection.execute(statement, _storable(values)).lastrowid)
 
     def _run(self, statement: str, values: Sequence[object]) -> None:
-        self._connection.execute(statement, values)
+        self._connection.execute(statement, _storable(values))
 
     def _rows(self, statement: str, values: Sequence[object]) -> list[sqlite3.Row]:
         cursor = self._connection.cursor()
         cursor.row_factory = sqlite3.Row
-        return cursor.execute(statement, values).fetchall()
+        return cursor.execute(statement, _storable(values)).fetchall()
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -240,6 +249,11 @@ def _phrases(query: str) -> str:
     """The words of `query` as FTS5 reads them literally, the last one perhaps unfinished."""
     words = ['"' + word.replace('"', '""') + '"' for word in query.split()]
     return " ".join(words) + "*" if words else ""
+
+
+def _storable(values: Sequence[object]) -> list[object]:
+    """SQLite has no halves of characters; a name or a model's path may hold some."""
+    return [repair_surrogates(each) if isinstance(each, str) else each for each in values]
 
 
 def _summary(row: sqlite3.Row) -> Summary:

@@ -6,9 +6,10 @@ from pathlib import Path
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
-from localgemma_cli.errors import NotFoundError, UsageError
+from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import PROMPT_FORMS, PromptForm
 from localgemma_cli.planning.own_models import AUTO, check_template
+from localgemma_cli.text import read_text
 
 # Gemma 1's and 2's own form, for tokenizers that lost it.
 _GEMMA = """\
@@ -116,9 +117,4 @@ def _has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def _from_file(path: Path) -> Form:
-    try:
-        return Form(path.read_text(encoding="utf-8"), file=path)
-    except UnicodeDecodeError:
-        raise UsageError(f"{path} is not UTF-8 text.", "Convert the file first.") from None
-    except OSError as error:
-        raise NotFoundError(f"{path} cannot be read: {error.strerror}.", "Check --template.") from None
+    return Form(read_text(path, pipes=True), file=path)
