@@ -34,6 +34,13 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Thinking:
+    """The next characters of what a model thinks before it answers: to be seen, but no part of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event of every answer, interrupted ones included; `token_ids` excludes the stop token.
 
@@ -47,7 +54,7 @@ class Finished:
     error: LocalGemmaError | None = None
 
 
-Event = Delta | Finished
+Event = Delta | Thinking | Finished
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Backend(Protocol):
         ...
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
-        """Deltas, then exactly one `Finished`, also after `cancel` is set or a server broke off.
+        """Thinking, deltas, then exactly one `Finished`, also after `cancel` is set or a server broke off.
 
         Raises ContextOverflowError before any delta where the messages leave no room for an answer.
         """

@@ -114,6 +114,9 @@ class Recording:
         if turn is not None and recorder.store is not None:
             self._writer.start()
 
+    def thinking(self, text: str) -> None:
+        """Of the moment: neither saved nor told in later turns."""
+
     def delta(self, text: str) -> None:
         self._pieces.append(text)
 

@@ -9,7 +9,7 @@ from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.summary import summarized
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ContextOverflowError
-from localgemma_cli.events import Delta, Finished
+from localgemma_cli.events import Delta, Finished, Thinking
 from localgemma_cli.render.base import Answer, Renderer
 from localgemma_cli.sampling import OnOverflow, Sampling
 
@@ -81,6 +81,7 @@ def _answer(
     dropped: Sequence[Turn],
 ) -> Answer:
     text: list[str] = []
+    thought: list[str] = []
     announced = not dropped
     try:
         for event in backend.stream(messages, settings.sampling, cancel):
@@ -91,8 +92,11 @@ def _answer(
                 case Delta(piece):
                     text.append(piece)
                     renderer.delta(piece)
+                case Thinking(piece):
+                    thought.append(piece)
+                    renderer.thinking(piece)
                 case Finished():
-                    answer = Answer("".join(text), event)
+                    answer = Answer("".join(text), event, "".join(thought))
     except BaseException:
         renderer.abort()
         raise

@@ -8,13 +8,18 @@ from localgemma_cli.events import Finished
 
 @dataclass(frozen=True)
 class Answer:
-    """One whole answer."""
+    """One whole answer; `thinking` came before it and is no part of it."""
 
     text: str
     finished: Finished
+    thinking: str = ""
 
 
 class Renderer(Protocol):
+    def thinking(self, text: str) -> None:
+        """What is thought before the answer begins."""
+        ...
+
     def delta(self, text: str) -> None: ...
 
     def finish(self, answer: Answer) -> None: ...
@@ -29,6 +34,10 @@ class Both:
 
     def __init__(self, first: Renderer, second: Renderer) -> None:
         self._first, self._second = first, second
+
+    def thinking(self, text: str) -> None:
+        self._first.thinking(text)
+        self._second.thinking(text)
 
     def delta(self, text: str) -> None:
         self._first.delta(text)

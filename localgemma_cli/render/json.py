@@ -32,6 +32,7 @@ def answer_object(run: Run, answer: Answer) -> dict[str, object]:
         "model": run.model,
         "preset": run.preset,
         "backend": run.backend,
+        "thinking": answer.thinking or None,
         "response": answer.text,
         "finish_reason": finished.finish_reason,
         "usage": asdict(finished.usage),
@@ -56,6 +57,9 @@ class JsonRenderer:
     def __init__(self, stdout: TextIO, run: Run) -> None:
         self._stdout, self._run = stdout, run
 
+    def thinking(self, text: str) -> None:
+        pass
+
     def delta(self, text: str) -> None:
         pass
 
@@ -67,7 +71,7 @@ class JsonRenderer:
 
 
 class JsonLinesRenderer:
-    """A start line, a line per delta, and an end line that holds the `--json` object."""
+    """A start line, a line per piece of thinking and answer, and an end line: the `--json` object."""
 
     def __init__(self, stdout: TextIO, run: Run) -> None:
         self._stdout, self._run = stdout, run
@@ -79,6 +83,9 @@ class JsonLinesRenderer:
             "backend": run.backend,
         }
         write_line(stdout, start)
+
+    def thinking(self, text: str) -> None:
+        write_line(self._stdout, {"event": "thinking", "text": text})
 
     def delta(self, text: str) -> None:
         write_line(self._stdout, {"event": "delta", "text": text})

@@ -33,6 +33,7 @@ from localgemma_cli.render.highlight import Highlighter
 from localgemma_cli.render.inline import cut, styled
 from localgemma_cli.render.sanitize import visible
 from localgemma_cli.render.theme import style
+from localgemma_cli.render.thoughts import Thoughts
 
 _REDRAW_SECONDS = 0.1
 _RULE_WIDTH = 40  # columns
@@ -61,8 +62,15 @@ class MarkdownRenderer:
         self._printed = self._gap = False
         self._drawn_rows = 0  # of the preview
         self._drawn = float("-inf")
+        self._thoughts = Thoughts(self._show_thought)
+
+    def thinking(self, text: str) -> None:
+        if self._console.is_terminal:
+            self._thoughts.add(text)
 
     def delta(self, text: str) -> None:
+        if text:
+            self._thoughts.end()
         *lines, rest = (self._source + visible(text)).split("\n")
         for line in lines:
             self._source = line
@@ -77,6 +85,7 @@ class MarkdownRenderer:
         self.abort()
 
     def abort(self) -> None:
+        self._thoughts.end()
         if self._source or self._lead:
             self._end_line()
         self._end_table()
@@ -280,6 +289,10 @@ class MarkdownRenderer:
         leave a part of it behind than erase what was printed above.
         """
         return _START_OF_ROW + (f"\x1b[{self._drawn_rows - 1}A" if self._drawn_rows > 1 else "")
+
+    def _show_thought(self, text: str) -> None:
+        self._console.print(Text(text, style("md.thinking")), end="", soft_wrap=True)
+        self._console.file.flush()
 
     def _erase(self) -> None:
         if self._drawn_rows:

@@ -4,17 +4,25 @@ from typing import TextIO
 
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.sanitize import visible
+from localgemma_cli.render.thoughts import Thoughts
 
 
 class PlainRenderer:
-    """`sanitize` makes what would drive a terminal visible."""
+    """`sanitize` makes what would drive a terminal visible; what is thought is only shown on a terminal."""
 
     def __init__(self, stdout: TextIO, *, sanitize: bool = False) -> None:
         self._stdout, self._sanitize = stdout, sanitize
         self._newlines = ""  # held back: they are only written once more text follows
         self._written = False
+        self._thoughts = Thoughts(self._show)
+
+    def thinking(self, text: str) -> None:
+        if self._stdout.isatty():
+            self._thoughts.add(text)
 
     def delta(self, text: str) -> None:
+        if text:
+            self._thoughts.end()
         text = visible(text) if self._sanitize else text
         body = text.rstrip("\n")
         if body:
@@ -24,11 +32,17 @@ class PlainRenderer:
         self._newlines += text[len(body) :]
 
     def finish(self, answer: Answer) -> None:
+        self._thoughts.end()
         self._end()
 
     def abort(self) -> None:
+        self._thoughts.end()
         if self._written:
             self._end()
+
+    def _show(self, text: str) -> None:
+        self._stdout.write(text)
+        self._stdout.flush()
 
     def _end(self) -> None:
         self._stdout.write("\n")

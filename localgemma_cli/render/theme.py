@@ -12,6 +12,7 @@ _STYLES = {
     "md.s": Style(strike=True),
     "md.link": Style(underline=True),
     "md.url": Style(dim=True),
+    "md.thinking": Style(dim=True),
 }
 CODE_THEME = "ansi_dark"  # pygments' names for the sixteen colours, without a background of its own
 

@@ -43,6 +43,8 @@ class Watcher:
     stop_after: int | None = None
     pieces: list[str] = field(default_factory=list)
 
+    def thinking(self, text: str) -> None: ...
+
     def delta(self, text: str) -> None:
         self.pieces.append(text)
         if len(self.pieces) == self.stop_after:

@@ -8,7 +8,7 @@ from threading import Event as Cancel
 
 from localgemma_cli.backends.remote.adapt import Manner, adapted
 from localgemma_cli.backends.remote.detect import Found, address, find
-from localgemma_cli.backends.remote.dialect import Ask, Piece, ServerError, server_words
+from localgemma_cli.backends.remote.dialect import Ask, Piece, ServerError, server_words, words_of
 from localgemma_cli.backends.remote.endpoint import Endpoint
 from localgemma_cli.backends.remote.failures import (
     PassingError,
@@ -20,15 +20,19 @@ from localgemma_cli.backends.remote.failures import (
     quoted,
     refusal_error,
 )
-from localgemma_cli.backends.remote.stops import until_stop
+from localgemma_cli.backends.remote.stops import until_stop, well_formed, without
 from localgemma_cli.backends.remote.transport import Cancelled, Exchange
 from localgemma_cli.backends.remote.voice import Voice, wait_out
 from localgemma_cli.conversation import FinishReason, Message, folded
 from localgemma_cli.errors import EndpointError
-from localgemma_cli.events import Delta, Event, Finished, Timing, Usage
+from localgemma_cli.events import Delta, Event, Finished, Thinking, Timing, Usage
+from localgemma_cli.redaction import SHORTEST_SECRET
 from localgemma_cli.sampling import Sampling
 
 _UNKNOWN = Usage(None, None, None)
+_CUT_SHORT = ("length", "max_tokens", "max_length", "token_limit")
+_AFTER_SECONDS = 5.0  # for the counts, once the answer is whole
+_LONGEST_ANSWER = 2_000_000  # characters, more than any model writes
 
 
 class RemoteBackend:
@@ -57,6 +61,8 @@ class RemoteBackend:
             try:
                 for piece in pieces:
                     meter.take(piece)
+                    if piece.thinking:
+                        yield Thinking(piece.thinking)
                     if piece.text:
                         yield Delta(piece.text)
             except Cancelled:
@@ -90,31 +96,46 @@ class RemoteBackend:
             tries += 1
             try:
                 for piece in self._pieces(messages, sampling, cancel):
-                    began = began or bool(piece.text)
+                    began = began or bool(piece.text or piece.thinking)
                     yield piece
             except PassingError as error:
                 if began:
                     raise
                 wait_out(error, tries, self._voice, cancel)
             except ServerError as error:
-                if not began and is_overflow(error.words):
-                    raise overflow_error(quoted(error.words, self._endpoint.key)) from None
+                words = quoted(error.words, self._endpoint.key)
+                if not began and is_overflow(words):
+                    raise overflow_error(words) from None
                 raise
             else:
                 return
 
     def _pieces(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Piece]:
-        dialect, finished = self._found.dialect, False
+        dialect, finished, length = self._found.dialect, False, 0
         with closing(self._opened(messages, sampling, cancel)) as exchange:
             try:
-                for piece in until_stop(dialect.pieces(exchange.chunks()), dialect.stops):
-                    finished = finished or piece.finish is not None
+                for piece in self._in_order(dialect.pieces(exchange.chunks())):
+                    length += len(piece.text) + len(piece.thinking)
+                    if length > _LONGEST_ANSWER:
+                        raise _endless(self._endpoint)
+                    if piece.finish and not finished:
+                        finished = True
+                        exchange.allow(min(_AFTER_SECONDS, self._endpoint.timeout))
+                    elif piece.text or piece.thinking:
+                        exchange.allow(self._endpoint.timeout)
                     yield piece
             except EndpointError:
                 if not finished:  # after the last word only counts are missing
                     raise
         if not finished:
             raise cut_off(self._endpoint.root)
+
+    def _in_order(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """Without what must not be shown: stop strings, halves of characters, the key."""
+        pieces, key = well_formed(pieces), self._endpoint.key
+        if key and len(key) >= SHORTEST_SECRET:
+            pieces = without(pieces, key)
+        return until_stop(pieces, self._found.dialect.stops)
 
     def _opened(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Exchange:
         """The exchange whose body is the answer, asked for in the manner that the server takes."""
@@ -139,9 +160,8 @@ class RemoteBackend:
             system = messages[0].role == "system"
             change = None if overflows(refusal) else adapted(manner, refusal, body, system=system)
             if change is None:
-                raise refusal_error(
-                    refusal, self._endpoint, self._asked_for, ", ".join(self._found.models[:5])
-                )
+                known = quoted(", ".join(self._found.models[:5]), self._endpoint.key)
+                raise refusal_error(refusal, self._endpoint, self._asked_for, known)
             manner = change[0]
             words.append(change[1])
 
@@ -163,20 +183,21 @@ class _Meter:
 
     def __init__(self) -> None:
         self._started = self._first = self._last = time.perf_counter()
-        self.tokens_came = False
+        self._began = self.tokens_came = False  # anything; anything of the answer itself
         self._finish: str | None = None
         self._usage = _UNKNOWN
 
     def take(self, piece: Piece) -> None:
-        if piece.text:
+        if piece.text or piece.thinking:
             self._last = time.perf_counter()
-            if not self.tokens_came:
-                self._first, self.tokens_came = self._last, True
+            if not self._began:
+                self._first, self._began = self._last, True
+            self.tokens_came = self.tokens_came or bool(piece.text)
         self._finish = self._finish or piece.finish
         self._usage = piece.usage or self._usage
 
     def finished(self, interrupted: bool, error: EndpointError | None) -> Finished:
-        reason: FinishReason = "length" if self._finish in ("length", "max_tokens") else "stop"
+        reason: FinishReason = "length" if self._finish in _CUT_SHORT else "stop"
         if interrupted or error:
             reason = "interrupted" if interrupted else "error"
         return Finished(reason, self._usage, self._timing(), error=error)
@@ -195,8 +216,14 @@ def _reason(text: str) -> str:
         return text
     if not isinstance(value, dict):
         return text
-    detail = value.get("detail")
-    return server_words(value) or str(detail or value.get("message") or text)
+    said = value.get("detail") or value.get("message")
+    return server_words(value) or (words_of(said) if said else text)
+
+
+def _endless(endpoint: Endpoint) -> EndpointError:
+    return EndpointError(
+        f"{endpoint.root} sent more than {_LONGEST_ANSWER:,} characters.", "--max-new-tokens sets a limit."
+    )
 
 
 def connect(endpoint: Endpoint, say: Callable[[str], None], detail: Callable[[str], None]) -> RemoteBackend:

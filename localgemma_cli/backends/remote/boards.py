@@ -1,6 +1,7 @@
 """What the servers of RK3588 boards speak besides `/v1/chat/completions`."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from localgemma_cli.backends.remote.dialect import (
     GEMMA_STOPS,
@@ -8,11 +9,16 @@ from localgemma_cli.backends.remote.dialect import (
     Dialect,
     Piece,
     ServerError,
+    as_list,
+    as_mapping,
     count,
+    finish_of,
     flattened,
     options,
     plain,
     server_words,
+    text_of,
+    thinking_of,
 )
 from localgemma_cli.backends.remote.framing import lines, objects
 from localgemma_cli.conversation import folded
@@ -30,15 +36,13 @@ def chat_pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
     for value in objects(lines(chunks)):
         if words := server_words(value):
             raise ServerError(words)
-        message = value.get("message")
-        text = message.get("content") if isinstance(message, dict) else None
-        text = text if isinstance(text, str) else ""
+        message = as_mapping(value.get("message"))
+        piece = Piece(text_of(message.get("content")), thinking=thinking_of(message))
         if not value.get("done"):
-            yield Piece(text)
+            yield piece
             continue
-        reason = value.get("done_reason")
         counts = Usage(count(value.get("prompt_eval_count")), None, count(value.get("eval_count")))
-        yield Piece(text, reason if isinstance(reason, str) else "stop", counts)
+        yield replace(piece, finish=finish_of(value.get("done_reason")) or "stop", usage=counts)
         return
 
 
@@ -56,11 +60,12 @@ def old_pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
     for value in objects(lines(chunks)):
         if words := server_words(value):
             raise ServerError(words)
-        choices = value.get("choices")
-        choices = choices if isinstance(choices, list) else []
-        fresh = [choice.get("delta") or choice.get("message") or {} for choice in choices[seen:]]
-        seen = len(choices)
-        yield Piece("".join(str(said.get("content") or "") for said in fresh))
+        choices = as_list(value.get("choices"))
+        fresh = [as_mapping(each) for each in choices[seen:]]
+        said = [as_mapping(each.get("delta")) or as_mapping(each.get("message")) for each in fresh]
+        seen = max(seen, len(choices))
+        text = "".join(text_of(each.get("content")) for each in said)
+        yield Piece(text, thinking="".join(map(thinking_of, said)))
     yield Piece(finish="stop")
 
 

@@ -7,7 +7,7 @@ from threading import Event
 from typing import Any
 
 from localgemma_cli.backends.remote.boards import RKLLAMA_API, RKLLM_OLD
-from localgemma_cli.backends.remote.dialect import Dialect, count
+from localgemma_cli.backends.remote.dialect import Dialect, as_mapping, count, words_of
 from localgemma_cli.backends.remote.endpoint import Endpoint
 from localgemma_cli.backends.remote.failures import PassingError, Refusal, quoted, refusal_error
 from localgemma_cli.backends.remote.framing import parse_object
@@ -15,11 +15,14 @@ from localgemma_cli.backends.remote.openai import OPENAI, RKLLAMA, RKLLM
 from localgemma_cli.backends.remote.transport import Exchange
 from localgemma_cli.backends.remote.voice import Voice, wait_out
 from localgemma_cli.errors import EndpointError
+from localgemma_cli.redaction import redacted
 from localgemma_cli.render.sanitize import one_line
 
 DIALECTS: Mapping[str, Dialect] = {
     dialect.name: dialect for dialect in (OPENAI, RKLLAMA, RKLLAMA_API, RKLLM, RKLLM_OLD)
 }
+_LONGEST_LIST = 4 * 2**20  # bytes
+_LONGEST_NAME = 200  # characters
 _BY_OWNER = {"rkllama": RKLLAMA, "rkllm": RKLLM}
 _SAYS_REPEAT_PENALTY = ("llamacpp", "rkllm")  # where others say repetition_penalty
 # By `continue_final_message`; what others make of an answer at the end differs.
@@ -53,7 +56,7 @@ def find(endpoint: Endpoint, voice: Voice, cancel: Event) -> Found:
         found = Found(dialect)
     else:
         listed = _asked(endpoint, address(endpoint, dialect, dialect.models_path), voice, cancel)[1]
-        found = _listed(listed, endpoint.model, dialect)
+        found = _listed(listed, endpoint, dialect)
     if endpoint.model is None and len(found.models) > 1:
         voice.say(f"[the server has {len(found.models)} models; this is {found.models[0]}, -m takes another]")
     who = f" ({found.owner})" if found.owner else ""
@@ -68,28 +71,34 @@ def address(endpoint: Endpoint, dialect: Dialect, path: str) -> str:
 def _detected(endpoint: Endpoint, voice: Voice, cancel: Event) -> Found:
     listed = _asked(endpoint, f"{endpoint.base}/models", voice, cancel)[1]
     if isinstance(listed.get("data"), list):
-        found = _listed(listed, endpoint.model, OPENAI)
+        found = _listed(listed, endpoint, OPENAI)
         return Found(_BY_OWNER.get(found.owner, OPENAI), found.models, found.owner, found.context_length)
     if _asked(endpoint, endpoint.root + RKLLM_OLD.path, voice, cancel)[0] == 405:  # there, but not for GET
         return Found(RKLLM_OLD)
-    if "rkllama" in str(_asked(endpoint, f"{endpoint.root}/", voice, cancel)[1]).lower():
+    if "rkllama" in words_of(_asked(endpoint, f"{endpoint.root}/", voice, cancel)[1]).lower():
         listed = _asked(endpoint, endpoint.root + "/api/tags", voice, cancel)[1]
-        return _listed(listed, endpoint.model, RKLLAMA_API)
+        return _listed(listed, endpoint, RKLLAMA_API)
     return Found(OPENAI)
 
 
-def _listed(value: Mapping[str, Any], model: str | None, dialect: Dialect) -> Found:
+def _listed(value: Mapping[str, Any], endpoint: Endpoint, dialect: Dialect) -> Found:
     entries = value.get("data") or value.get("models")
     entries = [each for each in entries if isinstance(each, dict)] if isinstance(entries, list) else []
-    names = {str(each.get("id") or each.get("name")): each for each in entries}
-    names = {one_line(name): each for name, each in names.items() if name != "None"}
+    named = ((each.get("id") or each.get("name"), each) for each in entries)
+    names = {one_line(name): each for name, each in named if _is_name(name, endpoint.key)}
+    model = endpoint.model
     entry = names.get(model or next(iter(names), ""), {})
-    meta = entry.get("meta")
-    context = count(entry.get("max_model_len")) or count(
-        meta.get("n_ctx") if isinstance(meta, dict) else None
-    )
+    context = count(entry.get("max_model_len")) or count(as_mapping(entry.get("meta")).get("n_ctx"))
     owner = entry.get("owned_by") or next((each.get("owned_by") for each in entries), "")
-    return Found(dialect, tuple(names), one_line(str(owner or "")), context)
+    owner = one_line(owner) if _is_name(owner, endpoint.key) else ""
+    return Found(dialect, tuple(names), owner, context)
+
+
+def _is_name(value: object, key: str | None) -> bool:
+    """Whether it can be shown: a server can send anything, also the key."""
+    if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME:
+        return False
+    return redacted(value, key) == value
 
 
 def _asked(endpoint: Endpoint, url: str, voice: Voice, cancel: Event) -> tuple[int, dict[str, Any]]:
@@ -106,7 +115,7 @@ def _asked(endpoint: Endpoint, url: str, voice: Voice, cancel: Event) -> tuple[i
 def _asked_once(endpoint: Endpoint, url: str, cancel: Event) -> tuple[int, dict[str, Any]]:
     with closing(Exchange(endpoint, "GET", url, None, cancel)) as exchange:
         head = exchange.head()
-        text = exchange.text()
+        text = exchange.text(_LONGEST_LIST)
     if head.status in (401, 403, 429, 502, 503, 504):
         refusal = Refusal(head.status, quoted(text, endpoint.key), head.headers)
         raise refusal_error(refusal, endpoint, endpoint.model, "")

@@ -10,6 +10,8 @@ from localgemma_cli.events import Usage
 from localgemma_cli.sampling import Sampling
 
 GEMMA_STOPS = ("<end_of_turn>", "<eos>")
+_THINKING = ("reasoning_content", "reasoning", "thinking")
+_MOST_TOKENS = 10**12
 
 
 class ServerError(EndpointError):
@@ -27,6 +29,7 @@ class Piece:
     text: str = ""
     finish: str | None = None
     usage: Usage | None = None
+    thinking: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,46 @@ def server_words(value: Mapping[str, Any]) -> str | None:
         error = value.get("message") or "an error without words"
     if isinstance(error, Mapping):
         parts = (error.get("message"), error.get("type"), error.get("code"), error.get("param"))
-        error = " · ".join(str(part) for part in parts if part) or "an error without words"
-    return str(error) if error else None
+        error = " · ".join(words_of(part) for part in parts if part) or "an error without words"
+    return words_of(error) if error else None
+
+
+def words_of(value: object) -> str:
+    """Any JSON as words for a message."""
+    try:
+        return str(value)
+    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+        return "an error that cannot be shown"
 
 
 def count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A number of tokens; None for what cannot be one."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value <= _MOST_TOKENS else None
+
+
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """A JSON object; {} for any other JSON."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def text_of(content: object) -> str:
+    """Text, also where it comes as a list of parts; "" for any other JSON."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if isinstance(as_mapping(part).get("text"), str))
+    return content if isinstance(content, str) else ""
+
+
+def thinking_of(said: Mapping[str, Any]) -> str:
+    """What is thought before the answer; servers differ in what they call it, and some say it twice."""
+    return next(filter(None, (text_of(said.get(name)) for name in _THINKING)), "")
+
+
+def finish_of(value: object) -> str | None:
+    """A server's word for why the answer ended; None where it has not ended."""
+    return value if isinstance(value, str) and value else None

@@ -17,6 +17,7 @@ _PATHS = {  # a URL that names the very resource says the dialect as well
     "/api/chat": "rkllama-api",
     "/rkllm_chat": "rkllm-1.2",
 }
+_LONGEST_TIMEOUT = 86_400  # a day
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 
@@ -53,8 +54,11 @@ def parse_endpoint(
         raise UsageError(
             f"--endpoint-dialect cannot be {dialect!r}.", f"Choose one of: {', '.join(DIALECT_NAMES)}."
         )
-    if not timeout > 0:
-        raise UsageError("--endpoint-timeout is out of range.", "Give seconds above 0.")
+    if not 0 < timeout <= _LONGEST_TIMEOUT:  # also false for nan
+        raise UsageError(
+            f"--endpoint-timeout must be above 0 and at most {_LONGEST_TIMEOUT} seconds (got {timeout:g}).",
+            "Leave it out for 120 seconds.",
+        )
     parts = _checked(url.strip())
     whole = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     for path, named in _PATHS.items():

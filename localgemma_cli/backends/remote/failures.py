@@ -9,15 +9,19 @@ from email.utils import parsedate_to_datetime
 from time import time
 
 from localgemma_cli.backends.remote.endpoint import KEY_VARIABLE, Endpoint
+from localgemma_cli.backends.remote.proxies import proxy_before, wrong_proxy
 from localgemma_cli.errors import ContextOverflowError, EndpointError, LocalGemmaError
+from localgemma_cli.redaction import redacted
 from localgemma_cli.render.sanitize import one_line
 
 _QUOTED = 300  # characters of a server's own words
+_READ = 2**16  # characters that are looked at for them
 _OVERFLOW = re.compile(
     r"context[ _-]?(length|size|window)|maximum .*\bcontext\b|max_model_len|"
     r"`?inputs`?( tokens)?.{0,30} must (be|have)|longer than the model",
     re.IGNORECASE,
 )
+_HUNG_UP = re.compile("server disconnected|peer closed", re.IGNORECASE)  # in the client's own words
 _PASSING = {429: "is busy", 502: "is not reachable behind its proxy", 503: "is busy", 504: "did not answer"}
 
 
@@ -40,39 +44,91 @@ class Refusal:
 
 def quoted(text: str, key: str | None) -> str:
     """A server's words for a message: on one line, not too long, without the key that it may repeat."""
-    words = one_line(text.replace(key, "***") if key else text)
+    words = one_line(redacted(text[:_READ], key))
     return words if len(words) <= _QUOTED else words[:_QUOTED] + "…"
 
 
-def transport_error(error: Exception, endpoint: Endpoint) -> EndpointError:
-    """From what the HTTP client raised, by its cause: refused, unknown and TLS are one class there."""
+def transport_error(error: Exception, endpoint: Endpoint, *, sent: bool) -> EndpointError:
+    """From what the HTTP client raised, by its cause; `sent` is whether the request was on its way.
+
+    For --verbose the causes are told in a note: as they are, they could hold a server's words and the key.
+    """
+    failure = _broken(error, endpoint) if sent else _not_begun(error, endpoint)
+    told = (f"{type(cause).__name__}: {quoted(str(cause), endpoint.key)}" for cause in _causes(error))
+    failure.add_note("\n".join(("Caused by:", *told)))
+    return failure
+
+
+def _where(endpoint: Endpoint) -> str:
+    proxy = proxy_before(endpoint)
+    return f"{endpoint.root} (through the proxy of {quoted(proxy, endpoint.key)})" if proxy else endpoint.root
+
+
+def _not_begun(error: Exception, endpoint: Endpoint) -> EndpointError:
+    """No request was sent."""
     import httpx2
 
-    where, causes = endpoint.root, list(_causes(error))
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        why = next(cause for cause in causes if isinstance(cause, ssl.SSLError))
+    where, causes = _where(endpoint), list(_causes(error))
+    connecting = isinstance(error, httpx2.TransportError)  # or else the client could not be made
+    if not connecting and (wrong := wrong_proxy()):
+        return EndpointError(f"{endpoint.root} cannot be asked: {wrong[0]}.", f"{wrong[1]} Or unset it.")
+    if not connecting and any(isinstance(cause, OSError) for cause in causes):  # an SSLError is one, too
         return EndpointError(
-            f"{where} has no TLS that can be trusted: {one_line(why.reason or str(why))}.",
-            "Check http or https; SSL_CERT_FILE names a certificate authority of your own.",
+            f"The certificates that HTTPS needs cannot be read: {quoted(str(error), endpoint.key)}.",
+            "Correct or unset SSL_CERT_FILE and SSL_CERT_DIR.",
         )
+    for cause in causes:
+        if isinstance(cause, ssl.SSLError):
+            why = getattr(cause, "verify_message", "") or cause.reason or str(cause)
+            return EndpointError(
+                f"{where} has no TLS that can be trusted: {quoted(why, endpoint.key).rstrip('.')}.",
+                "Check http or https; SSL_CERT_FILE names a certificate authority of your own.",
+            )
     if any(isinstance(cause, socket.gaierror) for cause in causes):
+        if where != endpoint.root:
+            return EndpointError(f"{where} cannot be reached: there is no such proxy.", "Check the variable.")
         return EndpointError(f"There is no host {endpoint.host}.", "Check the name in --endpoint.")
-    if isinstance(error, httpx2.ConnectTimeout):
+    if isinstance(error, httpx2.TimeoutException):
         return EndpointError(
             f"{where} did not answer: no connection in 10 s.", "Check the address, and that the server runs."
         )
-    if isinstance(error, httpx2.TimeoutException):
-        return EndpointError(
-            f"{where} sent nothing for {endpoint.timeout:g} s.",
-            "Look at the server; --endpoint-timeout waits longer.",
-        )
     if isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
         reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
+        said = reasons[-1] if reasons else quoted(str(error), endpoint.key)
         return PassingError(
-            f"{where} cannot be reached{': ' + reasons[-1] if reasons else ''}.",
+            f"{where} cannot be reached{': ' + said if said else ''}.",
             "Start the server, or check --endpoint.",
         )
-    return cut_off(where)
+    why = f"{type(error).__name__}: {quoted(str(error), endpoint.key)}"
+    return EndpointError(f"{where} cannot be asked: {why}.", "Check --endpoint and the proxy variables.")
+
+
+def _broken(error: Exception, endpoint: Endpoint) -> EndpointError:
+    """The request was sent, and what came back is not whole."""
+    import httpx2
+
+    if isinstance(error, httpx2.TimeoutException):
+        return silent(endpoint)
+    if isinstance(error, httpx2.ProtocolError) and not _HUNG_UP.match(str(error)):
+        return EndpointError(
+            f"{_where(endpoint)} sent what is not HTTP.", "Check the address and the port of --endpoint."
+        )
+    return cut_off(_where(endpoint))
+
+
+def silent(endpoint: Endpoint) -> EndpointError:
+    return EndpointError(
+        f"{_where(endpoint)} sent nothing for {endpoint.timeout:g} s.",
+        "Look at the server; --endpoint-timeout waits longer.",
+    )
+
+
+def stalling(endpoint: Endpoint) -> EndpointError:
+    """Bytes come, and no answer."""
+    return EndpointError(
+        f"{_where(endpoint)} kept the connection busy for {endpoint.timeout:g} s without answering.",
+        "Look at the server; --endpoint-timeout waits longer.",
+    )
 
 
 def cut_off(where: str) -> PassingError:
@@ -96,7 +152,7 @@ def refusal_error(refusal: Refusal, endpoint: Endpoint, model: str | None, known
         after = retry_after(refusal.headers)
         return PassingError(f"{where} {_PASSING[refusal.status]}{said}.", "Try again later.", after)
     if 300 <= refusal.status < 400:
-        target = one_line(refusal.headers.get("location", "elsewhere"))
+        target = quoted(refusal.headers.get("location", "elsewhere"), endpoint.key)
         return EndpointError(f"{where} sends to {target}{said}.", "Give that address as --endpoint.")
     if refusal.status >= 500:
         return EndpointError(f"{where} failed{said}.", "Look at the server's log.")
@@ -125,7 +181,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return float(value)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # no date, or one that no clock shows
         return None
 
 

@@ -1,6 +1,7 @@
 """`/v1/chat/completions`: vLLM, SGLang, TGI, llama.cpp, Ollama, `transformers serve`, and boards."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from localgemma_cli.backends.remote.dialect import (
@@ -10,15 +11,22 @@ from localgemma_cli.backends.remote.dialect import (
     Piece,
     ServerError,
     as_is,
+    as_list,
+    as_mapping,
     count,
+    finish_of,
     flattened,
     options,
     plain,
     server_words,
+    text_of,
+    thinking_of,
 )
-from localgemma_cli.backends.remote.framing import events, lines, parse_object
+from localgemma_cli.backends.remote.framing import events, parse_object, whole
 from localgemma_cli.conversation import folded
 from localgemma_cli.events import Usage
+
+_BOM = b"\xef\xbb\xbf"
 
 # What a server may refuse without the answer losing its sense.
 DROPPABLE = (
@@ -53,30 +61,28 @@ def pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
         if data.strip() == "[DONE]":
             yield Piece(finish="stop")  # some say no reason; where one was said, it came first
             return
-        yield piece(_object(data))
+        if data.strip() not in ("", "null"):  # these only keep the connection alive
+            yield piece(_object(data))
 
 
 def piece(value: Mapping[str, Any]) -> Piece:
     if words := server_words(value):
         raise ServerError(words)
-    choices = value.get("choices")
-    first = choices[0] if isinstance(choices, list) and choices else {}
-    choice = first if isinstance(first, Mapping) and not first.get("index") else {}
-    said = choice.get("delta") or choice.get("message") or {}
-    content = said.get("content") if isinstance(said, Mapping) else None
-    finish = choice.get("finish_reason")
+    choices = map(as_mapping, as_list(value.get("choices")))
+    choice = next((each for each in choices if not each.get("index")), {})  # we ask for one
+    said = as_mapping(choice.get("delta")) or as_mapping(choice.get("message"))
     return Piece(
-        content if isinstance(content, str) else "",
-        finish if isinstance(finish, str) else None,
+        text_of(said.get("content")),
+        finish_of(choice.get("finish_reason")),
         usage(value.get("usage")),
+        thinking_of(said),
     )
 
 
 def usage(value: object) -> Usage | None:
     if not isinstance(value, Mapping):
         return None
-    details = value.get("prompt_tokens_details")
-    cached = count(details.get("cached_tokens")) if isinstance(details, Mapping) else None
+    cached = count(as_mapping(value.get("prompt_tokens_details")).get("cached_tokens"))
     return Usage(count(value.get("prompt_tokens")), cached, count(value.get("completion_tokens")))
 
 
@@ -85,17 +91,12 @@ def _messages(chunks: Iterable[bytes]) -> Iterator[str]:
     source = iter(chunks)
     start = b""
     for chunk in source:
-        start += chunk
-        if start.strip():
+        start = (start + chunk).lstrip().removeprefix(_BOM)
+        if start and not _BOM.startswith(start):
             break
-    if not start.lstrip().startswith(b"{"):
-        return events(_chained(start, source))
-    return iter(("\n".join(lines(_chained(start, source))),))
-
-
-def _chained(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
+    if not start.startswith(b"{"):
+        return events(chain([start], source))
+    return iter((whole(chain([start], source)),))
 
 
 def _object(data: str) -> dict[str, Any]:

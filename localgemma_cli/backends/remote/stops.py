@@ -1,8 +1,12 @@
-"""Stop strings on our side, for servers that let them through."""
+"""The answer's text put in order on our side: stop strings, characters cut in two, the key left out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from localgemma_cli.backends.remote.dialect import Piece
+from localgemma_cli.backends.remote.transport import Cancelled
+from localgemma_cli.errors import EndpointError
+from localgemma_cli.redaction import MASK
 
 
 def until_stop(pieces: Iterable[Piece], stops: Sequence[str]) -> Iterator[Piece]:
@@ -12,13 +16,53 @@ def until_stop(pieces: Iterable[Piece], stops: Sequence[str]) -> Iterator[Piece]
         text = held + piece.text
         found = [at for at in map(text.find, stops) if at >= 0]
         if found:
-            yield Piece(text[: min(found)], "stop", piece.usage)
+            yield replace(piece, text=text[: min(found)], finish="stop")
             return
         keep = 0 if piece.finish else _beginning(text, stops)
         held = text[len(text) - keep :]
-        yield Piece(text[: len(text) - keep], piece.finish, piece.usage)
+        yield replace(piece, text=text[: len(text) - keep])
     if held:
         yield Piece(held)
+
+
+def well_formed(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """The pieces as text that can be written: the halves of a character joined, a lone half as U+FFFD."""
+    return _held_back(pieces, _joined)
+
+
+def without(pieces: Iterable[Piece], secret: str) -> Iterator[Piece]:
+    """The pieces with a mask in the place of `secret`, wherever it is cut."""
+
+    def masked(text: str, ends: bool) -> tuple[str, str]:
+        text = text.replace(secret, MASK)
+        at = len(text) if ends else len(text) - _beginning(text, (secret,))
+        return text[:at], text[at:]
+
+    return _held_back(pieces, masked)
+
+
+def _held_back(pieces: Iterable[Piece], cut: Callable[[str, bool], tuple[str, str]]) -> Iterator[Piece]:
+    """Text and thinking, each by `cut(text, ends)`: what can be said of it, and what waits for more."""
+    text = thinking = ""
+    try:
+        for piece in pieces:
+            ends = piece.finish is not None
+            said, text = cut(text + piece.text, ends)
+            thought, thinking = cut(thinking + piece.thinking, ends)
+            yield replace(piece, text=said, thinking=thought)
+    except (EndpointError, Cancelled):
+        if text or thinking:  # what came counts
+            yield Piece(cut(text, True)[0], thinking=cut(thinking, True)[0])
+        raise
+    if text or thinking:
+        yield Piece(cut(text, True)[0], thinking=cut(thinking, True)[0])
+
+
+def _joined(text: str, ends: bool) -> tuple[str, str]:
+    """What can be said of `text`, and the first half of a character at its end that waits for the second."""
+    waits = "" if ends or not "\ud800" <= text[-1:] <= "\udbff" else text[-1]
+    said = text[: len(text) - len(waits)]
+    return said.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), waits
 
 
 def _beginning(text: str, stops: Sequence[str]) -> int:

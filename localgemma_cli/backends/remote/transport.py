@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
@@ -12,7 +13,8 @@ from typing import Any
 import httpx2
 
 from localgemma_cli.backends.remote.endpoint import Endpoint
-from localgemma_cli.backends.remote.failures import transport_error
+from localgemma_cli.backends.remote.failures import silent, stalling, transport_error
+from localgemma_cli.backends.remote.framing import decoded
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
@@ -37,7 +39,11 @@ _Item = Head | bytes | Exception | None  # None ends the body
 
 
 class Exchange:
-    """A request on its way: `head`, then `chunks` of the body as they come; `close` at any time."""
+    """A request on its way: `head`, then `chunks` of the body as they come; `close` at any time.
+
+    The whole of it has the endpoint's timeout, counted anew with each `allow`: what only keeps the
+    connection busy is no reason to wait longer.
+    """
 
     def __init__(
         self, endpoint: Endpoint, method: str, url: str, body: Mapping[str, object] | None, cancel: Event
@@ -46,6 +52,10 @@ class Exchange:
         self._items: Queue[_Item] = Queue(maxsize=64)
         self._closed = Event()
         self._socket: socket.socket | None = None
+        self._sent = self._came = False  # the request; anything since `allow`
+        self._encoding = ""
+        self._until = 0.0
+        self.allow(endpoint.timeout)
         self._thread = Thread(target=self._run, args=(method, url, body), name="http", daemon=True)
         self._thread.start()
 
@@ -53,21 +63,27 @@ class Exchange:
         """Raises EndpointError where no answer came, Cancelled."""
         item = self._next()
         assert isinstance(item, Head)  # it is always the first
+        self._encoding = item.headers.get("content-encoding", "")
         return item
+
+    def allow(self, seconds: float) -> None:
+        """The server has done something of use: wait as long from now on for the rest."""
+        self._until, self._came = time.monotonic() + seconds, False
 
     def chunks(self) -> Iterator[bytes]:
         """Raises as `head` does."""
-        while isinstance(item := self._next(), bytes):
-            yield item
+        for piece in decoded(self._body(), self._encoding):
+            yield piece
+            self._check()  # a small body can have much in it
 
-    def text(self) -> str:
-        """The body, as far as a message can quote it."""
-        data = b""
+    def text(self, most: int = _REFUSAL_BYTES) -> str:
+        """The body, or so many bytes of it: as far as a message can quote it."""
+        data = bytearray()
         for chunk in self.chunks():
             data += chunk
-            if len(data) > _REFUSAL_BYTES:
+            if len(data) > most:
                 break
-        return data[:_REFUSAL_BYTES].decode("utf-8", errors="replace")
+        return data[:most].decode("utf-8", errors="replace")
 
     def close(self) -> None:
         """Hang up at once, also in the middle of a wait: the server is to stop generating."""
@@ -76,18 +92,29 @@ class Exchange:
             with contextlib.suppress(OSError):  # closed already
                 self._socket.shutdown(socket.SHUT_RDWR)
 
+    def _body(self) -> Iterator[bytes]:
+        while isinstance(item := self._next(), bytes):
+            self._came = True
+            yield item
+
     def _next(self) -> _Item:
         while True:
-            if self._cancel.is_set():
-                self.close()
-                raise Cancelled
+            self._check()
             try:
                 item = self._items.get(timeout=_POLL_SECONDS)
             except Empty:
                 continue
             if isinstance(item, Exception):
-                raise transport_error(item, self._endpoint) from item
+                raise transport_error(item, self._endpoint, sent=self._sent) from None
             return item
+
+    def _check(self) -> None:
+        if self._cancel.is_set():
+            self.close()
+            raise Cancelled
+        if time.monotonic() > self._until:
+            self.close()
+            raise (stalling if self._came else silent)(self._endpoint)
 
     def _run(self, method: str, url: str, body: Mapping[str, object] | None) -> None:
         try:
@@ -105,7 +132,7 @@ class Exchange:
                 )
                 response = client.send(request, stream=True)
                 self._put(Head(response.status_code, dict(response.headers)))
-                for chunk in response.iter_bytes():
+                for chunk in response.iter_raw():  # the client would unpack a small chunk to any size
                     self._put(chunk)
             self._put(None)
         except Exception as error:  # whatever it is, the thread that waits raises it
@@ -113,6 +140,7 @@ class Exchange:
 
     def _watch(self, name: str, info: Mapping[str, Any]) -> None:
         """Keep the socket as soon as there is one; httpx2 cannot end another thread's wait."""
+        self._sent = self._sent or name.endswith("send_request_headers.complete")
         if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             self._socket = info["return_value"].get_extra_info("socket")
             if self._closed.is_set():
