@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder),
         str(ROOT),
     ]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=600)
     return next(folder.glob("*.whl"))
 
 
@@ -46,10 +46,10 @@ def test_the_wheel_holds_the_data_and_no_tests(wheel: Path) -> None:
 
 
 def test_the_installed_wheel_finds_its_presets_and_its_model(wheel: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=600)
     python = tmp_path / "venv" / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)]
-    subprocess.run(install, check=True, timeout=300)
+    subprocess.run(install, check=True, timeout=600)
     site = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
@@ -65,7 +65,7 @@ def test_the_installed_wheel_finds_its_presets_and_its_model(wheel: Path, tmp_pa
         text=True,
         check=True,
         cwd=tmp_path,
-        timeout=60,
+        timeout=600,
     )
     assert json.loads(run.stdout)["model"]["name"] == "demo"
     where = subprocess.run(
@@ -82,6 +82,6 @@ def test_the_installed_wheel_finds_its_presets_and_its_model(wheel: Path, tmp_pa
         text=True,
         check=True,
         cwd=tmp_path,
-        timeout=120,
+        timeout=600,
     )
     assert "localgemma" in answer.stdout

@@ -12,6 +12,7 @@ from itertools import count
 from threading import Timer
 
 import pytest
+from support.patience import patience
 from support.program import COMMAND, Program
 from support.terminal import Terminal
 
@@ -59,7 +60,7 @@ def test_signals_that_end_the_program(program: Program, signal_number: int, stat
         os.kill(int(found[1]), signal_number)
         started = time.monotonic()
         terminal.wait("left")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < patience(5)
         assert (program.folder / "before").read_text() == (program.folder / "after").read_text()
         assert terminal.raw.rindex(b"\x1b[?2004l") > terminal.raw.rindex(b"\x1b[?2004h")
     if state == "answering":
@@ -75,7 +76,7 @@ def test_a_terminal_that_is_closed_in_an_answer(program: Program) -> None:
         terminal.enter("/set max-new-tokens 4000")
         early = begin_of_a_long_answer(terminal)
         terminal.child.ptyproc.fileobj.close()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + patience(5)
         while terminal.child.isalive():
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -91,13 +92,18 @@ def test_killed_at_any_moment_every_finished_turn_is_kept(program: Program) -> N
         finished = []
         with Terminal(program, [*DEMO, "--max-new-tokens", "12"]) as terminal:
             terminal.wait("exact · /help")
-            kill = Timer(moments.uniform(0.05, 2), os.kill, (terminal.child.pid, signal.SIGKILL))
-            kill.start()
-            with suppress(AssertionError, OSError):  # the program ended
-                for number in count(1):
-                    question = f"Question {number}"
+            before = session % 5 + 1  # turns, and the kill comes somewhere in the next two
+            for number in count(1):
+                question, began = f"Question {number}", time.monotonic()
+                with suppress(AssertionError, OSError):  # the program ended
                     terminal.enter(question)
                     finished.append(question)
+                if not terminal.child.isalive():
+                    break
+                if number == before:
+                    moment = moments.uniform(0, 2) * (time.monotonic() - began)
+                    kill = Timer(moment, os.kill, (terminal.child.pid, signal.SIGKILL))
+                    kill.start()
             kill.join()
             assert not terminal.child.isalive()
             assert terminal.child.signalstatus == signal.SIGKILL
@@ -112,7 +118,7 @@ def test_killed_at_any_moment_every_finished_turn_is_kept(program: Program) -> N
         assert len(saved) <= len(finished) + 1
         seen += len(finished)
         store.close()
-    assert seen > 20
+    assert seen >= 30
     assert program(*DEMO, "-c", "Hello!").returncode == 0
 
 
@@ -151,7 +157,7 @@ def test_ctrl_z_and_back_at_the_prompt_and_in_an_answer(program: Program) -> Non
         started = time.monotonic()
         terminal.type("\x04")
         terminal.wait("end$|end\n")
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < patience(2)
 
 
 def test_ctrl_c_ten_times_in_the_commands_that_take_time(program: Program) -> None:
@@ -170,7 +176,7 @@ def test_ctrl_c_ten_times_in_the_commands_that_take_time(program: Program) -> No
         started = time.monotonic()
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < patience(2)
 
 
 def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:

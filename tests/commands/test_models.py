@@ -88,7 +88,7 @@ def test_a_terminal_is_asked(program: Program, downloaded: Path, answer: str, st
     import pexpect
 
     child = pexpect.spawn(
-        sys.executable, ["-m", "localgemma_cli", "models", "rm", "org/tiny"], env=program.env, timeout=60
+        sys.executable, ["-m", "localgemma_cli", "models", "rm", "org/tiny"], env=program.env, timeout=600
     )
     child.expect(r"\[y/N\]")
     child.sendline(answer)

@@ -75,7 +75,7 @@ def stand_in(folder: Path, code: int) -> str:
     source, library = folder / "nvml.c", folder / "libnvml.so"
     source.write_text(STAND_IN)
     subprocess.run(
-        [compiler, "-shared", "-fPIC", f"-DINIT={code}", "-o", library, source], check=True, timeout=60
+        [compiler, "-shared", "-fPIC", f"-DINIT={code}", "-o", library, source], check=True, timeout=600
     )
     return str(library)
 

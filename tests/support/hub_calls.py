@@ -91,7 +91,7 @@ def start(env: dict[str, str], *calls: Call, before: str = "") -> subprocess.Pop
 
 
 def finish(child: subprocess.Popen[str], env: dict[str, str]) -> list[Outcome]:
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=600)
     assert err == "", err
     assert out.count("\n") == 1, out
     if "HF_TOKEN" in env:

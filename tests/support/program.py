@@ -38,7 +38,7 @@ class Program:
             capture_output=True,
             cwd=self.folder,
             env=self.env,
-            timeout=240,
+            timeout=900,
             check=False,
         )
         return subprocess.CompletedProcess(

@@ -55,7 +55,7 @@ class Terminal:
     def type(self, text: str) -> None:
         self.child.send(text)
 
-    def enter(self, line: str, seconds: float = 60) -> str:
+    def enter(self, line: str, seconds: float = 240) -> str:
         """Send a line; what came until the next empty prompt."""
         before = self._row
         self.type(f"{line}\r")
@@ -96,7 +96,7 @@ class Terminal:
         ]
         return "\n".join(line.rstrip() for line in [*above, *self.screen.display])
 
-    def wait(self, pattern: str, seconds: float = 60, *, count: int = 1) -> str:
+    def wait(self, pattern: str, seconds: float = 240, *, count: int = 1) -> str:
         """The terminal's text once `pattern` is in it `count` times."""
         deadline = time.monotonic() + seconds
         while len(re.findall(pattern, self.text)) < count:
@@ -106,14 +106,14 @@ class Terminal:
                 raise AssertionError(f"the program ended without {pattern!r}:\n{self.text}")
         return self.text
 
-    def wait_for_prompt(self, seconds: float = 60) -> None:
+    def wait_for_prompt(self, seconds: float = 240) -> None:
         """Until the cursor stands behind an empty prompt."""
         deadline = time.monotonic() + seconds
         while not self._at_prompt:
             assert time.monotonic() < deadline, f"no prompt in:\n{self.text}"
             assert self.read(), f"the program ended:\n{self.text}"
 
-    def wait_for_end(self, seconds: float = 20) -> int | None:
+    def wait_for_end(self, seconds: float = 120) -> int | None:
         """The exit status."""
         deadline = time.monotonic() + seconds
         while self.read(0.1):

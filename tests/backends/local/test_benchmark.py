@@ -295,7 +295,7 @@ def test_a_measurement_ends_with_its_parent() -> None:
     (child,) = parent.children()
     parent.kill()
     parent.wait()
-    assert psutil.wait_procs([child], timeout=60) == ([child], [])
+    assert psutil.wait_procs([child], timeout=600) == ([child], [])
 
 
 @pytest.mark.gpu

@@ -44,7 +44,7 @@ def started(home: Path, **environment: str) -> subprocess.Popen[str]:
 
 def said(process: subprocess.Popen[str]) -> str:
     """Whether products were right, and whether there is a kernel."""
-    answer = process.communicate(timeout=120)[0].strip()
+    answer = process.communicate(timeout=600)[0].strip()
     assert process.returncode == 0
     return answer
 

@@ -26,6 +26,7 @@ from support.hub_calls import (
     wait_until,
 )
 from support.hub_server import HubServer, Repo
+from support.patience import patience
 
 from localgemma_cli.backends.local import hub as hub_module
 
@@ -108,7 +109,7 @@ def test_a_stopped_process_leaves_what_the_next_one_resumes(
     child = start(env)
     wait_until(lambda: any(p.stat().st_size == 700_000 for p in partials(tmp_path)))
     child.send_signal(how)
-    _, err = child.communicate(timeout=3)
+    _, err = child.communicate(timeout=patience(3))
     assert child.returncode == -how
     assert how == signal.SIGKILL or err.rstrip().endswith("KeyboardInterrupt")
     assert run(env, "cached").result is None

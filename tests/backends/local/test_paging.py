@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.models import DEMO, needs_int4
+from support.patience import patience
 
 from localgemma_cli.backends.local.loader import load_model
 from localgemma_cli.backends.local.paging import Span, page_through, spans_of
@@ -93,7 +94,7 @@ def test_the_next_layer_is_read_before_its_turn(tmp_path: Path) -> None:
     pages = 32 * MB // mmap.PAGESIZE
     assert [cached_pages(weights, span) for span in spans] == [0, 0, 0]
     layers[0](torch.zeros(1))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while cached_pages(weights, spans[1]) < pages and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [cached_pages(weights, span) for span in spans] == [0, pages, 0]

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from support.models import DEMO
+from support.patience import patience
 from support.terminal import Terminal
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -56,7 +57,7 @@ def test_two_processes_say_what_one_says(program, even):
     assert alone.returncode == 0, alone.stderr
     assert alone.stdout.strip()
     torchrun = start(program, *words, stdin=subprocess.PIPE)
-    stdout, stderr = torchrun.communicate(text, timeout=240)
+    stdout, stderr = torchrun.communicate(text, timeout=600)
     assert torchrun.returncode == 0, stderr
     assert stdout == alone.stdout
     assert "Traceback" not in stderr
@@ -64,7 +65,7 @@ def test_two_processes_say_what_one_says(program, even):
 
 def test_what_cannot_be_split_ends_all_with_one_message(program):
     torchrun = start(program, "-m", "demo", "hello")
-    stdout, stderr = torchrun.communicate(timeout=240)
+    stdout, stderr = torchrun.communicate(timeout=600)
     assert torchrun.returncode != 0
     assert stdout == ""
     assert stderr.count("localgemma: demo has 3 key-value heads, which 2 processes cannot share.") == 1
@@ -78,10 +79,10 @@ def test_ctrl_c_prints_what_there_is_and_leaves_no_process(program, even):
     assert len(processes) >= 2
     asked = time.monotonic()
     os.kill(torchrun.pid, signal.SIGINT)  # torchrun passes it on
-    rest, _ = torchrun.communicate(timeout=120)
-    assert time.monotonic() - asked < 25  # torchrun would kill after 30
+    rest, _ = torchrun.communicate(timeout=600)
+    assert time.monotonic() - asked < patience(25)  # torchrun alone would kill after 30
     assert (first + rest).endswith("\n")
-    assert psutil.wait_procs(processes, timeout=10)[1] == []
+    assert psutil.wait_procs(processes, timeout=600)[1] == []
 
 
 def test_a_damaged_model_is_told_once(program, even, tmp_path):
@@ -90,7 +91,7 @@ def test_a_damaged_model_is_told_once(program, even, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     torchrun = start(program, *words_for(folder, "hello"))
-    stdout, stderr = torchrun.communicate(timeout=240)
+    stdout, stderr = torchrun.communicate(timeout=600)
     assert stdout == ""
     assert stderr.count("cannot be loaded") == 1
     assert "exitcode  : 4" in stderr
@@ -115,7 +116,7 @@ def test_a_chat_in_a_terminal_where_ctrl_c_stops_an_answer_and_not_the_processes
         asked = time.monotonic()
         terminal.type("typed ahead \x03")
         terminal.wait(r"\[interrupted")
-        assert time.monotonic() - asked < 5
+        assert time.monotonic() - asked < patience(5)
         terminal.wait("> typed ahead")
         terminal.type("\x03")
         terminal.wait_for_prompt()
@@ -123,7 +124,7 @@ def test_a_chat_in_a_terminal_where_ctrl_c_stops_an_answer_and_not_the_processes
         terminal.enter("Once more")
         terminal.type("\x04")
         terminal.wait("left 0")
-        assert psutil.wait_procs(processes, timeout=10)[1] == []
+        assert psutil.wait_procs(processes, timeout=600)[1] == []
     assert "Traceback" not in terminal.text
     assert (program.folder / "before").read_text() == (program.folder / "after").read_text()
     assert program("history", "show", "1").stdout.count("## You") == 4

@@ -207,7 +207,7 @@ def another_process(during: str, **options: object) -> subprocess.Popen:
 
 
 def lines(process: subprocess.Popen) -> list[str]:
-    return process.communicate(timeout=60)[0].splitlines()
+    return process.communicate(timeout=600)[0].splitlines()
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ HIDDEN = "import sys; sys.modules['{}'] = None; from localgemma_cli.cli import m
 
 def run_without(package: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", HIDDEN.format(package), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_without_peft_the_error_names_the_extra(adapter: Path) -> None:
@@ -217,7 +217,7 @@ def test_without_peft_the_error_names_the_extra(adapter: Path) -> None:
 
 def test_a_whole_answer_through_the_program(adapter: Path) -> None:
     command = [sys.executable, "-m", "localgemma_cli", "-m", str(adapter), "--json", "--max-new-tokens", "4"]
-    done = subprocess.run([*command, "hi"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "hi"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["plan"]["model"]["adapter"] == str(adapter)
 

@@ -245,7 +245,7 @@ sys.exit(main())
 
 def run(*arguments: str, hidden: bool = False) -> subprocess.CompletedProcess[str]:
     how = ["-c", HIDDEN] if hidden else ["-m", "localgemma_cli"]
-    return subprocess.run([sys.executable, *how, *arguments], capture_output=True, text=True, timeout=240)
+    return subprocess.run([sys.executable, *how, *arguments], capture_output=True, text=True, timeout=600)
 
 
 def test_without_the_package_the_error_names_the_extra(file: Path) -> None:

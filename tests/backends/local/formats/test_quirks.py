@@ -122,7 +122,7 @@ def test_the_program_refuses_them_with_exit_4(tmp_path: Path) -> None:
     tiny("gemma2").config.save_pretrained(tmp_path)
     (add_tokenizer(tmp_path) / "pytorch_model.bin").write_bytes(b"pickle")
     command = [sys.executable, "-m", "localgemma_cli", "-m", str(tmp_path), "hi"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (4, "")
     assert "pickle files can run code" in done.stderr
 
