@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
+from localgemma_cli.documents import Unreadable, is_number, require_shallow, shown
 from localgemma_cli.errors import UsageError
 from localgemma_cli.text import TEXT_LIMIT, decode_text, read_bytes
 
@@ -26,15 +27,19 @@ def read_toml(path: Path) -> dict[str, object]:
 def parse_toml(text: str, name: str) -> dict[str, object]:
     """UsageError with `name` and line for what is no TOML."""
     try:
-        return tomllib.loads(text)
-    except RecursionError:
+        values = tomllib.loads(text)
+        require_shallow(values)
+    except (RecursionError, Unreadable):
         raise UsageError(f"{name} cannot be read: it is nested too deeply.", _CORRECT) from None
-    except ValueError as error:
+    except tomllib.TOMLDecodeError as error:
         end = f"line {max(1, len(text.splitlines()))}"
         what = str(error).replace("end of document", f"the end, {end}")
         raise UsageError(
             f"{name} cannot be read: it is not valid TOML: {what}.", "Correct that line."
         ) from None
+    except ValueError:  # Python's own limit of digits
+        raise UsageError(f"{name} cannot be read: a number has too many digits.", _CORRECT) from None
+    return values
 
 
 def read_config(path: Path, allowed: Iterable[str]) -> dict[str, object]:
@@ -44,8 +49,8 @@ def read_config(path: Path, allowed: Iterable[str]) -> dict[str, object]:
     for key, value in values.items():
         if key.replace("-", "_") not in names:
             raise UsageError(
-                f"{path}: there is no option {key!r}.", f"Allowed: {', '.join(names).replace('_', '-')}."
+                f"{path}: there is no option {shown(key)}.", f"Allowed: {', '.join(names).replace('_', '-')}."
             )
-        if not isinstance(value, str | int | float):
+        if not isinstance(value, str | bool) and not (is_number(value) and abs(value) < 2**63):
             raise UsageError(f"{path}: {key} must be text, a number or true/false.", "Correct the value.")
     return {key.replace("-", "_"): value for key, value in values.items()}

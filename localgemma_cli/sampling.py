@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from localgemma_cli.documents import shown
 from localgemma_cli.errors import UsageError
 
 
@@ -46,6 +47,18 @@ MODE_INSTRUCTION = {
 }
 
 
+# Scores are divided by the temperature and by the penalty, in float32: beyond these, nothing is left of them.
+_RANGES: Mapping[str, tuple[float, float, str]] = {
+    "temperature": (0.001, 1000, "from 0.001 to 1000, or 0 (greedy)"),
+    "top_p": (1e-6, 1, "from 0.000001 to 1"),
+    "top_k": (1, 10_000_000, ""),
+    "min_p": (0, 1, ""),
+    "repetition_penalty": (0.01, 100, "from 0.01 to 100 (1 is off)"),
+    "max_new_tokens": (1, 1_000_000_000, ""),
+    "seed": (0, 2**63 - 1, "from 0 to 2**63 - 1"),
+}
+
+
 def sampling_for(
     mode: Mode,
     defaults: Mapping[str, Any] | None = None,
@@ -79,13 +92,14 @@ def sampling_for(
 
 def checked(sampling: Sampling) -> Sampling:
     """The same; UsageError for a value out of range."""
-    _check("--temperature", sampling.temperature >= 0, "0 (greedy) or more")
-    _check("--top-p", sampling.top_p is None or 0 < sampling.top_p <= 1, "above 0 and at most 1")
-    _check("--top-k", sampling.top_k is None or sampling.top_k >= 1, "1 or more")
-    _check("--min-p", sampling.min_p is None or 0 <= sampling.min_p <= 1, "from 0 to 1")
-    _check("--repetition-penalty", sampling.repetition_penalty > 0, "above 0 (1 is off)")
-    _check("--max-new-tokens", sampling.max_new_tokens is None or sampling.max_new_tokens >= 1, "1 or more")
-    _check("--seed", sampling.seed is None or 0 <= sampling.seed < 2**63, "from 0 to 2**63 - 1")
+    for name, (least, most, words) in _RANGES.items():
+        value = getattr(sampling, name)
+        if not (value is None or least <= value <= most or (name == "temperature" and value == 0)):
+            option = f"--{name.replace('_', '-')}"  # `nan` fails every comparison, so it ends here too
+            raise UsageError(
+                f"{option} is out of range (got {shown(value)}).",
+                f"Give a value {words or f'from {least} to {most}'}.",
+            )
     return sampling
 
 
@@ -93,8 +107,3 @@ def system_for(mode: Mode, system: str | None) -> str | None:
     """The user's system text with the mode's instruction after it."""
     parts = [part for part in (system and system.strip(), MODE_INSTRUCTION[mode]) if part]
     return "\n\n".join(parts) or None
-
-
-def _check(option: str, holds: bool, allowed: str) -> None:
-    if not holds:  # `nan` fails every comparison, so it ends here too
-        raise UsageError(f"{option} is out of range.", f"Give a value {allowed}.")

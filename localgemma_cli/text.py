@@ -78,7 +78,7 @@ def read_bytes(path: str | Path, limit: int, *, pipes: bool = False) -> bytes:
 
     UsageError as well for a folder or a device, which may have no end; `pipes` allows FIFOs: <(command).
     """
-    descriptor = _open(path, pipes)
+    descriptor = open_descriptor(path, pipes)
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
@@ -94,7 +94,7 @@ def read_bytes(path: str | Path, limit: int, *, pipes: bool = False) -> bytes:
     return data
 
 
-def _open(path: str | Path, pipes: bool) -> int:
+def open_descriptor(path: str | Path, pipes: bool = False) -> int:
     """Opened before it is looked at: what was checked is what is read. Only a wanted FIFO may block."""
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
     try:

@@ -23,6 +23,7 @@ FLOORS = {
     "sampling": 1,
     "config": 1,
     "environment": 1,
+    "documents": 1,
     "errors": 1,
     "render.sanitize": 1,  # imports nothing, and the streams are built on it
     "text": 1,

@@ -24,6 +24,7 @@ from localgemma_cli.chat.outcome import (
 from localgemma_cli.chat.saved import export, load, save, sessions, title
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.conversation import Conversation
+from localgemma_cli.documents import shown
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.sanitize import Block, one_line
 from localgemma_cli.sampling import Sampling, checked
@@ -197,7 +198,7 @@ def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling
     try:
         new = getattr(Sampling(), name) if value == "off" else KEYS[name](value)
     except ValueError:
-        raise UsageError(f"{name} cannot be {value!r}.", "Give a number, or off.") from None
+        raise UsageError(f"{name} cannot be {shown(value)}.", "Give a number, or off.") from None
     return checked(replace(sampling, **{name: new}))
 
 

@@ -1,10 +1,14 @@
 """A LoRA or DoRA adapter: what its adapter_config.json says, read without peft."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from localgemma_cli.documents import name_or
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.planning.architecture import Architecture
+from localgemma_cli.planning.fields import Fields
+
+_MAX_RANK = 65_536  # a rank beyond a matrix's width adds nothing
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,27 @@ def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise NotFoundError(
-            f"{id} is not a LoRA or DoRA adapter: adapter_config.json says {kind or 'nothing'}.",
+            f"{id} is not a LoRA or DoRA adapter: adapter_config.json says {name_or(kind, 'nothing')}.",
             "Only those two kinds are loaded; merge the adapter with peft, and give the merged model.",
         )
-    base, rank = config.get("base_model_name_or_path"), config.get("r")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+    own = Fields(config, f"adapter_config.json of {id}")
+    if config.get("layer_replication"):
         raise NotFoundError(
-            f"The adapter_config.json of {id} is damaged: r is {rank!r}.", "Download the adapter again."
+            f"{id} repeats layers of its base (layer_replication), which localgemma does not support.",
+            "Merge the adapter with peft, and give the merged model.",
         )
+    base = config.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise own.fault("base_model_name_or_path", "a text")
+    own.require_number("lora_alpha", 0, 1e9)
+    ranks = own.part("rank_pattern") or Fields({}, "")
     return Adapter(
         id,
-        base if isinstance(base, str) else "",
-        max([rank, *_ranks(config.get("rank_pattern"))]),
-        bool(config.get("use_dora")),
-        _names(config.get("target_modules")),
-        _names(config.get("modules_to_save")) or frozenset(),
+        base or "",
+        max(own.whole("r", 1, _MAX_RANK), *(ranks.whole(key, 1, _MAX_RANK) for key in ranks.values), 1),
+        own.flag("use_dora"),
+        _targets(own),
+        frozenset(_last_parts(own.texts("modules_to_save") or ())),
     )
 
 
@@ -82,13 +92,14 @@ def _matrices(shape: Architecture) -> Iterator[tuple[str, int, int, int]]:
     yield "lm_head", 1, shape.hidden, shape.vocabulary
 
 
-def _names(value: object) -> frozenset[str] | None:
-    """Last parts of dotted names; None for what is no list of them."""
-    if not isinstance(value, list):
+def _targets(own: Fields) -> frozenset[str] | None:
+    """None for a pattern."""
+    if isinstance(own.values.get("target_modules"), str):
         return None
-    return frozenset(str(name).rpartition(".")[2] for name in value)
+    names = own.texts("target_modules")
+    return None if names is None else frozenset(_last_parts(names))
 
 
-def _ranks(pattern: object) -> list[int]:
-    found = pattern.values() if isinstance(pattern, Mapping) else ()
-    return [rank for rank in found if isinstance(rank, int)]
+def _last_parts(names: Iterable[str]) -> Iterator[str]:
+    """Of dotted names."""
+    return (name.rpartition(".")[2] for name in names)

@@ -2,10 +2,30 @@
 
 from collections.abc import Mapping
 
+from localgemma_cli.documents import is_number, name_or, shown
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.planning.architecture import Architecture, Family, Gemma4Parts, StoredFormat
+from localgemma_cli.planning.fields import Fields
 
 Config = Mapping[str, object]
+
+# Beyond what any model has, and small enough that whatever is planned by layer or token stays quick.
+_LAYERS, _WIDTH, _HEADS, _HEAD_DIM = 1_000, 1_000_000, 10_000, 16_384
+_VOCABULARY, _TOKENS = 10_000_000, 100_000_000
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_LAYER_TYPES = ("sliding_attention", "full_attention")
+_NUMBERS: Mapping[str, tuple[float, float]] = {
+    "rms_norm_eps": (0, 1),
+    "rope_theta": (1e-6, 1e15),
+    "rope_local_base_freq": (1e-6, 1e15),
+    "query_pre_attn_scalar": (1e-6, 1e9),
+    "attn_logit_softcapping": (1e-6, 1e9),
+    "final_logit_softcapping": (1e-6, 1e9),
+    "attention_dropout": (0, 1),
+    "initializer_range": (0, 1e3),
+    "num_labels": (0, 1_000_000),  # transformers makes a name for each
+}
+_ROPE_DIVISORS = ("factor", "rope_theta", "low_freq_factor", "high_freq_factor")
 
 # What a config.json may leave out, as transformers 5.23 fills it in (Gemma-, Gemma2-, Gemma3Text- …Config);
 # google/gemma-3-4b-it does leave out heads, head_dim and vocabulary.
@@ -80,49 +100,92 @@ _CHAT_CLASSES = (
 
 
 def architecture_of(config: Config, name: str, *, force: bool = False) -> Architecture:
-    """The decoder that `config` describes; a NotFoundError where it is no Gemma, unless that is forced."""
+    """The decoder that `config` describes; a NotFoundError where it is no Gemma, unless that is forced.
+
+    Also where a value has no meaning, or so large a one that no such model exists.
+    """
+    whole = Fields(config, f"config.json of {name}")
     family = _family(config, name, force)
-    text = config.get("text_config")
-    own = {**_DEFAULTS[family], **(text if isinstance(text, Mapping) else config)}
+    text = whole.part("text_config") or whole
+    values = {**_DEFAULTS[family], **text.values}
     if family == "other":
-        own = {**_usual(own), **{key: value for key, value in own.items() if value is not None}}
-    window = _positive(own, "sliding_window", name) if own.get("sliding_window") else None
-    layers = _positive(own, "num_hidden_layers", name)
-    return Architecture(
+        values = {**_usual(values), **{key: value for key, value in values.items() if value is not None}}
+    own = Fields(values, text.where)
+    window = own.whole("sliding_window", 1, _TOKENS) if _slides(values, family) else None
+    layers = own.whole("num_hidden_layers", 1, _LAYERS)
+    tied = whole.flag("tie_word_embeddings", family != "other")
+    shape = Architecture(
         family=family,
         layers=layers,
-        hidden=_positive(own, "hidden_size", name),
-        heads=_positive(own, "num_attention_heads", name),
-        kv_heads=_positive(own, "num_key_value_heads", name),
-        head_dim=_positive(own, "head_dim", name),
-        ffn=_positive(own, "intermediate_size", name),
-        vocabulary=_positive(own, "vocab_size", name),
-        context_length=_positive(own, "max_position_embeddings", name),
+        hidden=own.whole("hidden_size", 1, _WIDTH),
+        heads=own.whole("num_attention_heads", 1, _HEADS),
+        kv_heads=own.whole("num_key_value_heads", 1, _HEADS),
+        head_dim=own.whole("head_dim", 1, _HEAD_DIM),
+        ffn=own.whole("intermediate_size", 1, _WIDTH),
+        vocabulary=own.whole("vocab_size", 1, _VOCABULARY),
+        context_length=own.whole("max_position_embeddings", 1, _TOKENS),
         sliding_window=window,
-        sliding_layers=_sliding_layers(own, family, layers, name) if window else 0,
-        softcap=own.get("attn_logit_softcapping") is not None,
-        tied_head=bool(own.get("tie_word_embeddings", config.get("tie_word_embeddings", family != "other"))),
+        sliding_layers=_sliding_layers(own, family, layers) if window else 0,
+        softcap=values.get("attn_logit_softcapping") is not None,
+        tied_head=own.flag("tie_word_embeddings", tied),
         gemma4=_gemma4(own, layers, name) if family == "gemma4_text" else None,
     )
+    _require_sense(own, shape)
+    whole.require_ids(_TOKEN_IDS, shape.vocabulary)
+    return shape
+
+
+def _slides(values: Config, family: Family) -> bool:
+    window = values.get("sliding_window")
+    return bool(window) if family == "other" else window is not None
+
+
+def _require_sense(own: Fields, shape: Architecture) -> None:
+    """What has no meaning together, and what the memory does not depend on but the arithmetic does."""
+    if shape.heads % shape.kv_heads:
+        raise own.fault("num_attention_heads", f"a multiple of num_key_value_heads, {shape.kv_heads}")
+    if shape.head_dim % 2 and shape.family != "other":
+        raise own.fault("head_dim", "even, since positions turn pairs of numbers")
+    for key, (least, most) in _NUMBERS.items():
+        own.require_number(key, least, most)
+    own.require_ids(_TOKEN_IDS, shape.vocabulary)
+    for key in ("rope_scaling", "rope_parameters"):
+        if (rope := own.part(key)) is not None:
+            _require_rope(rope)
+
+
+def _require_rope(rope: Fields) -> None:
+    """How positions are turned; layers of different kinds may have an object each."""
+    for key, value in rope.values.items():
+        if isinstance(value, Mapping):
+            _require_rope(Fields(value, f"{rope.where}, {key}"))
+        elif isinstance(value, list):
+            if not all(is_number(each) for each in value):
+                raise rope.fault(key, "a list of numbers")
+        elif not isinstance(value, str | bool):
+            rope.require_number(key, 0 if key not in _ROPE_DIVISORS else 1e-6, 1e15)
 
 
 def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     """How a pre-quantized checkpoint is stored; None for an ordinary one."""
-    stored = config.get("quantization_config", config.get("compression_config"))
-    if not isinstance(stored, Mapping):
+    whole = Fields(config, f"config.json of {name}")
+    part = whole.part("quantization_config") or whole.part("compression_config")
+    if part is None:
         return None
+    stored = part.values
     method = stored.get("quant_method")
     if method == "bitsandbytes" and stored.get("load_in_8bit"):
         return StoredFormat("int8")
     if method == "bitsandbytes" and stored.get("bnb_4bit_quant_type") == "nf4":
         return StoredFormat("nf4", nested=bool(stored.get("bnb_4bit_use_double_quant")))
     if method == "awq" and stored.get("bits") == 4 and str(stored.get("version", "gemm")).lower() == "gemm":
-        group = stored.get("group_size", 128)
-        return StoredFormat("awq", group=group if isinstance(group, int) else 128)
+        return StoredFormat(
+            "awq", group=part.whole("group_size", 1, _WIDTH) if "group_size" in stored else 128
+        )
     if method == "compressed-tensors" and _is_w8a8(stored):
         return StoredFormat("w8a8")
     raise NotFoundError(
-        f"{name} is stored in a quantized form that localgemma does not load ({method or 'unnamed'}).",
+        f"{name} is stored in a quantized form that localgemma does not load ({name_or(method, 'unnamed')}).",
         "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8.",
     )
 
@@ -155,69 +218,77 @@ def _family(config: Config, name: str, force: bool) -> Family:
         return family
     if force:
         return "other"
-    what = classes[0] if isinstance(classes, list) and classes else kind
+    what = name_or(classes[0] if isinstance(classes, list) and classes else kind, "nothing of its kind")
     raise NotFoundError(
-        f"{name} is not a Gemma 1 to 4 that chats: its config.json says {what or 'nothing of its kind'}.",
+        f"{name} is not a Gemma 1 to 4 that chats: its config.json says {what}.",
         "See `localgemma models list` for models that run here; --force tries this one all the same.",
     )
 
 
-def _sliding_layers(own: Config, family: Family, layers: int, name: str) -> int:
-    types = own.get("layer_types")
-    if isinstance(types, list):
-        return sum(each == "sliding_attention" for each in types)
+def _sliding_layers(own: Fields, family: Family, layers: int) -> int:
+    types = _layer_types(own, family, layers)
+    if types is not None:
+        return types.count("sliding_attention")
     if family in ("gemma", "other"):
         return 0
     # Gemma 2 alternates whatever its config says; only Gemma 3 reads the pattern (transformers 5.23).
-    pattern = 2 if family == "gemma2" else _positive(own, "sliding_window_pattern", name)
+    pattern = 2 if family == "gemma2" else own.whole("sliding_window_pattern", 1, _LAYERS)
     return layers - layers // pattern
 
 
-def _gemma4(own: Config, layers: int, name: str) -> Gemma4Parts:
-    if own.get("enable_moe_block"):
+def _layer_types(own: Fields, family: Family, layers: int) -> list[str] | None:
+    """One for each layer, where the config lists them."""
+    types = own.texts("layer_types")
+    if types is None or family == "other":
+        return types
+    if len(types) != layers:
+        raise own.fault("layer_types", f"as many as num_hidden_layers, {layers}, not {len(types)}")
+    if unknown := set(types) - set(_LAYER_TYPES):
+        raise own.fault("layer_types", f"{' or '.join(_LAYER_TYPES)} each, not {shown(min(unknown))}")
+    return types
+
+
+def _gemma4(own: Fields, layers: int, name: str) -> Gemma4Parts:
+    if own.flag("enable_moe_block"):
         raise NotFoundError(
             f"{name} is a mixture of experts, and localgemma knows dense models only.",
             "Take one of Gemma 4's dense sizes, such as 4-e4b or 4-31b.",
         )
-    sharing, value_is_key = own.get("num_kv_shared_layers") or 0, bool(own.get("attention_k_eq_v"))
-    count = sharing if isinstance(sharing, int) else 0
-    types, pattern = own.get("layer_types"), _positive(own, "sliding_window_pattern", name)
-    if not isinstance(types, list):
+    count = own.whole("num_kv_shared_layers", 0, layers) if own.values.get("num_kv_shared_layers") else 0
+    value_is_key = own.flag("attention_k_eq_v")
+    pattern = own.whole("sliding_window_pattern", 1, _LAYERS)
+    types = _layer_types(own, "gemma4_text", layers)
+    if types is None:
         types = ["sliding" if (index + 1) % pattern else "full_attention" for index in range(layers)]
     # transformers 5 writes what is other in full layers per layer, released files once
-    layers_own = own.get("per_layer_config")
-    per_layer = next(iter(layers_own.values()), None) if isinstance(layers_own, Mapping) else None
-    if isinstance(per_layer, Mapping):
-        own = {
-            **own,
-            "global_head_dim": per_layer.get("head_dim", own.get("head_dim")),
-            "num_global_key_value_heads": per_layer.get("num_key_value_heads"),
-        }
-    heads = "num_global_key_value_heads" if value_is_key and own.get("num_global_key_value_heads") else ""
-    ffn, ple = _positive(own, "intermediate_size", name), own.get("hidden_size_per_layer_input") or 0
+    layers_own = own.part("per_layer_config")
+    per_layer = next(iter(layers_own.values), None) if layers_own else None
+    if layers_own and per_layer is not None and (one := layers_own.part(per_layer)) is not None:
+        own = Fields(
+            {
+                **own.values,
+                "global_head_dim": one.values.get("head_dim", own.values.get("head_dim")),
+                "num_global_key_value_heads": one.values.get("num_key_value_heads"),
+            },
+            own.where,
+        )
+    heads = "num_global_key_value_heads" if own.values.get("num_global_key_value_heads") else ""
+    ffn = own.whole("intermediate_size", 1, _WIDTH)
+    ple = own.values.get("hidden_size_per_layer_input")
     return Gemma4Parts(
-        full_head_dim=_positive(own, "global_head_dim", name),
-        full_kv_heads=_positive(own, heads or "num_key_value_heads", name),
+        full_head_dim=own.whole("global_head_dim", 1, _HEAD_DIM),
+        full_kv_heads=own.whole(heads if heads and value_is_key else "num_key_value_heads", 1, _HEADS),
         value_is_key=value_is_key,
         sharing_layers=count,
         sharing_full=sum(each == "full_attention" for each in types[layers - count :]),
-        sharing_ffn=ffn * (2 if own.get("use_double_wide_mlp") else 1),
-        layer_embedding=ple if isinstance(ple, int) else 0,
+        sharing_ffn=ffn * (2 if own.flag("use_double_wide_mlp") else 1),
+        layer_embedding=own.whole("hidden_size_per_layer_input", 0, _WIDTH) if ple is not None else 0,
     )
 
 
 def _usual(own: Config) -> dict[str, object]:
     """What most decoders that are no Gemma leave out of their config.json."""
     hidden, heads = own.get("hidden_size"), own.get("num_attention_heads")
-    head_dim = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
+    known = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    head_dim = hidden // heads if known else None  # type: ignore[operator]
     return {"num_key_value_heads": heads, "head_dim": head_dim, "max_position_embeddings": 2048}
-
-
-def _positive(own: Config, key: str, name: str) -> int:
-    value = own.get(key)
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    raise NotFoundError(
-        f"The config.json of {name} is damaged: {key} is {value!r}, not a positive whole number.",
-        "Download the model again, or tell its author.",
-    )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from localgemma_cli.config import read_toml
+from localgemma_cli.documents import is_number, shown
 from localgemma_cli.environment import config_folder
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.planning.catalog import MODEL_NAMES
@@ -45,7 +46,7 @@ def check_template(template: str) -> str:
     """`template` as it was given; UsageError where it is neither a known form nor a Jinja file."""
     if template != AUTO and template not in PROMPT_FORMS and not template.endswith(".jinja"):
         raise UsageError(
-            f"--template cannot be {template!r}.",
+            f"--template cannot be {shown(template)}.",
             f"Choose one of: {listed((AUTO, *PROMPT_FORMS))}; or a file that ends in .jinja.",
         )
     return template
@@ -54,13 +55,13 @@ def check_template(template: str) -> str:
 def _own_model(name: str, table: object, path: Path) -> OwnModel:
     if name in MODEL_NAMES or not name or "/" in name:
         what = "is a built-in model's name" if name in MODEL_NAMES else "is no name"
-        raise UsageError(f"{path}: {name!r} {what}.", "Choose another, without a slash.")
+        raise UsageError(f"{path}: {shown(name)} {what}.", "Choose another, without a slash.")
     if not isinstance(table, dict):
         raise UsageError(f"{path}: {name} must be a table.", f"Write [{name}], then its keys below.")
     allowed = (*_TEXTS, "sampling")
     for key, value in table.items():
         if key not in allowed:
-            raise UsageError(f"{path}: [{name}] has no key {key!r}.", f"Allowed: {listed(allowed)}.")
+            raise UsageError(f"{path}: [{name}] has no key {shown(key)}.", f"Allowed: {listed(allowed)}.")
         if key in _TEXTS and (not isinstance(value, str) or not value.strip()):
             raise UsageError(f"{path}: {key} of [{name}] must be text.", "Correct the value.")
     if not table.keys() & {"repository", "endpoint", "adapter"}:
@@ -79,7 +80,7 @@ def _template(template: str, name: str, path: Path) -> str:
     try:
         check_template(template)
     except UsageError as error:
-        raise UsageError(f"{path}: template of [{name}] cannot be {template!r}.", error.hint) from None
+        raise UsageError(f"{path}: template of [{name}] cannot be {shown(template)}.", error.hint) from None
     return str(path.parent / Path(template).expanduser()) if template.endswith(".jinja") else template
 
 
@@ -89,10 +90,9 @@ def _sampling(table: object, name: str, path: Path) -> dict[str, float]:
     values = {key.replace("-", "_"): value for key, value in table.items()}
     for key, value in values.items():
         if key not in _NUMBERS:
-            shown = listed(_NUMBERS).replace("_", "-")
-            raise UsageError(f"{path}: sampling of [{name}] has no key {key!r}.", f"Allowed: {shown}.")
-        kinds = int if key in _WHOLE else (int, float)
-        if not isinstance(value, kinds) or isinstance(value, bool):
+            known = listed(_NUMBERS).replace("_", "-")
+            raise UsageError(f"{path}: sampling of [{name}] has no key {shown(key)}.", f"Allowed: {known}.")
+        if not is_number(value) or (key in _WHOLE and not isinstance(value, int)):
             raise UsageError(f"{path}: {key} in sampling of [{name}] is no number.", "Correct the value.")
     try:
         sampling_for(Mode.CHAT, values)

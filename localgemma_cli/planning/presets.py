@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from localgemma_cli.config import parse_toml, read_toml
+from localgemma_cli.documents import shown
 from localgemma_cli.environment import config_folder
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import (
@@ -129,7 +130,7 @@ def _text(path: Traversable, table: dict[str, object], key: str) -> str | None:
     value = table.pop(key, None)
     if value is None or isinstance(value, str):
         return value
-    raise UsageError(f"{path}: {key} must be text, not {value!r}.", f"Put {key} in quotation marks.")
+    raise UsageError(f"{path}: {key} must be text, not {shown(value)}.", f"Put {key} in quotation marks.")
 
 
 def _parse(path: Traversable) -> dict[str, object]:
@@ -152,7 +153,7 @@ def _checked(path: Traversable, key: str, value: object, prefix: str = "") -> st
         if type(value) is type(allowed) and value == allowed:
             return allowed
     words = (str(each).lower() if isinstance(each, bool) else each for each in _ALLOWED[key])
-    raise UsageError(f"{path}: {prefix}{key} cannot be {value!r}.", f"Choose one of: {listed(words)}.")
+    raise UsageError(f"{path}: {prefix}{key} cannot be {shown(value)}.", f"Choose one of: {listed(words)}.")
 
 
 def _resolve(name: str, sources: Mapping[str, _Source]) -> Preset:
@@ -168,7 +169,7 @@ def _chain(name: str, sources: Mapping[str, _Source]) -> tuple[_Source, ...]:
     while (parent := chain[-1].inherits) is not None:
         if parent not in sources:
             raise UsageError(
-                f"{chain[-1].path} inherits {parent!r}, which does not exist.",
+                f"{chain[-1].path} inherits {shown(parent)}, which does not exist.",
                 f"Choose one of: {listed(sources)}.",
             )
         if any(source.name == parent for source in chain):

@@ -3,7 +3,6 @@
 The files lie in the hub client's own cache folder, so every other tool finds them.
 """
 
-import json
 import re
 import shutil
 import time
@@ -27,6 +26,7 @@ from localgemma_cli.backends.local.hub_cache import (
     record,
 )
 from localgemma_cli.backends.local.hub_transfer import Listing, download, list_files
+from localgemma_cli.documents import read_object, reason
 from localgemma_cli.errors import LocalGemmaError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 
@@ -252,11 +252,9 @@ def _download_config(repo: Repo, name: str) -> Path:
 
 def _parse(path: Path, model_id: str) -> dict[str, object]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
+        return read_object(path)
+    except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"The config.json of {model_id} cannot be read.", "Pick another model or --revision."
-        )
-    return config
+            f"The {path.name} of {model_id} cannot be read: {reason(error)}.",
+            "Pick another model or --revision.",
+        ) from None

@@ -1,6 +1,5 @@
 """The hub client's cache folder: which files of a model it holds, and putting one in. Asks no network."""
 
-import json
 import os
 import re
 import shutil
@@ -10,6 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import are_symlinks_supported
+
+from localgemma_cli.backends.local.safetensors_file import shards_of
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _INDEX = "model.safetensors.index.json"
@@ -79,8 +80,8 @@ def _weights_in(folder: Path) -> set[str]:
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return {"model.safetensors"}
     try:
-        return {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return set(shards_of(index))
+    except (OSError, ValueError):
         return {f"readable {_INDEX}"}
 
 

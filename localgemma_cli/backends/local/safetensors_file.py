@@ -7,10 +7,13 @@ Format: https://github.com/huggingface/safetensors#format
 import json
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeGuard, TypeVar
+
+from localgemma_cli.documents import Unreadable, open_file, parse_object, read_object, shown
 
 ITEM_BYTES: Mapping[str, int] = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 NESTED = {
@@ -21,7 +24,8 @@ NESTED = {
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _INDEX = "model.safetensors.index.json"
 _LOOKS = 64
-_HEADER_LIMIT = 100_000_000  # bytes; the library's own limit
+_HEADER_LIMIT, _INDEX_LIMIT = 8 << 20, 16 << 20  # bytes; the largest Gemmas' have a twentieth of it
+_DIMENSIONS = 8
 
 
 Tensor = TypeVar("Tensor")
@@ -44,27 +48,49 @@ class Stored:
 
 def read_header(path: Path) -> dict[str, Stored]:
     """Every tensor of one file; a ValueError where the file is damaged or cut short."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= _HEADER_LIMIT:
             raise ValueError(f"{path.name} is no safetensors file")
-        entries = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
-    end = path.stat().st_size - 8 - length
+        data = file.read(length)
+        end = os.fstat(file.fileno()).st_size - 8 - length
+    if len(data) < length:
+        raise ValueError(f"{path.name} is cut short")
     try:
-        return {name: _stored(path, entry, 8 + length, end) for name, entry in entries.items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} has a damaged header") from error
+        entries = parse_object(data)
+    except Unreadable as error:
+        raise ValueError(f"{path.name} has a damaged header: {error}") from None
+    entries.pop("__metadata__", None)
+    found = {name: _stored(path, name, entry, 8 + length, end) for name, entry in entries.items()}
+    _require_apart(path, entries.values())
+    return found
 
 
-def _stored(path: Path, entry: Mapping[str, Any], start: int, end: int) -> Stored:
-    first, last = (int(offset) for offset in entry["data_offsets"])
-    shape = tuple(int(size) for size in entry["shape"])
-    tensor = Stored(path, start + first, str(entry["dtype"]), shape)
-    known = tensor.dtype in ITEM_BYTES
-    if not 0 <= first <= last <= end or (known and tensor.size != last - first):
-        raise ValueError(f"{path.name} is cut short or damaged")
+def _stored(path: Path, name: str, entry: object, start: int, end: int) -> Stored:
+    values = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = values.get("dtype"), values.get("shape"), values.get("data_offsets")
+    if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{path.name} has a damaged header: {shown(name)}")
+    first, last = offsets
+    tensor = Stored(path, start + first, dtype, tuple(shape))
+    if not first <= last <= end or (dtype in ITEM_BYTES and tensor.size != last - first):
+        raise ValueError(f"{path.name} is cut short or damaged: {shown(name)}")
     return tensor
+
+
+def _are_sizes(value: object) -> TypeGuard[list[int]]:
+    if not isinstance(value, list) or len(value) > _DIMENSIONS:
+        return False
+    return all(type(each) is int and 0 <= each < 1 << 63 for each in value)
+
+
+def _require_apart(path: Path, entries: Iterable[Any]) -> None:
+    """No two lie in the same place, or a small file could be a large model."""
+    end = 0
+    for first, last in sorted(entry["data_offsets"] for entry in entries):
+        if first < end:
+            raise ValueError(f"{path.name} has a damaged header: its tensors overlap")
+        end = last
 
 
 def read_checkpoint(folder: Path) -> dict[str, Stored]:
@@ -85,13 +111,25 @@ def _read_all(folder: Path) -> dict[str, Stored]:
     single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file() or not index.is_file():
         return read_header(single)
-    try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{_INDEX} is damaged") from error
+    shards = shards_of(index)
     if lost := [shard for shard in shards if not (folder / shard).is_file()]:
         raise ValueError(f"{len(lost)} of {len(shards)} weight files are missing, {lost[0]} among them")
     return {name: tensor for shard in shards for name, tensor in read_header(folder / shard).items()}
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index names, all in its own folder; a ValueError where it is damaged."""
+    try:
+        names = read_object(index, _INDEX_LIMIT).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{index.name} is damaged: {error}") from None
+    if not isinstance(names, dict) or not all(_is_shard(name) for name in names.values()):
+        raise ValueError(f"{index.name} is damaged: weight_map must name files that lie beside it")
+    return sorted(set(names.values()))
+
+
+def _is_shard(name: object) -> bool:
+    return isinstance(name, str) and name == os.path.basename(name) and "\0" not in name and len(name) < 256
 
 
 @dataclass(frozen=True)

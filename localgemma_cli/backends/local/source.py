@@ -1,7 +1,6 @@
 """What `--model` names: facts for the planner first, a folder of weights once they are wanted."""
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
+from localgemma_cli.documents import read_object, reason
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.adapter import Adapter, adapter_of
@@ -254,7 +254,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     try:
-        config = json.loads((folder / name).read_text(encoding="utf-8"))
+        return read_object(folder / name)
     except FileNotFoundError:
         what = "a model" if name == "config.json" else "an adapter"
         raise NotFoundError(
@@ -262,8 +262,5 @@ def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
         ) from None
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"{folder}/{name} cannot be read: {error}", "Download the model again."
+            f"{folder}/{name} cannot be read: {reason(error)}.", "Download the model again."
         ) from error
-    if not isinstance(config, dict):
-        raise NotFoundError(f"{folder}/{name} is not a model's config.", "Download the model again.")
-    return config

@@ -28,6 +28,7 @@ from filelock import FileLock, Timeout
 
 from localgemma_cli.backends.local.hub_cache import COMMIT, Repo
 from localgemma_cli.backends.local.safetensors_file import map_file
+from localgemma_cli.documents import read_object
 from localgemma_cli.environment import cache_folder
 from localgemma_cli.events import LoadProgress, ProgressSink
 
@@ -113,8 +114,9 @@ def _kept(folder: Path, verify: bool) -> Kept:
         manifest = _manifest(folder)
         what = manifest["copy"]
         problem = _damage(folder, manifest, verify)
-        return Kept(folder, what["model"], what["source"], what["form"], _size_of(folder), problem)
-    except (OSError, ValueError, KeyError):
+        form = {str(key): str(value) for key, value in what["form"].items()}
+        return Kept(folder, str(what["model"]), str(what["source"]), form, _size_of(folder), problem)
+    except (OSError, ValueError, KeyError, AttributeError):  # whatever it holds, it is not what was written
         return Kept(folder, folder.name, "?", {}, _size_of(folder), "the manifest cannot be read")
 
 
@@ -275,8 +277,8 @@ def _sha256(path: Path) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("copy"), dict):
+    manifest = read_object(folder / _MANIFEST)
+    if not isinstance(manifest.get("copy"), dict):
         raise ValueError("the manifest is not one")
     return manifest
 

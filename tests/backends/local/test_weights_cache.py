@@ -114,6 +114,25 @@ def a_list(manifest: Path, weights: Path) -> None:
     manifest.write_text('{"copy": []}')
 
 
+def nested(manifest: Path, weights: Path) -> None:
+    manifest.write_text('{"copy": {"model": ' + "[" * 20_000)
+
+
+def many_digits(manifest: Path, weights: Path) -> None:
+    manifest.write_text('{"copy": {"bytes": ' + "9" * 5_000 + "}}")
+
+
+def wrong_types(manifest: Path, weights: Path) -> None:
+    content = json.loads(manifest.read_text())
+    content["copy"] |= {"model": ["x"], "form": [1], "bytes": {}, "source": None}
+    manifest.write_text(json.dumps(content))
+
+
+def a_pipe(manifest: Path, weights: Path) -> None:
+    manifest.unlink()
+    os.mkfifo(manifest)
+
+
 def other_versions(manifest: Path, weights: Path) -> None:
     content = json.loads(manifest.read_text())
     content["copy"]["versions"]["bitsandbytes"] = "0.1"
@@ -129,6 +148,10 @@ def other_versions(manifest: Path, weights: Path) -> None:
         (no_manifest, "manifest"),
         (no_json, "manifest"),
         (a_list, "manifest"),
+        (nested, "manifest"),
+        (many_digits, "manifest"),
+        (wrong_types, "laid out differently"),
+        (a_pipe, "manifest"),
         (other_versions, "other versions"),
     ],
 )
@@ -270,6 +293,17 @@ def test_copies_are_listed_and_removed(loads: Loads) -> None:
     no_json(*files_of())
     (broken,) = kept_copies()
     assert broken.problem == "the manifest cannot be read"
+    remove(broken)
+    assert kept_copies() == ()
+
+
+@pytest.mark.parametrize("spoil", [nested, many_digits, wrong_types, a_pipe])
+def test_any_manifest_can_be_listed_and_removed(loads: Loads, spoil) -> None:
+    loads.open()
+    spoil(*files_of())
+    (broken,) = kept_copies()
+    assert broken.problem == "the manifest cannot be read"
+    assert isinstance(broken.model, str)
     remove(broken)
     assert kept_copies() == ()
 
