@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from localgemma_cli.commands.chat import chat
+from localgemma_cli.commands.chat import LITERAL, chat
+from localgemma_cli.commands.mistyped import COMMANDS, refuse_near_commands
 from localgemma_cli.config import read_config
 from localgemma_cli.environment import (
     Streams,
@@ -28,7 +29,6 @@ from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.messages import error_text
 from localgemma_cli.render.sanitize import Block, one_line
 
-COMMANDS = ("plan", "models", "prompt", "history", "bench")  # each a module of `commands` that holds its name
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
 _EPILOG = """\b
@@ -56,6 +56,7 @@ class _ChatByDefault(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing and not args:  # completing the first word
             return super().parse_args(ctx, args)
+        ctx.meta[LITERAL] = "--" in args
         known = (*self.commands, "--install-completion", "--show-completion")
         return super().parse_args(ctx, args if args and args[0] in known else [CHAT, *args])
 
@@ -128,6 +129,8 @@ def run(words: Sequence[str], streams: Streams) -> int:
 
 def _dispatch(words: Sequence[str]) -> int:
     completing = _COMPLETION in os.environ
+    if not completing:
+        refuse_near_commands(words)
     wanted = COMMANDS if completing else [name for name in COMMANDS if list(words[:1]) == [name]]
     command: Any = typer.main.get_command(build_app(wanted))
     if completing:

@@ -39,7 +39,10 @@ class Streams:
         """The line that a person answers."""
         self.stderr.write(f"{for_people(question)} ")
         self.stderr.flush()
-        return self.stdin.readline().strip()
+        answer = self.stdin.readline()
+        if not answer:  # Ctrl-D leaves the cursor behind the question
+            self.stderr.write("\n")
+        return answer.strip()
 
 
 def standard_streams() -> Streams:

@@ -54,6 +54,7 @@ Template = Annotated[
 ]
 Force = Annotated[bool, _option("--force", help="Try a model that is not a Gemma; nothing is promised.")]
 Offline = Annotated[bool, _option("--offline", help="Use only what is on disk; never ask the network.")]
+Yes = Annotated[bool, _option("--yes", "-y", help="Download what is not on disk without asking.")]
 
 System = Annotated[str | None, _option("--system", "-s", metavar="TEXT", help="System text.")]
 SystemFile = Annotated[

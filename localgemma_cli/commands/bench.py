@@ -17,6 +17,7 @@ from localgemma_cli.backends.local.benchmark.job import ChatWorkload, Engine, Jo
 from localgemma_cli.backends.local.source import Source, fetch
 from localgemma_cli.commands.bench_machine import Machine, describe_machine
 from localgemma_cli.commands.bench_report import Entry, Row, rows
+from localgemma_cli.commands.consent import agree_to_download
 from localgemma_cli.commands.planned import Choice, source_of
 from localgemma_cli.environment import Streams, standard_streams
 from localgemma_cli.errors import NotFoundError, UsageError
@@ -46,6 +47,7 @@ def bench(
     seed: options.Seed = None,
     revision: options.Revision = None,
     offline: options.Offline = False,
+    yes: options.Yes = False,
     context: options.Context = None,
     device: options.Device = None,
     dtype: options.Dtype = None,
@@ -94,6 +96,8 @@ def bench(
         )
     plans = _plans(source, preset or [None], hardware, choice)
     _check(wanted, plans)
+    if load_format is LoadFormat.AUTO:
+        agree_to_download(source, streams, named=model is not None, yes=yes)
     bench = _Bench(source, hardware, choice, wanted)
     with on_stderr(streams.stderr, quiet=quiet) as progress:
         entries = bench.entries(plans, reference, progress)

@@ -14,6 +14,10 @@ if TYPE_CHECKING:  # what follows the parsing is imported where it is used: `--h
     from localgemma_cli.commands.target import Target
     from localgemma_cli.planning.own_models import OwnModel
 
+LITERAL = "localgemma.literal"  # in a context's `meta`: the prompt stands behind `--`
+# Options that make one word a question: none of them belongs to a mistyped command.
+_MAKE_A_QUESTION = ("model", "adapter", "endpoint", "system", "system_file", "file", "session", "continue_")
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -33,6 +37,7 @@ def chat(
     template: options.Template = None,
     force: options.Force = False,
     offline: options.Offline = False,
+    yes: options.Yes = False,
     system: options.System = None,
     system_file: options.SystemFile = None,
     mode: options.ModeOption = Mode.CHAT,
@@ -75,9 +80,10 @@ def chat(
 ) -> int:
     """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
     from localgemma_cli.chat.incoming import read_incoming
+    from localgemma_cli.commands.consent import agree_to_download
     from localgemma_cli.commands.systemtext import read_system
     from localgemma_cli.commands.talk import Manner, Saving, Talk
-    from localgemma_cli.commands.target import remote_model, wants_endpoint
+    from localgemma_cli.commands.target import LocalTarget, remote_model, wants_endpoint
     from localgemma_cli.planning.own_models import own_model
 
     rank = torchrun_rank(os.environ)
@@ -106,6 +112,11 @@ def chat(
     if incoming.prompt is None and (json or jsonl):
         raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
     sources = {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
+    asked = {name for name in _MAKE_A_QUESTION if sources[name] != "DEFAULT"}
+    if incoming.prompt and [incoming.prompt] == prompt and not asked and not ctx.meta.get(LITERAL):
+        from localgemma_cli.commands.mistyped import refuse_bare_word
+
+        refuse_bare_word(incoming.prompt)
     if own and own.endpoint and not endpoint:
         endpoint, model, sources["model"] = own.endpoint, own.repository, "COMMANDLINE"
     if wants_endpoint(endpoint, sources):
@@ -151,6 +162,9 @@ def chat(
         Saving(session, continue_, not no_save),
     )
     talk.explain()
+    if isinstance(target, LocalTarget):
+        named = any(sources[name] != "DEFAULT" for name in ("model", "adapter"))
+        agree_to_download(target.source, streams, named=named, yes=yes)
     return talk.converse(incoming) if incoming.interactive else talk.answer(incoming)
 
 

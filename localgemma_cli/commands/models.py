@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localgemma_cli import options
+from localgemma_cli.commands.consent import agreed, can_ask
 from localgemma_cli.environment import Streams, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
@@ -107,19 +108,23 @@ def pull_model(
     force: options.Force = False,
     offline: options.Offline = False,
     quiet: options.Quiet = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accepted; this command never asks.")] = False,
 ) -> None:
     """Download a model, or what is still missing of it; says first whether it will fit on this machine.
 
     Example: localgemma models pull 2b
     """
-    from localgemma_cli.backends.local import hub
+    from localgemma_cli.backends.local.hub_cache import offline_by
+    from localgemma_cli.backends.local.hub_errors import without
     from localgemma_cli.backends.local.source import fetch, fetch_adapter
     from localgemma_cli.commands.planned import Choice, source_of
     from localgemma_cli.planning.hardware import probe
 
     streams, hardware = standard_streams(), probe()
-    if hub.is_offline(offline):
-        raise UsageError("Downloading asks the network, which --offline forbids.", "Leave --offline out.")
+    if forbidden := offline_by(offline):
+        raise UsageError(
+            f"Downloading needs the network, which {forbidden} forbids.", f"{without(forbidden)}."
+        )
     source = source_of(Choice(model=name, revision=revision, force=force), hardware)
     if not quiet:
         streams.say(one_line(_verdict(source.facts, hardware)))
@@ -162,11 +167,10 @@ def _agreed(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
     """Other programs use the hub's cache too, so nothing goes from there unasked."""
     if yes:
         return True
-    if not streams.stdin.isatty():
+    if not can_ask(streams):
         streams.say(one_line(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too"))
         return False
-    question = f"Remove the downloaded {one_line(model_id)} as well, {gigabytes(size)}? [y/N]"
-    return streams.ask(question).lower() in ("y", "yes")
+    return agreed(streams, f"Remove the downloaded {one_line(model_id)} as well, {gigabytes(size)}?")
 
 
 def _row(facts: ModelFacts) -> dict[str, object]:
@@ -238,6 +242,6 @@ def _kept_row(copy: "Kept") -> dict[str, object]:
 
 
 def _cached(model_id: str) -> bool:
-    from localgemma_cli.backends.local.hub import cached
+    from localgemma_cli.backends.local.hub_cache import cached
 
     return cached(model_id) is not None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from localgemma_cli.commands.consent import ASK_ABOVE
 from localgemma_cli.errors import UsageError
 
 if TYPE_CHECKING:  # each of the two imports only its own side
@@ -83,8 +84,10 @@ class LocalTarget:
     def load(self, progress: "ProgressSink") -> "Backend":
         from localgemma_cli.backends.local.source import fetch, fetch_adapter, fetch_assistant
 
-        folder, adapter = fetch(self.source, progress), fetch_adapter(self.source, progress)
-        draft = fetch_assistant(self.source, progress)
+        # What is not on disk at all was agreed to before; a copy is not replaced by gigabytes unasked.
+        folder = fetch(self.source, progress, ASK_ABOVE)
+        adapter = fetch_adapter(self.source, progress, ASK_ABOVE)
+        draft = fetch_assistant(self.source, progress, ASK_ABOVE)
         from localgemma_cli.backends.local.backend import Parts, load
 
         return load(self.plan, folder, progress, Parts(self.template, adapter, draft))

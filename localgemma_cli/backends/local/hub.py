@@ -19,10 +19,12 @@ from localgemma_cli.backends.local.hub_cache import (
     COMMIT,
     Repo,
     RepoFile,
+    cached,
     is_whole,
     local_snapshot,
     missing_bytes,
     missing_in,
+    offline_by,
     record,
 )
 from localgemma_cli.backends.local.hub_transfer import Listing, download, list_files
@@ -37,12 +39,6 @@ _PROGRESS_SECONDS = 0.1
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 
 
-def cached(model_id: str, revision: str | None = None) -> Path | None:
-    """The folder of a complete snapshot on disk, or None; asks no network."""
-    folder = local_snapshot(_asked(model_id, revision))
-    return folder if folder is not None and not missing_in(folder) else None
-
-
 def read_config(
     model_id: str, *, revision: str | None, offline: bool, name: str = "config.json"
 ) -> dict[str, object]:
@@ -52,11 +48,11 @@ def read_config(
     """
     folder = local_snapshot(_asked(model_id, revision))
     if folder is None or missing_in(folder):
-        if not is_offline(offline):
+        if not offline_by(offline):
             with _hub(_asked(model_id, revision)) as repo:
                 return _parse(_download_config(repo, name), model_id)
         if folder is None or _config_in(folder, name) is None:
-            raise hub_errors.not_on_disk(model_id)
+            raise hub_errors.not_on_disk(model_id, offline_by(offline))
     path = _config_in(folder, name)
     if path is None:
         raise _without(model_id, name)
@@ -75,8 +71,8 @@ def fetch_tokenizer(
     folder = local_snapshot(_asked(model_id, revision))
     if folder is not None and all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
         return folder
-    if is_offline(offline):
-        raise hub_errors.not_on_disk(model_id)
+    if offline_by(offline):
+        raise hub_errors.not_on_disk(model_id, offline_by(offline))
     with _hub(_asked(model_id, revision, gated)) as repo:
         listing = list_files(repo, _PATIENCE_SECONDS)
         _check_tokenizer(repo, listing)
@@ -95,20 +91,22 @@ def fetch(
     revision: str | None,
     offline: bool,
     gated: bool | None = None,
+    largest_update: int | None = None,
     progress: ProgressSink,
 ) -> Path:
     """The folder of a complete snapshot of what a loader opens, downloaded or resumed where need be.
 
+    A whole copy on disk is brought up to date where that takes no more than `largest_update` bytes.
     Raises DiskSpaceError, AccessError, NotFoundError or NetworkError, none while a whole copy is on disk.
     """
     local = cached(model_id, revision)
-    if local is not None and (is_offline(offline) or COMMIT.fullmatch(revision or "")):
+    if local is not None and (offline_by(offline) or COMMIT.fullmatch(revision or "")):
         return local
-    if is_offline(offline):
-        raise hub_errors.not_on_disk(model_id)
+    if offline_by(offline):
+        raise hub_errors.not_on_disk(model_id, offline_by(offline))
     try:
         with _hub(_asked(model_id, revision, gated)) as repo:
-            return _update(repo, local is not None, progress)
+            return _update(repo, local, largest_update, progress)
     except LocalGemmaError as error:
         if local is None:
             raise
@@ -133,20 +131,35 @@ def _hub(asked: Repo) -> Iterator[Repo]:
             yield repo
 
 
-def is_offline(offline: bool) -> bool:
-    """Whether the network may not be asked, by our own option or the hub client's."""
-    return offline or constants.HF_HUB_OFFLINE
+def bytes_to_fetch(model_id: str, *, revision: str | None, gated: bool | None) -> int:
+    """What `fetch` would download of a model that is not whole on disk; raises what it would raise first."""
+    with _hub(_asked(model_id, revision, gated)) as repo:
+        listing = list_files(repo, _PATIENCE_SECONDS)
+        return sum(missing_bytes(repo, file) for file in _missing(repo, listing))
 
 
-def _update(repo: Repo, has_copy: bool, progress: ProgressSink) -> Path:
-    """Bring the disk up to what the revision is now."""
-    listing = list_files(repo, _PATIENCE_WITH_A_COPY_SECONDS if has_copy else _PATIENCE_SECONDS)
+def _missing(repo: Repo, listing: Listing) -> list[RepoFile]:
+    """The files that are not on disk yet; raises where they cannot be loaded, stored or asked for."""
     _check_loadable(repo, listing)
     folder = repo.snapshot(listing.commit)
     missing = [file for file in listing.files if not is_whole(folder / file.name, file)]
     if missing:
         _check_disk(repo, missing)
         _check_access(repo, listing)
+    return missing
+
+
+def _update(repo: Repo, copy: Path | None, largest: int | None, progress: ProgressSink) -> Path:
+    """Bring the disk up to what the revision is now, or keep the copy where that would be too much."""
+    listing = list_files(repo, _PATIENCE_WITH_A_COPY_SECONDS if copy else _PATIENCE_SECONDS)
+    missing = _missing(repo, listing)
+    folder = repo.snapshot(listing.commit)
+    if missing:
+        size = sum(missing_bytes(repo, file) for file in missing)
+        if copy and largest is not None and size > largest:
+            newer = f"{size / 1e9:.1f} GB; localgemma models pull downloads them"
+            progress(LoadProgress(f"using the copy on disk (newer files are on the hub: {newer})"))
+            return copy
         _download_all(repo, listing, missing, progress)
     if lost := missing_in(folder):
         raise NotFoundError(

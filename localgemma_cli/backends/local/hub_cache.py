@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import constants
-from huggingface_hub.file_download import are_symlinks_supported
 
 from localgemma_cli.backends.local.safetensors_file import shards_of
 
@@ -57,12 +56,27 @@ class RepoFile:
     digest: str
 
 
+def offline_by(offline: bool) -> str | None:
+    """What forbids asking the network: our own option, or a variable of the hub's client; None: nothing."""
+    if offline:
+        return "--offline"
+    if not constants.HF_HUB_OFFLINE:
+        return None
+    return "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+
+
 def local_snapshot(repo: Repo) -> Path | None:
     """The folder the revision stood for when it was last fetched; it may be incomplete, or not there."""
     commit = repo.revision
     if not COMMIT.fullmatch(commit):
         commit = repo.reference.read_text(encoding="utf-8").strip() if repo.reference.is_file() else ""
     return repo.snapshot(commit) if COMMIT.fullmatch(commit) else None
+
+
+def cached(model_id: str, revision: str | None = None) -> Path | None:
+    """The folder of a complete snapshot on disk, or None; asks no network."""
+    folder = local_snapshot(Repo(model_id, revision or constants.DEFAULT_REVISION))
+    return folder if folder is not None and not missing_in(folder) else None
 
 
 def missing_in(folder: Path) -> list[str]:
@@ -110,6 +124,8 @@ def link(repo: Repo, commit: str, file: RepoFile) -> None:
 
 
 def _are_links_supported(repo: Repo) -> bool:
+    from huggingface_hub.file_download import are_symlinks_supported  # slow to import
+
     with warnings.catch_warnings(action="ignore"):  # a lecture of the client where they are not
         return are_symlinks_supported(repo.folder.parent)
 

@@ -179,11 +179,17 @@ def not_a_hub() -> NetworkError:
     )
 
 
-def not_on_disk(model_id: str) -> NetworkError:
+def not_on_disk(model_id: str, offline: str | None) -> NetworkError:
+    """`offline`: what forbids the download."""
     return NetworkError(
-        f"{model_id} is not, or not completely, on disk, and offline mode allows no download.",
-        f"Go online (without --offline and HF_HUB_OFFLINE), {_TRY_DEMO}.",
+        f"{model_id} is not, or not completely, on disk, and {offline} allows no download.",
+        f"{without(offline)}, {_TRY_DEMO}.",
     )
+
+
+def without(offline: str | None) -> str:
+    """How to lift what forbids asking the network."""
+    return "Leave --offline out" if offline == "--offline" else f"Unset {offline}"
 
 
 def no_space(repo: Repo, needed: int, free: int) -> DiskSpaceError:

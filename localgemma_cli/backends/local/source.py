@@ -1,6 +1,5 @@
 """What `--model` names: facts for the planner first, a folder of weights once they are wanted."""
 
-import difflib
 import os
 import re
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.adapter import Adapter, adapter_of
 from localgemma_cli.planning.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
+from localgemma_cli.planning.model_names import nearest_model
 from localgemma_cli.planning.own_models import OwnModel, own_models
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,19 +71,31 @@ def _resolve_known(
     if path.is_file():
         return Source(_file_facts(path, model), path, revision, offline)
     if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
-        from localgemma_cli.backends.local.hub import cached, read_config  # only a hub id needs the client
+        from localgemma_cli.backends.local.hub import read_config  # only a hub id needs the client
+        from localgemma_cli.backends.local.hub_cache import cached
 
-        config = read_config(model, revision=revision, offline=offline)
+        try:
+            config = read_config(model, revision=revision, offline=offline)
+        except NotFoundError as error:
+            raise _with_the_nearest(error, model) from error
         if "peft_type" in config:
             return _adapted(None, model, revision, offline, force)
         facts = facts_from_config(config, name=model, id=model, force=force)
         return Source(_with_the_stored_head(facts, cached(model, revision)), None, revision, offline)
     names = (*MODEL_NAMES, *others)
-    close = difflib.get_close_matches(model, names, n=1, cutoff=0.3)
+    nearest = nearest_model(model, others)
     raise NotFoundError(
         f"There is no model {model!r}: not a known name, not a folder, not a hub id.",
-        f"Did you mean {close[0]}?" if close else f"Known names: {', '.join(names)}; or ORGANISATION/NAME.",
+        f"Did you mean {nearest}?" if nearest else f"Known names: {', '.join(names)}; or ORGANISATION/NAME.",
     )
+
+
+def _with_the_nearest(error: NotFoundError, model: str) -> NotFoundError:
+    nearest = nearest_model(model)
+    facts = lookup(nearest) if nearest else None
+    if facts is None or facts.id == model:
+        return error
+    return type(error)(error.message, f"Did you mean {facts.name} ({facts.id})? {error.hint}")
 
 
 def _resolve_own(own: OwnModel, revision: str | None, offline: bool, force: bool) -> Source:
@@ -170,7 +182,45 @@ def _file_facts(path: Path, name: str) -> ModelFacts:
     return replace(facts_from_config(found.config(), name=name, id=name), stored=found.stored)
 
 
-def fetch_adapter(source: Source, progress: ProgressSink) -> Path | None:
+@dataclass(frozen=True)
+class Download:
+    """What has to come from the hub before a source can be loaded; `size` in bytes."""
+
+    model_id: str
+    licence: str
+    size: int
+
+
+def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str | None], ...]:
+    """The models and the adapter that are not whole on disk, each with its revision; asks no network."""
+    adapter = source.facts.adapter
+    parts: list[tuple[ModelFacts | Adapter, str | None]] = []
+    if source.folder is None:
+        parts.append((source.facts, source.revision))
+    if adapter is not None and not Path(adapter.id).expanduser().is_dir():
+        parts.append((adapter, source.adapter_revision))
+    if source.assistant is not None and source.assistant.folder is None:
+        parts.append((source.assistant.facts, source.assistant.revision))
+    if not parts:  # then the hub's client is not needed
+        return ()
+    from localgemma_cli.backends.local.hub_cache import cached
+
+    return tuple((part, revision) for part, revision in parts if cached(part.id, revision) is None)
+
+
+def downloads(source: Source) -> tuple[Download, ...]:
+    """Asks the hub for the sizes; raises what the download itself would raise at its start."""
+    from localgemma_cli.backends.local.hub import bytes_to_fetch
+
+    found = []
+    for part, revision in missing_from_disk(source):
+        facts = part if isinstance(part, ModelFacts) else None
+        size = bytes_to_fetch(part.id, revision=revision, gated=(facts and facts.gated) or None)
+        found.append(Download(part.id, facts.licence if facts else "see its card", size))
+    return tuple(found)
+
+
+def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
     """The adapter's folder; downloads it where it is not on disk."""
     adapter = source.facts.adapter
     if adapter is None:
@@ -181,7 +231,11 @@ def fetch_adapter(source: Source, progress: ProgressSink) -> Path | None:
     from localgemma_cli.backends.local import hub
 
     return hub.fetch(
-        adapter.id, revision=source.adapter_revision, offline=source.offline, gated=None, progress=progress
+        adapter.id,
+        revision=source.adapter_revision,
+        offline=source.offline,
+        largest_update=largest_update,
+        progress=progress,
     )
 
 
@@ -192,8 +246,11 @@ def tokenizer_folder(folder: Path, adapter: Path | None) -> Path:
     return folder
 
 
-def fetch(source: Source, progress: ProgressSink) -> Path:
-    """The folder with the weights; downloads them where they are not on disk."""
+def fetch(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path:
+    """The folder with the weights; downloads them where they are not on disk.
+
+    A copy on disk is brought up to date where that takes no more than `largest_update` bytes.
+    """
     if source.folder is not None:
         _refuse_pickles(source.folder)
         return source.folder
@@ -204,6 +261,7 @@ def fetch(source: Source, progress: ProgressSink) -> Path:
         revision=source.revision,
         offline=source.offline,
         gated=source.facts.gated or None,
+        largest_update=largest_update,
         progress=progress,
     )
 
@@ -225,12 +283,12 @@ def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
     return tokenizer_folder(folder, adapter)
 
 
-def fetch_assistant(source: Source, progress: ProgressSink) -> Path | None:
+def fetch_assistant(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
     """The folder of the model that drafts, where there is one; as `fetch`."""
     if source.assistant is None:
         return None
     with _about_the_assistant():
-        return fetch(source.assistant, progress)
+        return fetch(source.assistant, progress, largest_update)
 
 
 @contextmanager

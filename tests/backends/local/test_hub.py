@@ -231,3 +231,14 @@ def test_a_newer_commit_replaces_the_copy_only_when_it_is_whole(hub: HubServer, 
     assert (new / SHARDS[0]).read_bytes() == newer[SHARDS[0]]
     assert len(hub.asked_for(SHARDS[1])) == 1
     assert run(env, "read_config").result == {"model_type": "newer"}
+
+
+def test_a_copy_is_not_replaced_by_more_than_was_agreed_to(hub: HubServer, tmp_path: Path) -> None:
+    env = hub.environment(tmp_path)
+    old = run(env).path
+    hub.publish(ID, {**FILES, SHARDS[0]: os.urandom(500_000)})
+    outcome = run(env, largest_update=400_000)
+    assert outcome.path == old
+    assert "models pull" in outcome.seen[-1][0]
+    assert len(hub.asked_for(SHARDS[0])) == 1
+    assert run(env, largest_update=600_000).path != old

@@ -1,0 +1,112 @@
+"""A mistyped command must not become a prompt: what was probably meant, as a command to run."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from localgemma_cli.errors import UsageError
+
+COMMANDS = ("plan", "models", "prompt", "history", "bench")  # each a module beside this that holds its name
+_BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
+_SUBCOMMANDS: Mapping[str, Sequence[str]] = {
+    "models": ("list", "rm", "pull"),
+    "history": ("list", "show", "search", "export", "import", "rm"),
+}
+# What people type who know another program: the command it is here.
+_ELSEWHERE: Mapping[str, str] = {
+    "help": "--help",
+    "version": "--version",
+    "chat": "",
+    "start": "",
+    "ls": "models list",
+    "ps": "models list",
+    "download": "models pull",
+    "install": "models pull",
+    "remove": "models rm",
+    "delete": "models rm",
+    "uninstall": "models rm",
+    "sessions": "history list",
+    "conversations": "history list",
+    "benchmark": "bench",
+    "completion": "--show-completion",
+}
+_RUN = ("run", "chat")  # in other programs, with a model behind it
+
+
+def refuse_near_commands(words: Sequence[str]) -> None:
+    """UsageError where the first word is a command's but for a slip, or looks like a command's own word."""
+    if not words or not _BARE.fullmatch(words[0]) or words[0] in COMMANDS:
+        return
+    meant = _command_meant(words)
+    if meant is not None:
+        raise _not_a_command(words[0], meant, words)
+
+
+def refuse_bare_word(word: str) -> None:
+    """UsageError where the whole prompt is one word, as a command that does not exist would be."""
+    if not _BARE.fullmatch(word):
+        return
+    meant = _ELSEWHERE.get(word.lower(), _command_meant([word]) or _model_meant(word))
+    if meant is None:
+        import difflib  # only here: every start of the program imports this module
+
+        close = difflib.get_close_matches(word.lower(), [*COMMANDS, *_ELSEWHERE], n=1, cutoff=0.75)
+        meant = _ELSEWHERE.get(close[0], close[0]) if close else None
+    raise _not_a_command(word, meant, [word])
+
+
+def _not_a_command(word: str, meant: str | None, words: Sequence[str]) -> UsageError:
+    prompt = " ".join(words)
+    as_prompt = f"To send it as a prompt: localgemma -- {shlex.quote(prompt)}"
+    if meant is None:
+        hint = f"The commands are in localgemma --help. {as_prompt}"
+    else:
+        hint = f"Did you mean: {f'localgemma {meant}'.strip()}? {as_prompt}"
+    return UsageError(f"There is no command {word!r}.", hint)
+
+
+def _command_meant(words: Sequence[str]) -> str | None:
+    """Without the program's name, or None where the words are no command's."""
+    first, rest = words[0].lower(), list(words[1:])
+    operands = [word for word in rest if not word.startswith("-")]
+    single = len(operands) <= 1 and all(_BARE.fullmatch(word) for word in operands)
+    if single and operands and first in _RUN:
+        return _model_meant(operands[0]) or f"-m {operands[0]}"
+    near = next((each for each in COMMANDS if _is_slip(first, each)), None)
+    if near is not None:
+        return " ".join([near, *rest])
+    if not single:
+        return None
+    by_number = bool(operands) and operands[0].isdecimal()  # only conversations have numbers
+    for command, inner in sorted(_SUBCOMMANDS.items(), reverse=not by_number):
+        found = next((each for each in inner if _is_slip(first, each)), None)
+        if found and (operands or found == "list"):
+            return " ".join([command, found, *rest])
+    return None
+
+
+def _model_meant(word: str) -> str | None:
+    from localgemma_cli.planning.model_names import nearest_model
+
+    nearest = nearest_model(word) if re.search(r"\d", word) or word.lower() == "demo" else None
+    return f"-m {nearest}" if nearest else None
+
+
+def _is_slip(word: str, command: str) -> bool:
+    """The same but for capitals, or one letter more, less, other or swapped; two in a long word."""
+    allowed = 0 if len(command) < 4 else 1 if len(command) < 7 else 2
+    return word[:1] == command[:1] and _slips(word, command) <= allowed
+
+
+def _slips(one: str, other: str) -> int:
+    """How many single letters differ, a swap of neighbours counting once (the optimal string alignment)."""
+    rows = [list(range(len(other) + 1))]
+    for i, a in enumerate(one, start=1):
+        row = [i]
+        for j, b in enumerate(other, start=1):
+            cost = min(rows[-1][j] + 1, row[j - 1] + 1, rows[-1][j - 1] + (a != b))
+            if i > 1 and j > 1 and (a, b) == (other[j - 2], one[i - 2]):
+                cost = min(cost, rows[-2][j - 2] + 1)
+            row.append(cost)
+        rows.append(row)
+    return rows[-1][-1]
