@@ -117,7 +117,8 @@ def run(words: Sequence[str], streams: Streams) -> int:
     except BrokenPipeError:  # the reader has what it wanted
         return ExitCode.OK
     except KeyboardInterrupt:
-        return _tell(InterruptedAnswer("Interrupted.", "Run it again when you like."), manners, streams)
+        error = InterruptedAnswer("Interrupted.", "Run it again when you like.")
+        return _tell(error, manners, streams) if manners.json else error.exit_code  # a person knows it
     except LocalGemmaError as error:
         return _tell(error, manners, streams)
     except TyperException as error:

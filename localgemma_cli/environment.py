@@ -7,11 +7,42 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import TextIOBase, TextIOWrapper
 from pathlib import Path
+from threading import RLock
 from typing import TextIO
 
 import platformdirs
 
 from localgemma_cli.render.sanitize import for_people, visible
+
+
+class StatusLine:
+    """The row of a terminal that is drawn again and again; it makes room for whatever else is written."""
+
+    def __init__(self) -> None:
+        self._lock, self._shown = RLock(), False
+
+    def draw(self, terminal: TextIO, text: str) -> None:
+        with self._lock:
+            terminal.write(f"\r{text}\x1b[K\r")
+            terminal.flush()
+            self._shown = True
+
+    def erase(self, terminal: TextIO) -> None:
+        with self._lock:
+            if self._shown:
+                terminal.write("\r\x1b[K")
+                terminal.flush()
+                self._shown = False
+
+    def say(self, terminal: TextIO, text: str) -> None:
+        """A line of its own, whichever thread has it to say."""
+        with self._lock:
+            self.erase(terminal)
+            terminal.write(f"{text}\n")
+            terminal.flush()
+
+
+STATUS = StatusLine()  # standard error has one, however often its `Streams` are made
 
 
 @dataclass(frozen=True)
@@ -24,8 +55,7 @@ class Streams:
 
     def say(self, text: str, paint: Callable[[str], str] = str) -> None:
         """A line for people, at once; `paint` adds the program's own colours to what is safe by then."""
-        self.stderr.write(f"{paint(for_people(text))}\n")
-        self.stderr.flush()
+        STATUS.say(self.stderr, paint(for_people(text)))
 
     def show(self, text: str) -> None:
         """A line of what a command prints for people."""

@@ -54,7 +54,15 @@ class Finished:
     error: LocalGemmaError | None = None
 
 
-Event = Delta | Thinking | Finished
+@dataclass(frozen=True)
+class Reading:
+    """How much of the prompt has been read, in tokens; before the first delta."""
+
+    done: int
+    total: int
+
+
+Event = Reading | Delta | Thinking | Finished
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class LoadProgress:
     stage: str
     done: int = 0
     total: int | None = None
-    unit: Literal["bytes", "tensors"] = "bytes"
+    unit: Literal["bytes", "tensors", "tokens"] = "bytes"
 
 
 ProgressSink = Callable[[LoadProgress], None]

@@ -24,7 +24,9 @@ class Backend(Protocol):
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """Thinking, deltas, then exactly one `Finished`, also after `cancel` is set or a server broke off.
 
-        Raises ContextOverflowError before any delta where the messages leave no room for an answer.
+        Before the deltas it may tell how far it is, by `Reading`. Raises ContextOverflowError before any
+        delta where the messages leave no room for an answer, InterruptedAnswer where `cancel` was set before
+        their length was known.
         """
         ...
 

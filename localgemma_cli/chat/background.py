@@ -6,6 +6,17 @@ from threading import Event, Thread
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.events import LoadProgress, ProgressSink
 
+_LOOK_SECONDS = 0.1
+
+
+def waited_for(load: Callable[[ProgressSink], Backend], progress: ProgressSink) -> Backend:
+    """Loaded in another thread: what the libraries import and read there, no Ctrl-C breaks in the middle."""
+    loading = BackgroundLoad(load)
+    loading.start()
+    while not loading.done.wait(_LOOK_SECONDS):
+        progress(loading.progress)
+    return loading.result()
+
 
 class BackgroundLoad:
     """`progress` is the latest word from the load, `done` is set when it ended, well or not."""

@@ -22,9 +22,9 @@ def answer_once(
     settings: Settings,
     make_renderer: Callable[[], Renderer],
     recorder: Recorder,
+    cancel: Cancel,
 ) -> ExitCode:
     """Raises what cut the answer off, after the part that came was written."""
-    cancel = Cancel()
     told = replace(conversation, system=system_for(mode, conversation.system))
     with (
         cancelling(cancel, second_raises=True),  # before the first byte is written

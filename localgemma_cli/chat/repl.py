@@ -30,14 +30,16 @@ from localgemma_cli.chat.clipboard import copy
 from localgemma_cli.chat.complete import ChatCompleter, completes_by_itself
 from localgemma_cli.chat.inputhistory import input_history
 from localgemma_cli.chat.interrupt import cancelling
+from localgemma_cli.chat.interruptible import InterruptibleBackend, Status
 from localgemma_cli.chat.keys import EnterKey
 from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.chat.terminal import key_presses, pressed, read_ahead, unechoed
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import LocalGemmaError
+from localgemma_cli.events import ProgressSink
 from localgemma_cli.render.base import Answer
-from localgemma_cli.render.progress import describe, on_stderr
+from localgemma_cli.render.progress import describe
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.text import normalize
 
@@ -55,15 +57,22 @@ class Frame:
     report: Callable[[LocalGemmaError], None]
     quiet: bool
     accessible: bool
+    status: Status
     vi: bool
     input_history: Path | None
 
 
 class Repl:
     def __init__(
-        self, session: ChatSession, frame: Frame, load: BackgroundLoad, streams: Streams, keyboard: TextIO
+        self,
+        session: ChatSession,
+        frame: Frame,
+        load: Callable[[ProgressSink], Backend],
+        streams: Streams,
+        keyboard: TextIO,
     ) -> None:
-        self._session, self._frame, self._load = session, frame, load
+        self._session, self._frame = session, frame
+        self._load = self._in_background(load)
         self._streams, self._keyboard = streams, keyboard
         self._cancel = Cancel()
         self._facts = Facts(frame.plan, frame.model, self._loaded, self._ready)
@@ -89,6 +98,14 @@ class Repl:
                 bottom_toolbar=None if frame.accessible else self._toolbar,
                 input=create_input(keyboard),
             )
+
+    def _in_background(self, load: Callable[[ProgressSink], Backend]) -> BackgroundLoad:
+        """Loading, and then answering."""
+
+        def interruptible(progress: ProgressSink) -> Backend:
+            return InterruptibleBackend(load(progress), lambda: self._cancel, self._frame.status)
+
+        return BackgroundLoad(interruptible)
 
     def run(self, first: str | None) -> None:
         """Chat until the user leaves; raises what loading raised."""
@@ -260,9 +277,7 @@ class Repl:
         """Wait for the model, saying how far it is; None where Ctrl-C came first."""
         self._load.start()
         if not self._load.done.is_set():
-            with on_stderr(
-                self._streams.stderr, quiet=self._frame.quiet or self._frame.accessible
-            ) as progress:
+            with self._frame.status("starting") as progress:
                 while not self._load.done.wait(_WATCH_SECONDS):
                     progress(self._load.progress)
                     if self._cancel.is_set():

@@ -48,6 +48,7 @@ def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
         resumed()
 
     handlers: dict[int, Any] = {getattr(signal, name): _leave for name in _ENDS} | {signal.SIGCONT: resume}
+    handlers[signal.SIGINT] = signal.default_int_handler  # from here on, leaving takes more than an exit
     replaced = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield _pending(stdin).replace("\n", "\r")

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from shutil import get_terminal_size
 from textwrap import fill
+from threading import Event as Cancel
 from typing import TYPE_CHECKING, TextIO
 
 from localgemma_cli.environment import Streams, data_folder
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from localgemma_cli.chat.turn import Settings
     from localgemma_cli.commands.target import Target
     from localgemma_cli.conversation import Conversation, Turn
+    from localgemma_cli.events import ProgressSink
     from localgemma_cli.render.base import Renderer
     from localgemma_cli.render.json import Run
     from localgemma_cli.sessions.store import Store
@@ -71,15 +74,18 @@ class Talk:
 
     def answer(self, incoming: "Incoming") -> int:
         from localgemma_cli.chat.attach import read_attachment, with_attachments
+        from localgemma_cli.chat.background import waited_for
+        from localgemma_cli.chat.interruptible import InterruptibleBackend
         from localgemma_cli.chat.oneshot import answer_once
-        from localgemma_cli.render.progress import on_stderr
 
         assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
         attached = [read_attachment(path) for path in self.files]
         recorder, conversation = self._opened(scripted=True)
         started = time.perf_counter()
-        with on_stderr(self.streams.stderr, quiet=self.manner.quiet or self.manner.accessible) as progress:
-            backend = self.target.load(progress)
+        cancel = Cancel()
+        with self._status("starting") as progress:
+            loaded = waited_for(self.target.load, progress)
+        backend = InterruptibleBackend(loaded, lambda: cancel, self._status)
         if not self.manner.quiet:
             if backend.note:
                 self.streams.say(f"note: {backend.note}")
@@ -89,12 +95,11 @@ class Talk:
         prompt = with_attachments(incoming.prompt, attached)
         settings = self._settings(OnOverflow.ERROR)
         return answer_once(
-            backend, conversation, self.mode, prompt, settings, lambda: self._renderer(run), recorder
+            backend, conversation, self.mode, prompt, settings, lambda: self._renderer(run), recorder, cancel
         )
 
     def converse(self, incoming: "Incoming") -> int:
         from localgemma_cli.chat.attach import read_attachment
-        from localgemma_cli.chat.background import BackgroundLoad
         from localgemma_cli.chat.repl import Frame, Repl
         from localgemma_cli.chat.session import ChatSession
 
@@ -118,15 +123,23 @@ class Talk:
             report=self._report,
             quiet=self.manner.quiet,
             accessible=self.manner.accessible,
+            status=self._status,
             vi=self.manner.vi,
             input_history=data_folder() / "input-history" if self.saving.keep else None,
         )
         if conversation.turns:
             session.replay()
-        Repl(session, frame, BackgroundLoad(self.target.load), self.streams, keyboard).run(incoming.prompt)
+        Repl(session, frame, self.target.load, self.streams, keyboard).run(incoming.prompt)
         if recorder.store and recorder.session is not None and not self.manner.quiet:
             self.streams.say(f"[saved: localgemma --session {recorder.session} goes on with it]")
         return 0
+
+    def _status(self, first: str) -> "AbstractContextManager[ProgressSink]":
+        """What is waited for, on the terminal."""
+        from localgemma_cli.render.progress import on_stderr
+
+        quiet = self.manner.quiet or self.manner.accessible
+        return on_stderr(self.streams.stderr, quiet=quiet, first=first)
 
     def _opened(self, *, scripted: bool) -> tuple["Recorder", "Conversation"]:
         """Where this conversation is saved, and what was said in it before; `--system` replaces its own.

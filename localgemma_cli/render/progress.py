@@ -1,17 +1,28 @@
-"""Download and load, told on stderr."""
+"""What is being waited for, on stderr: download, load, and all that comes before an answer's first word."""
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
+from threading import Event, Thread
 from typing import TextIO
 
+from localgemma_cli.environment import STATUS
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.render.sanitize import one_line
+
+_DRAW_SECONDS = 0.1
+_QUIET_SECONDS = 0.4  # what is over by then needs no word
+_FRAMES, _PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 
 
 def describe(progress: LoadProgress) -> str:
     """A few words for a status line: `downloading 1.2 of 5.2 GB`."""
     if progress.total and progress.unit == "bytes":
         return f"{progress.stage} {progress.done / 1e9:.1f} of {progress.total / 1e9:.1f} GB"
+    if progress.total and progress.unit == "tokens":
+        return f"{progress.stage} {progress.done} of {progress.total} tokens"
     if progress.total:
         return f"{progress.stage} {100 * progress.done // progress.total}%"
     return progress.stage
@@ -22,14 +33,64 @@ def silent(_: LoadProgress) -> None:
 
 
 @contextmanager
-def on_stderr(stderr: TextIO, *, quiet: bool) -> Iterator[ProgressSink]:
-    """A spinner with the latest stage, gone when done; silent with `quiet` and off a terminal."""
-    if quiet or not stderr.isatty():
+def on_stderr(stderr: TextIO, *, quiet: bool, first: str = "starting") -> Iterator[ProgressSink]:
+    """A spinner with the latest stage and the seconds so far, gone without a trace when done.
+
+    Silent with `quiet`, off a terminal, and on one that cannot erase.
+    """
+    if quiet or not stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield silent
         return
-    from rich.text import Text
+    spinner = _Spinner(stderr, first)
+    try:
+        yield spinner.update
+    finally:
+        spinner.stop()
 
-    from localgemma_cli.render.console import SafeConsole
 
-    with SafeConsole(stderr).status("starting") as status:
-        yield lambda progress: status.update(Text(one_line(describe(progress))))
+class _Spinner:
+    """Drawn by a thread, so that it turns whatever the others do."""
+
+    def __init__(self, terminal: TextIO, first: str) -> None:
+        self._terminal, self._latest = terminal, LoadProgress(first)
+        self._ended = Event()
+        self._thread = Thread(target=self._draw, name="spinner", daemon=True)
+        self._thread.start()
+
+    def update(self, progress: LoadProgress) -> None:
+        self._latest = progress
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        STATUS.erase(self._terminal)
+
+    def _draw(self) -> None:
+        started = time.monotonic()
+        wait = _QUIET_SECONDS
+        for frame in cycle(_frames(self._terminal)):
+            if self._ended.wait(wait):
+                return
+            wait = _DRAW_SECONDS
+            seconds = int(time.monotonic() - started)
+            STATUS.draw(self._terminal, self._fitted(frame, one_line(describe(self._latest)), f"{seconds} s"))
+
+    def _fitted(self, frame: str, words: str, seconds: str) -> str:
+        """In one row, since only one can be erased; the words are cut where it is too short."""
+        from rich.cells import cell_len, set_cell_size
+
+        try:
+            columns = os.get_terminal_size(self._terminal.fileno()).columns or 80
+        except OSError:  # it has hung up
+            columns = 80
+        room = max(columns - len(f"{frame}  · {seconds}") - 1, 1)
+        words = words if cell_len(words) <= room else set_cell_size(words, room - 1) + "…"
+        return f"{frame} {words} · {seconds}"
+
+
+def _frames(terminal: TextIO) -> str:
+    try:
+        _FRAMES.encode(terminal.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return _PLAIN_FRAMES
+    return _FRAMES

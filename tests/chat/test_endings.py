@@ -14,19 +14,19 @@ from threading import Timer
 import pytest
 from support.patience import patience
 from support.program import COMMAND, Program
-from support.terminal import Terminal
+from support.terminal import Terminal, answer_to
 
 from localgemma_cli.sessions.store import Store
 
 DEMO = ["-m", "demo", "--temperature", "0"]
 RAMBLING = ["-m", "demo", "--temperature", "20", "--seed", "3"]  # never ends by itself
-ANSWERING = r"> Hello\n.*\S"
+ANSWERING = answer_to("Hello")
 
 
 def begin_of_a_long_answer(terminal: Terminal, seconds: float = 0) -> str:
     """Its first word, once it has gone on for so long."""
     terminal.type("Go on and on\r")
-    terminal.wait(r"> Go on and on\n.*\S")
+    terminal.wait(answer_to("Go on and on"))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         terminal.read()
@@ -165,7 +165,7 @@ def test_ctrl_c_ten_times_in_the_commands_that_take_time(program: Program) -> No
         terminal.wait("exact · /help")
         for line in ("Hello", "Hello again", "/summarize", "/retry", "/continue"):
             terminal.type(f"{line}\r")
-            terminal.wait(re.escape(line) + r"\n.*\S")
+            terminal.wait(answer_to(line))
             for _ in range(10):
                 terminal.type("\x03")
                 time.sleep(0.02)

@@ -5,7 +5,7 @@ import threading
 import time
 
 from support.program import Program
-from support.terminal import Terminal, paste
+from support.terminal import Terminal, answer_to, paste
 
 DEMO = ["-m", "demo", "--temperature", "0"]
 RAMBLING = ["-m", "demo", "--temperature", "20", "--seed", "3"]  # never ends by itself
@@ -30,7 +30,7 @@ def test_a_pasted_book_is_one_message_in_every_state(program: Program) -> None:
         terminal.type("\x03")
         terminal.wait_for_prompt()
         terminal.type("Hello\r")
-        terminal.wait(r"> Hello\n.*\S")
+        terminal.wait(answer_to("Hello"))
         sender = threading.Thread(target=terminal.type, args=(paste(PAGE.replace("line", "row")),))
         sender.start()  # a terminal's buffer holds less than a book
         terminal.wait("row 1999 of the page")
@@ -48,7 +48,7 @@ def test_a_long_paste_during_an_answer_is_kept_and_holds_no_ctrl_c_up(program: P
     with Terminal(program, RAMBLING) as terminal:
         terminal.wait("exact · /help")
         terminal.type("Hello\r")
-        terminal.wait(r"> Hello\n.*\S")
+        terminal.wait(answer_to("Hello"))
         terminal.type(f"{paste(PAGE[:30_000])}\x03 and more")
         terminal.wait(r"\[interrupted")
         terminal.wait("and more")

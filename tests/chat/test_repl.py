@@ -8,7 +8,7 @@ import time
 import pytest
 from support.patience import patience
 from support.program import COMMAND, Program
-from support.terminal import Terminal
+from support.terminal import Terminal, answer_to
 
 DEMO = ["-m", "demo", "--temperature", "0"]
 RAMBLING = ["-m", "demo", "--temperature", "20", "--seed", "3"]  # never ends by itself
@@ -61,12 +61,12 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(program: Program) -> None:
     with Terminal(program, RAMBLING) as terminal:
         terminal.wait("exact · /help")  # the model is there
         terminal.type("Hello\r")
-        terminal.wait(r"> Hello\n.*\S")
+        terminal.wait(answer_to("Hello"))
         terminal.type("\x03")
         terminal.wait(r"\[interrupted")
         terminal.wait_for_prompt()
         terminal.type("Once more\r")
-        terminal.wait(r"> Once more\n.*\S")
+        terminal.wait(answer_to("Once more"))
         terminal.type("\x03")
         terminal.wait(r"\[interrupted", count=2)
         terminal.wait_for_prompt()
@@ -83,7 +83,7 @@ def test_ctrl_c_ten_times_in_every_state_leaves_a_working_prompt(program: Progra
         terminal.wait_for_prompt()
         terminal.wait("exact · /help")
         terminal.type("\x03Hello\r")
-        terminal.wait(r"> Hello\n.*\S")
+        terminal.wait(answer_to("Hello"))
         for _ in range(10):
             terminal.type("\x03")
             time.sleep(0.05)
@@ -123,7 +123,7 @@ def test_slash_commands(program: Program) -> None:
         terminal.wait("A new conversation")
         terminal.wait_for_prompt()
         terminal.type("//exit\r")  # a question for the model, not the command
-        terminal.wait(r"> //exit\n.*\S")
+        terminal.wait(answer_to("//exit"))
         terminal.wait_for_prompt()
         terminal.type("!exit\r")
         assert terminal.wait_for_end() == 0
@@ -208,6 +208,6 @@ def test_a_hang_up_ends_the_program(program: Program) -> None:
         terminal.wait("exact · /help")
         pid = terminal.child.pid
         terminal.type("Hello\r")
-        terminal.wait(r"> Hello\n.*\S")
+        terminal.wait(answer_to("Hello"))
         os.kill(pid, signal.SIGHUP)
         terminal.wait_for_end()

@@ -10,10 +10,17 @@ import pexpect
 import pyte
 from support.program import COMMAND, Program
 
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
 
 def paste(text: str) -> str:
     """As a terminal sends what is pasted."""
     return f"\x1b[200~{text}\x1b[201~"
+
+
+def answer_to(question: str) -> str:
+    """Matches once an answer has begun; what turns while it is waited for is none."""
+    return rf"> {re.escape(question)}\n(?![{SPINNER}]).*\S"
 
 
 class Terminal:

@@ -21,8 +21,8 @@ from localgemma_cli.backends.local.steps import RecordedStep
 from localgemma_cli.backends.local.stops import StopText
 from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import FinishReason, Message
-from localgemma_cli.errors import ContextOverflowError
-from localgemma_cli.events import Delta, Event, Finished, ProgressSink, Timing, Usage
+from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer
+from localgemma_cli.events import Delta, Event, Finished, ProgressSink, Reading, Timing, Usage
 from localgemma_cli.planning.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.sampling import Sampling
@@ -55,6 +55,8 @@ class LocalBackend:
         """See `Backend.stream`; raises DoesNotFitError as well, where memory runs out in mid-answer."""
         started = time.perf_counter()
         prompt = self._prompter.encode(messages)
+        if cancel.is_set():
+            raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again when you like.")
         limit = self._room(len(prompt), sampling.max_new_tokens)
         cached = self._kv.reuse(prompt)
         clock = _Clock(started)
@@ -64,6 +66,9 @@ class LocalBackend:
         detokenizer = Detokenizer(self._prompter.tokenizer.backend_tokenizer)
         stop_text = StopText(self._prompter.form.stops)
         for token in self._tokens(prompt, sampling, limit, cancel):
+            if isinstance(token, Reading):
+                yield token
+                continue
             clock.tick()
             if token in self._stop_ids:
                 finish = "stop"
@@ -90,7 +95,9 @@ class LocalBackend:
     def prompt(self, messages: Sequence[Message]) -> str:
         return self._prompter.text(messages)
 
-    def _tokens(self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel) -> Iterator[int]:
+    def _tokens(
+        self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel
+    ) -> Iterator[Reading | int]:
         sampler = make_sampler(sampling, self._model.device)
         guesses = self._guesses(cancel)
         try:

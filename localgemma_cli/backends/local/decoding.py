@@ -1,6 +1,6 @@
 """Prefill and decode: token ids in, one sampled id after the other out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from threading import Event as Cancel
 
 import torch
@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.speculation import Guesses
 from localgemma_cli.backends.local.steps import BackgroundCompiler, RecordedStep, Step, recorder, unrecorded
+from localgemma_cli.events import Reading
 from localgemma_cli.planning.memory import PREFILL_CHUNK
 from localgemma_cli.sampling import Sampling
 
@@ -120,11 +121,25 @@ def prefill(
     model: PreTrainedModel, kv: KVCache, prompt: Sequence[int], device: torch.device, cancel: Cancel
 ) -> torch.Tensor | None:
     """Compute what of `prompt` is not in `kv`; the last token's logits, or None where `cancel` came first."""
+    reading = read(model, kv, prompt, device, cancel)
+    while True:
+        try:
+            next(reading)
+        except StopIteration as done:
+            logits: torch.Tensor | None = done.value
+            return logits
+
+
+def read(
+    model: PreTrainedModel, kv: KVCache, prompt: Sequence[int], device: torch.device, cancel: Cancel
+) -> Generator[Reading, None, torch.Tensor | None]:
+    """`prefill`, telling before each piece how far it is."""
     logits = None
     kv.expect(len(prompt))
     for start in range(len(kv.tokens), len(prompt), PREFILL_CHUNK):
         if cancel.is_set():
             return None
+        yield Reading(start, len(prompt))
         chunk = prompt[start : start + PREFILL_CHUNK]
         with kv.appending(chunk) as cache:
             logits = forward(model, torch.tensor([chunk], device=device), cache)
@@ -143,16 +158,16 @@ def generate(
     cancel: Cancel,
     guesses: Guesses | None = None,
     lag: bool | None = None,
-) -> Iterator[int]:
+) -> Iterator[Reading | int]:
     """Ids up to and including a stop id, at most `max_new_tokens`; on `cancel` ends between two tokens.
 
-    With `lag` (the default on CUDA) a step is launched before its token has been read, so that the device
-    does not wait for the host; `kv` then holds a last token that nothing followed. Guesses are made from
-    tokens that are known, so with `guesses` there is none.
+    Before them, how far it has read `prompt`. With `lag` (the default on CUDA) a step is launched before its
+    token has been read, so that the device does not wait for the host; `kv` then holds a last token that
+    nothing followed. Guesses are made from tokens that are known, so with `guesses` there is none.
     """
     device: torch.device = model.device
     sampler.begin(prompt)
-    rows = prefill(model, kv, prompt, device, cancel)
+    rows = yield from read(model, kv, prompt, device, cancel)
     if rows is None or cancel.is_set():
         return
     if guesses is not None:

@@ -16,7 +16,7 @@ from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.chat.turn import Settings, run_turn
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ContextOverflowError, NotFoundError
-from localgemma_cli.events import Delta, Finished
+from localgemma_cli.events import Delta, Finished, Reading
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -176,7 +176,7 @@ def test_an_error_commits_nothing(fp32: LocalBackend) -> None:
 
 def test_a_stream_ends_with_one_finished(fp32: LocalBackend) -> None:
     events = list(fp32.stream(Conversation().messages("Hello"), GREEDY, Cancel()))
-    assert [type(event) for event in events] == [Delta] * (len(events) - 1) + [Finished]
+    assert [type(event) for event in events] == [Reading, *[Delta] * (len(events) - 2), Finished]
 
 
 @pytest.mark.parametrize("preset", ["speed", "memory", "memory_extreme"])

@@ -5,12 +5,13 @@ from threading import Event as Cancel
 
 import pytest
 import torch
+from support.decoding import generate
 from support.models import demo_fp32, demo_tokenizer
 from transformers import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from localgemma_cli.backends.local import decoding
-from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
+from localgemma_cli.backends.local.decoding import make_sampler, make_step
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.sampling import Sampling
 

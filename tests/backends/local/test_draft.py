@@ -8,12 +8,13 @@ from threading import Event as Cancel
 
 import pytest
 import torch
+from support.decoding import generate
 from support.models import DEMO, demo_fp32, demo_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from localgemma_cli.backends.local import decoding
 from localgemma_cli.backends.local.backend import LocalBackend, Parts, load
-from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
+from localgemma_cli.backends.local.decoding import make_sampler, make_step
 from localgemma_cli.backends.local.draft import Draft
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.prompting import Prompter

@@ -4,10 +4,11 @@ from threading import Event as Cancel
 
 import pytest
 import torch
+from support.decoding import generate
 from support.models import DEMO, demo_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from localgemma_cli.backends.local.decoding import generate, make_sampler, make_step
+from localgemma_cli.backends.local.decoding import make_sampler, make_step
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.steps import RecordedStep, Step, unrecorded
 from localgemma_cli.sampling import Sampling

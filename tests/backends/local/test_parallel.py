@@ -13,7 +13,7 @@ import psutil
 import pytest
 from support.models import DEMO
 from support.patience import patience
-from support.terminal import Terminal
+from support.terminal import Terminal, answer_to
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # two likely tokens: the text repeats itself, so that guesses are made, and some of them are wrong
@@ -112,7 +112,7 @@ def test_a_chat_in_a_terminal_where_ctrl_c_stops_an_answer_and_not_the_processes
         assert len(second.split()) > 2
         terminal.enter("/set max-new-tokens 900")
         terminal.type("Go on and on\r")
-        terminal.wait(r"> Go on and on\n.*\S")
+        terminal.wait(answer_to("Go on and on"))
         asked = time.monotonic()
         terminal.type("typed ahead \x03")
         terminal.wait(r"\[interrupted")

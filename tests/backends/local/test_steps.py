@@ -7,12 +7,13 @@ from threading import Event as Cancel
 
 import pytest
 import torch
+from support.decoding import generate
 from support.models import demo_fp32, demo_tokenizer
 from support.program import Program
 from transformers.cache_utils import Cache
 
 from localgemma_cli.backends.local import steps
-from localgemma_cli.backends.local.decoding import forward, generate, make_sampler, make_step, prefill
+from localgemma_cli.backends.local.decoding import forward, make_sampler, make_step, prefill
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.steps import BackgroundCompiler, RecordedStep, Run, Step
 from localgemma_cli.sampling import Sampling
