@@ -107,9 +107,10 @@ def _file(session: ChatSession, facts: Facts, argument: str) -> None:
         session.say("[nothing is attached]")
         return
     found = [read_attachment(path) for path in paths(argument)]
+    sizes = [each.size(facts.ready()) for each in found]  # first: a Ctrl-C there attaches nothing
     session.attachments += found
-    for each in found:
-        session.say(f"[attached to your next message: {one_line(each.name)}, {each.size(facts.ready())}]")
+    for each, size in zip(found, sizes, strict=True):
+        session.say(f"[attached to your next message: {one_line(each.name)}, {size}]")
 
 
 def _show(session: ChatSession, facts: Facts, argument: str) -> None:

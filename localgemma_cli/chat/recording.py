@@ -6,11 +6,12 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from localgemma_cli.conversation import Conversation, Message, Turn
-from localgemma_cli.errors import LocalGemmaError, SavingError
+from localgemma_cli.errors import InterruptedAnswer, LocalGemmaError, SavingError
 from localgemma_cli.render.base import Answer
 from localgemma_cli.sessions.store import Store
 
 _WRITE_SECONDS = 0.5  # between two writes of an answer that streams
+_LOOK_SECONDS = 0.05
 
 Value = TypeVar("Value")
 
@@ -24,6 +25,7 @@ class Recorder:
         self.store, self.model, self.session = store, model, session
         self.name: str | None = None  # of a session that is still to be made
         self._tell = tell
+        self._late: list[Thread] = []
 
     @contextmanager
     def question(self, text: str, system: str | None) -> Iterator["Recording"]:
@@ -55,7 +57,7 @@ class Recorder:
 
     def turns_removed(self, turns: Sequence[Turn]) -> None:
         ids = [turn.saved for turn in turns if turn.saved is not None]
-        self.attempt(lambda store: store.remove_turns(ids))
+        self.settle(lambda store: store.remove_turns(ids))
 
     def fork(self, conversation: Conversation) -> Conversation:
         """The same conversation as one of its own; the one so far stays as it is."""
@@ -78,7 +80,7 @@ class Recorder:
 
     def set_system(self, system: str | None) -> None:
         if (session := self.session) is not None:
-            self.attempt(lambda store: store.set_system(session, system))
+            self.settle(lambda store: store.set_system(session, system))
 
     def _begin(self, store: Store, question: str, system: str | None) -> int:
         if self.session is None:
@@ -96,6 +98,29 @@ class Recorder:
             self.store = None
             self._tell(error)
             return None
+
+    def settle(self, action: Callable[[Store], None], after: Thread | None = None) -> None:
+        """`attempt`, once the thread `after` has ended; a Ctrl-C ends the waiting for it, not the saving."""
+
+        def saving() -> None:
+            if after is not None:
+                after.join()
+            self.attempt(action)
+
+        try:
+            while after is not None and after.is_alive():
+                after.join(_LOOK_SECONDS)
+                if self.store is not None:
+                    self.store.waiting()
+            self.attempt(action)
+        except InterruptedAnswer:
+            self._late.append(Thread(target=saving, name="save", daemon=True))
+            self._late[-1].start()
+
+    def wait(self) -> None:
+        """Until all is saved that was to be."""
+        for thread in self._late:
+            thread.join()
 
 
 class Recording:
@@ -148,11 +173,10 @@ class Recording:
     def _settle(self, action: Callable[[Store, int], None]) -> None:
         """Only the first end counts."""
         self._ended.set()
-        if self._writer.is_alive():
-            self._writer.join()
         if not self._settled and (turn := self.turn) is not None:
             self._settled = True
-            self._recorder.attempt(lambda store: action(store, turn))
+            after = self._writer if self._writer.is_alive() else None
+            self._recorder.settle(lambda store: action(store, turn), after)
 
     def _write(self) -> None:
         """A failure is told at the end, by the thread that writes on the terminal."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Cancel
+from threading import current_thread, main_thread
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
@@ -36,7 +37,7 @@ from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, cou
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.chat.terminal import key_presses, pressed, read_ahead, unechoed
 from localgemma_cli.environment import Streams
-from localgemma_cli.errors import LocalGemmaError
+from localgemma_cli.errors import InterruptedAnswer, LocalGemmaError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.progress import describe
@@ -44,6 +45,7 @@ from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.text import normalize
 
 _WATCH_SECONDS = 0.1
+_AGAIN = "Send it again when you like."
 _NAMES = 20  # of saved conversations that are offered
 
 
@@ -239,6 +241,8 @@ class Repl:
     def _cancellable(self, action: Callable[[], None]) -> None:
         """Errors are reported, and Ctrl-C sets `_cancel`."""
         self._cancel = Cancel()
+        if (store := self._session.recorder.store) is not None:
+            store.waiting = self._look
         with cancelling(self._cancel, second_raises=False):
             try:
                 action()
@@ -246,6 +250,11 @@ class Repl:
                 if error is self._load.error:
                     raise
                 self._frame.report(error)
+
+    def _look(self) -> None:
+        """Ends the waiting for another program that writes; threads wait on, and what they save is saved."""
+        if self._cancel.is_set() and current_thread() is main_thread():
+            raise InterruptedAnswer("Stopped while another program writes the conversations.", _AGAIN)
 
     def _tell_end(self, answer: Answer) -> None:
         finished = answer.finished

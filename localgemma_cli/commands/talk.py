@@ -130,6 +130,8 @@ class Talk:
         if conversation.turns:
             session.replay()
         Repl(session, frame, self.target.load, self.streams, keyboard).run(incoming.prompt)
+        with self._status("saving"):
+            recorder.wait()
         if recorder.store and recorder.session is not None and not self.manner.quiet:
             self.streams.say(f"[saved: localgemma --session {recorder.session} goes on with it]")
         return 0

@@ -3,13 +3,14 @@
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from localgemma_cli.errors import SavingError
 
 _BUSY_SECONDS = 20.0
+_TRY_SECONDS = 0.1  # of it; in between, a Ctrl-C is heard
 _PARTS = ("", "-wal", "-shm")  # of one database in WAL mode
 
 # A turn is written when its question is asked: `finish` stays null until the answer is whole. Only finished
@@ -111,9 +112,12 @@ def _statements(script: str) -> list[str]:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All of a block or nothing of it; the write lock is taken at once, so that two writers take turns."""
-    connection.execute("BEGIN IMMEDIATE")
+def transaction(connection: sqlite3.Connection, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """All of a block or nothing of it; the write lock is taken at once, so that two writers take turns.
+
+    `waiting` is called again and again while another has it, and may raise.
+    """
+    _begin(connection, waiting)
     try:
         yield
         connection.execute("COMMIT")
@@ -121,6 +125,22 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         with suppress(sqlite3.Error):  # SQLite has rolled back by itself where the disk was full
             connection.execute("ROLLBACK")
         raise
+
+
+def _begin(connection: sqlite3.Connection, waiting: Callable[[], None]) -> None:
+    ends = time.monotonic() + _BUSY_SECONDS
+    connection.execute(f"PRAGMA busy_timeout = {int(_TRY_SECONDS * 1000)}")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > ends:
+                    raise
+            waiting()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
 
 
 def _set_aside(path: Path) -> Path:

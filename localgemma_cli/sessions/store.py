@@ -3,7 +3,7 @@
 import sqlite3
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from localgemma_cli.errors import NotFoundError, SavingError
 from localgemma_cli.sessions.schema import connect, transaction
 from localgemma_cli.text import repair_surrogates
 
+_LOOK_SECONDS = 0.1
 _TITLE_LENGTH = 60  # characters of the first question, where nobody gave a title
 
 
@@ -41,6 +42,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._connection, self.notice = connect(path)
         self._path, self._lock = path, RLock()
+        self.waiting: Callable[[], None] = lambda: None  # called while another writes; may raise
 
     def close(self) -> None:
         self._connection.close()
@@ -209,11 +211,14 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        with self._lock:
-            try:
-                yield
-            except sqlite3.Error as error:
-                raise self._failed(error) from error
+        while not self._lock.acquire(timeout=_LOOK_SECONDS):
+            self.waiting()
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        finally:
+            self._lock.release()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -221,7 +226,7 @@ class Store:
             if self._connection.in_transaction:  # a method that calls another
                 yield
             else:
-                with transaction(self._connection):
+                with transaction(self._connection, self.waiting):
                     yield
 
     def _failed(self, error: sqlite3.Error) -> SavingError:

@@ -64,18 +64,23 @@ class Terminal:
 
     def enter(self, line: str, seconds: float = 240) -> str:
         """Send a line; what came until the next empty prompt."""
-        before = self._row
+        before = self.row
         self.type(f"{line}\r")
         deadline = time.monotonic() + seconds
-        while not (self._row > before and self._at_prompt):
+        while not (self.row > before and self._at_prompt):
             assert time.monotonic() < deadline, f"no prompt after {line!r} in:\n{self.text}"
             assert self.read(), f"the program ended after {line!r}:\n{self.text}"
-        return "\n".join(self.text.split("\n")[before : self._row])
+        return "\n".join(self.text.split("\n")[before : self.row])
 
     @property
-    def _row(self) -> int:
+    def row(self) -> int:
         """Of the cursor, counted from the first line that ever was."""
         return len(self.screen.history.top) + self.screen.cursor.y
+
+    @property
+    def line(self) -> str:
+        """That the cursor is in."""
+        return self.screen.display[self.screen.cursor.y].rstrip()
 
     @property
     def _at_prompt(self) -> bool:
