@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def interrupt(terminal: Terminal, state: str, draft: str = "") -> None:
     slow = max(unit_of_work() for _ in range(3)) / UNIT
     row, started = terminal.row, time.monotonic()
     terminal.type("\x03")
-    while not (terminal.row > row and terminal.line.startswith(f"> {draft}".rstrip())):
+    while not (terminal.row >= row and terminal.line.startswith(f"> {draft}".rstrip())):
         assert time.monotonic() < started + 60, f"no prompt in:\n{terminal.text}"
         assert terminal.read(0.005), terminal.text
     seconds = time.monotonic() - started
