@@ -37,11 +37,13 @@ def interrupt_the_second(terminal: Terminal, said: str) -> None:
 
 def test_turns_system_text_and_a_new_conversation(program: Program, server: ChatServer) -> None:
     usage = {"prompt_tokens": 20, "completion_tokens": 5}
-    server.answers(sse("Answer", " one.", usage=usage), sse("Answer two."), sse("Answer three."))
+    thought = event({"choices": [{"index": 0, "delta": {"reasoning_content": "Let me\nsee."}}]})
+    first = Reply((thought, *sse("Answer", " one.", usage=usage).parts))
+    server.answers(first, sse("Answer two."), sse("Answer three."))
     with Terminal(program, ["--endpoint", server.url, "-s", "Be brief."]) as terminal:
         terminal.wait("gemma-test · 127")
         terminal.type("First\r")
-        terminal.wait("Answer one")
+        terminal.wait(r"Thinking: Let me *\n *see\. *\n *\n *Answer one")
         terminal.wait("25 tokens")
         terminal.wait_for_prompt()
         terminal.type("Second\r")

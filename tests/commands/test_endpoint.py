@@ -265,6 +265,39 @@ def test_a_key_that_the_server_repeats_is_not_shown(
     assert SECRET not in done.stdout + done.stderr
 
 
+def test_what_the_model_thinks_is_not_its_answer(program: Program, server: ChatServer) -> None:
+    said = [{"content": None, "reasoning_content": "Hm"}, {"content": "", "reasoning": [{"text": "Hm"}]}]
+    thoughts = [event({"choices": [{"index": 0, "delta": each, "finish_reason": None}]}) for each in said]
+    server.answers(Reply((*thoughts, event(delta("Yes.")), ending())))
+    done = ask(program, server, "--session", "s", "Hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Yes.\n", "")
+    start, *thinking, text, end = map(
+        json.loads, ask(program, server, "--jsonl", "--session", "s", "Again").stdout.splitlines()
+    )
+    assert start["event"] == "start"
+    assert thinking == [{"event": "thinking", "text": "Hm"}] * 2
+    assert text == {"event": "delta", "text": "Yes."}
+    assert (end.pop("event"), end["thinking"], end["response"]) == ("end", "HmHm", "Yes.")
+    validate(end, "answer")
+    assert [each["content"] for each in server.posts[-1].body["messages"]] == ["Hello", "Yes.", "Again"]
+
+
+def test_a_key_in_an_answer_or_in_other_letters_is_not_shown(program: Program, server: ChatServer) -> None:
+    halves = (event(delta(f"it is {SECRET[:7]}")), event(delta(f"{SECRET[7:]}!")), ending())
+    shouted = event({"error": {"message": SECRET.upper(), "type": " ".join(SECRET)}})
+    server.pages["/v1/models"] = page({"data": [{"id": f"m-{SECRET}"}, {"id": "m", "owned_by": SECRET}]})
+    server.answers(Reply(halves), Reply((shouted,)), page({}, 302, Location=f"http://h/?{SECRET.upper()}"))
+    keyed = program.with_environment(LOCALGEMMA_API_KEY=SECRET)
+    answer = json.loads(keyed("--endpoint", server.url, "--json", "Hello", stdin="").stdout)
+    assert (answer["response"], answer["model"]) == ("it is ***!", "m")
+    for _ in range(2):
+        done = keyed("--endpoint", server.url, "-v", "Hello", stdin="")
+        assert done.returncode == 7
+        assert "not shown: it repeats the secret key" in done.stderr
+        flat = done.stderr.lower().replace(" ", "")
+        assert SECRET not in flat
+
+
 def test_a_key_goes_to_no_other_server(program: Program, server: ChatServer) -> None:
     with ChatServer() as other:
         server.pages["/v1/models"] = page({}, 302, Location=f"{other.url}/v1/models")

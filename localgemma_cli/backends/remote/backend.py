@@ -1,6 +1,5 @@
 """A server that answers over HTTP, behind the seam of `backends.base`."""
 
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,6 +27,7 @@ from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Delta, Event, Finished, Thinking, Timing, Usage
 from localgemma_cli.redaction import SHORTEST_SECRET
 from localgemma_cli.sampling import Sampling
+from localgemma_cli.text import parse_json
 
 _UNKNOWN = Usage(None, None, None)
 _CUT_SHORT = ("length", "max_tokens", "max_length", "token_limit")
@@ -211,8 +211,8 @@ class _Meter:
 def _reason(text: str) -> str:
     """The words of a refusal, out of the JSON around them."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return text
     if not isinstance(value, dict):
         return text

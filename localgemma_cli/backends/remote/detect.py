@@ -17,6 +17,7 @@ from localgemma_cli.backends.remote.voice import Voice, wait_out
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.redaction import redacted
 from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.text import repair_surrogates
 
 DIALECTS: Mapping[str, Dialect] = {
     dialect.name: dialect for dialect in (OPENAI, RKLLAMA, RKLLAMA_API, RKLLM, RKLLM_OLD)
@@ -85,12 +86,12 @@ def _listed(value: Mapping[str, Any], endpoint: Endpoint, dialect: Dialect) -> F
     entries = value.get("data") or value.get("models")
     entries = [each for each in entries if isinstance(each, dict)] if isinstance(entries, list) else []
     named = ((each.get("id") or each.get("name"), each) for each in entries)
-    names = {one_line(name): each for name, each in named if _is_name(name, endpoint.key)}
+    names = {one_line(repair_surrogates(name)): each for name, each in named if _is_name(name, endpoint.key)}
     model = endpoint.model
     entry = names.get(model or next(iter(names), ""), {})
     context = count(entry.get("max_model_len")) or count(as_mapping(entry.get("meta")).get("n_ctx"))
     owner = entry.get("owned_by") or next((each.get("owned_by") for each in entries), "")
-    owner = one_line(owner) if _is_name(owner, endpoint.key) else ""
+    owner = one_line(repair_surrogates(owner)) if _is_name(owner, endpoint.key) else ""
     return Found(dialect, tuple(names), owner, context)
 
 

@@ -13,6 +13,7 @@ from localgemma_cli.backends.remote.proxies import proxy_before, wrong_proxy
 from localgemma_cli.errors import ContextOverflowError, EndpointError, LocalGemmaError
 from localgemma_cli.redaction import redacted
 from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.text import repair_surrogates
 
 _QUOTED = 300  # characters of a server's own words
 _READ = 2**16  # characters that are looked at for them
@@ -44,7 +45,7 @@ class Refusal:
 
 def quoted(text: str, key: str | None) -> str:
     """A server's words for a message: on one line, not too long, without the key that it may repeat."""
-    words = one_line(redacted(text[:_READ], key))
+    words = one_line(repair_surrogates(redacted(text[:_READ], key)))
     return words if len(words) <= _QUOTED else words[:_QUOTED] + "…"
 
 
@@ -70,7 +71,7 @@ def _not_begun(error: Exception, endpoint: Endpoint) -> EndpointError:
 
     where, causes = _where(endpoint), list(_causes(error))
     connecting = isinstance(error, httpx2.TransportError)  # or else the client could not be made
-    if not connecting and (wrong := wrong_proxy()):
+    if (not connecting or where != endpoint.root) and (wrong := wrong_proxy()):
         return EndpointError(f"{endpoint.root} cannot be asked: {wrong[0]}.", f"{wrong[1]} Or unset it.")
     if not connecting and any(isinstance(cause, OSError) for cause in causes):  # an SSLError is one, too
         return EndpointError(
@@ -126,8 +127,8 @@ def silent(endpoint: Endpoint) -> EndpointError:
 def stalling(endpoint: Endpoint) -> EndpointError:
     """Bytes come, and no answer."""
     return EndpointError(
-        f"{_where(endpoint)} kept the connection busy for {endpoint.timeout:g} s without answering.",
-        "Look at the server; --endpoint-timeout waits longer.",
+        f"{_where(endpoint)} keeps the connection busy without answering.",
+        "Look at the server's log; --endpoint-timeout waits longer.",
     )
 
 

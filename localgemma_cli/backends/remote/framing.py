@@ -8,6 +8,7 @@ from typing import Any
 from localgemma_cli.backends.remote.dialect import ServerError
 from localgemma_cli.backends.remote.failures import cut_off
 from localgemma_cli.errors import EndpointError
+from localgemma_cli.text import parse_json
 
 _UNPACKED = 2**16  # bytes
 _LONGEST = 4 * 2**20  # bytes of one message: more than any answer, and little memory once it is parsed
@@ -121,8 +122,8 @@ def objects(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def parse_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         value = None
     if not isinstance(value, dict):
         raise ServerError(f"it sent what is no JSON object: {text}")

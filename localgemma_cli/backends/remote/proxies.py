@@ -1,6 +1,7 @@
 """Which proxy stands before a server, and what can be wrong with the variables that name it."""
 
 import os
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 from urllib.request import proxy_bypass
 
@@ -33,7 +34,7 @@ def wrong_proxy() -> tuple[str, str] | None:
         scheme = value.partition("://")[0].lower() if "://" in value else "http"
         if scheme not in _SCHEMES:
             return f"{variable} names a proxy of an unknown kind", "It must begin with http://."
-        if scheme.startswith("socks"):
+        if scheme.startswith("socks") and find_spec("socksio") is None:
             return f"{variable} names a SOCKS proxy, which needs the package socksio", "pip install socksio"
         try:
             usable = urlsplit(value if "://" in value else f"http://{value}")

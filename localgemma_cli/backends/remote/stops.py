@@ -7,6 +7,7 @@ from localgemma_cli.backends.remote.dialect import Piece
 from localgemma_cli.backends.remote.transport import Cancelled
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.redaction import MASK
+from localgemma_cli.text import repair_surrogates
 
 
 def until_stop(pieces: Iterable[Piece], stops: Sequence[str]) -> Iterator[Piece]:
@@ -62,7 +63,7 @@ def _joined(text: str, ends: bool) -> tuple[str, str]:
     """What can be said of `text`, and the first half of a character at its end that waits for the second."""
     waits = "" if ends or not "\ud800" <= text[-1:] <= "\udbff" else text[-1]
     said = text[: len(text) - len(waits)]
-    return said.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"), waits
+    return repair_surrogates(said), waits
 
 
 def _beginning(text: str, stops: Sequence[str]) -> int:

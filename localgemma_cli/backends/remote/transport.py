@@ -18,6 +18,7 @@ from localgemma_cli.backends.remote.framing import decoded
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+_FILLER_BYTES = 8 * 2**20  # without an answer in them
 _REFUSAL_BYTES = 64 * 2**10  # of an answer that is only quoted
 
 
@@ -41,8 +42,8 @@ _Item = Head | bytes | Exception | None  # None ends the body
 class Exchange:
     """A request on its way: `head`, then `chunks` of the body as they come; `close` at any time.
 
-    The whole of it has the endpoint's timeout, counted anew with each `allow`: what only keeps the
-    connection busy is no reason to wait longer.
+    The whole of it has the endpoint's timeout and a bound in bytes, both counted anew with each `allow`:
+    what only keeps the connection busy is no reason to wait longer.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Exchange:
         self._items: Queue[_Item] = Queue(maxsize=64)
         self._closed = Event()
         self._socket: socket.socket | None = None
-        self._sent = self._came = False  # the request; anything since `allow`
+        self._sent = False  # the request
+        self._came = 0  # bytes since `allow`
         self._encoding = ""
         self._until = 0.0
         self.allow(endpoint.timeout)
@@ -68,13 +70,14 @@ class Exchange:
 
     def allow(self, seconds: float) -> None:
         """The server has done something of use: wait as long from now on for the rest."""
-        self._until, self._came = time.monotonic() + seconds, False
+        self._until, self._came = time.monotonic() + seconds, 0
 
     def chunks(self) -> Iterator[bytes]:
         """Raises as `head` does."""
         for piece in decoded(self._body(), self._encoding):
-            yield piece
+            self._came += len(piece)
             self._check()  # a small body can have much in it
+            yield piece
 
     def text(self, most: int = _REFUSAL_BYTES) -> str:
         """The body, or so many bytes of it: as far as a message can quote it."""
@@ -94,7 +97,6 @@ class Exchange:
 
     def _body(self) -> Iterator[bytes]:
         while isinstance(item := self._next(), bytes):
-            self._came = True
             yield item
 
     def _next(self) -> _Item:
@@ -112,7 +114,7 @@ class Exchange:
         if self._cancel.is_set():
             self.close()
             raise Cancelled
-        if time.monotonic() > self._until:
+        if time.monotonic() > self._until or self._came > _FILLER_BYTES:
             self.close()
             raise (stalling if self._came else silent)(self._endpoint)
 
@@ -121,7 +123,8 @@ class Exchange:
             with httpx2.Client(
                 timeout=httpx2.Timeout(self._endpoint.timeout, connect=_CONNECT_SECONDS),
                 trust_env=not self._endpoint.loopback,  # no proxy stands before this machine itself
-                verify=url.startswith("https:"),  # a context of certificates takes time to make
+                # SSL_CERT_FILE counts here as well; a context of certificates takes time to make
+                verify=httpx2.create_ssl_context() if url.startswith("https:") else False,
             ) as client:
                 request = client.build_request(
                     method,

@@ -11,7 +11,7 @@ from localgemma_cli.backends.remote.boards import chat_pieces, old_pieces
 from localgemma_cli.backends.remote.dialect import Piece, ServerError
 from localgemma_cli.backends.remote.framing import events, lines
 from localgemma_cli.backends.remote.openai import pieces
-from localgemma_cli.backends.remote.stops import until_stop
+from localgemma_cli.backends.remote.stops import until_stop, well_formed, without
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Usage
 
@@ -61,6 +61,53 @@ def test_what_a_stream_may_hold_besides_text() -> None:
     assert "".join(piece.text for piece in got) == "text"
     assert [piece.finish for piece in got if piece.finish] == ["length"]
     assert [piece.usage for piece in got if piece.usage] == [Usage(5, None, 1)]
+
+
+KEEP_ALIVE = (b"data: null\n\n", b"data:\n\n", b"event: ping\ndata: \n\n", b": hello\n\n", b"\n")
+
+
+@pytest.mark.parametrize("between", KEEP_ALIVE)
+def test_what_keeps_a_connection_alive_is_no_error(between: bytes) -> None:
+    stream = [f"data: {json.dumps(chunk(text))}\n\n".encode() for text in ("Hello", " there")]
+    assert text_of([between, stream[0], between, stream[1], between, b"data: [DONE]\n\n"]) == "Hello there"
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_every_end_of_a_line_wherever_it_is_cut(end: str) -> None:
+    stream = f"\ufeffdata: one{end}data: two{end}{end}data: three{end}{end}".encode()
+    assert list(events([stream])) == ["one\ntwo", "three"]
+    assert list(events(cut(stream, list(range(len(stream)))))) == ["one\ntwo", "three"]
+
+
+@pytest.mark.parametrize("data", ["boom", '{"message": "boom"}', '{"error": {"message": "boom"}}', '"boom"'])
+def test_an_event_named_error_is_one(data: str) -> None:
+    with pytest.raises(ServerError, match="failed") as caught:
+        list(pieces([f"event: error\ndata: {data}\n\n".encode()]))
+    assert "boom" in caught.value.words
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_what_is_thought_stands_apart(name: str) -> None:
+    said = {"choices": [{"index": 0, "delta": {"content": None, name: "hm"}}]}
+    assert list(pieces([f"data: {json.dumps(said)}\n\n".encode()])) == [Piece(thinking="hm")]
+    line = json.dumps({"message": {"content": "", name: "hm"}, "done": False}).encode() + b"\n"
+    assert next(iter(chat_pieces([line]))) == Piece(thinking="hm")
+
+
+def test_halves_of_a_character_are_joined_and_lone_ones_replaced() -> None:
+    parts = [Piece("a\ud83d"), Piece("\ude00b", thinking="\ud83d"), Piece("\ud83d"), Piece("c\ud83d", "stop")]
+    got = list(well_formed(parts))
+    assert "".join(piece.text for piece in got) == "a😀b\ufffdc\ufffd"
+    assert "".join(piece.thinking for piece in got) == "\ufffd"
+
+
+@settings(deadline=None)
+@given(places=st.lists(st.integers(0, 100)))
+def test_a_secret_in_the_answer_is_masked_wherever_it_is_cut(places: list[int]) -> None:
+    text = "the key is sk-secret-1, not sk-secret-2 or sk-"
+    parts = [Piece(each.decode()) for each in cut(text.encode(), places)]
+    got = "".join(piece.text for piece in without(parts, "sk-secret-1"))
+    assert got == text.replace("sk-secret-1", "***")
 
 
 def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:

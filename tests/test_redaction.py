@@ -1,0 +1,51 @@
+"""A secret is not shown, however whoever knows it writes it."""
+
+import base64
+import html
+import itertools
+from urllib.parse import quote
+
+import pytest
+
+from localgemma_cli.redaction import MASK, WITHHELD, redacted
+
+KEY = "sk-Secret/key+123=="
+
+
+def test_only_the_key_is_left_out_of_a_text() -> None:
+    assert redacted(f"no such key: {KEY}, sorry", KEY) == f"no such key: {MASK}, sorry"
+    assert redacted("You pass sk-S****3==, a bad secret", KEY) == "You pass sk-S****3==, a bad secret"
+    assert redacted("anything", None) == "anything"
+    assert redacted("the EMPTY room", "EMPTY") == f"the {MASK} room"
+
+
+WAYS = {
+    "upper": KEY.upper(),
+    "url": quote(KEY, safe=""),
+    "url twice": quote(quote(KEY, safe=""), safe=""),
+    "all of it escaped": "".join(f"%{byte:02X}" for byte in KEY.encode()),
+    "page": "".join(f"&#{ord(c)};" for c in KEY),
+    "page, hexadecimal": html.escape("".join(f"&#x{ord(c):x};" for c in KEY)).replace("&amp;", "&"),
+    "string": "".join(f"\\u{ord(c):04x}" for c in KEY),
+    "base64": base64.b64encode(KEY.encode()).decode(),
+    "base64 of a header": base64.b64encode(b"Authorization: Bearer " + KEY.encode()).decode(),
+    "base64 of a user": base64.urlsafe_b64encode(b"me:" + KEY.encode() + b"\n").decode(),
+    "hexadecimal": KEY.encode().hex(),
+    "spaces": " ".join(KEY),
+    "lines": "\n".join(KEY),
+    "two fields": f"{KEY[:9]} · {KEY[9:]}",
+    "half": KEY[: len(KEY) * 2 // 3],
+    "backwards": KEY[::-1],
+    "wide": "".join(chr(ord(c) + 0xFEE0) for c in KEY),
+}
+
+
+@pytest.mark.parametrize("written", WAYS.values(), ids=WAYS.keys())
+def test_a_text_that_holds_it_in_another_way_is_withheld(written: str) -> None:
+    assert redacted(f"The key {written} is wrong.", KEY) == WITHHELD
+
+
+def test_base64_beside_anything_is_found() -> None:
+    for before, after in itertools.product(range(6), range(4)):
+        text = base64.b64encode(b"x" * before + KEY.encode() + b"y" * after).decode()
+        assert redacted(text, KEY) == WITHHELD
