@@ -24,7 +24,7 @@ from localgemma_cli.environment import (
     standard_streams,
     torchrun_rank,
 )
-from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError
+from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.messages import error_text
 from localgemma_cli.render.sanitize import Block, one_line
@@ -125,7 +125,7 @@ def run(words: Sequence[str], streams: Streams) -> int:
         message = one_line(error.format_message())
         return _tell(UsageError(message, "localgemma --help shows what there is."), manners, streams)
     except Exception as error:  # the boundary: whatever else happens is told in the same way
-        return _tell(_unexpected(error), manners, streams)
+        return _tell(unforeseen(error), manners, streams)
 
 
 def _dispatch(words: Sequence[str]) -> int:
@@ -180,13 +180,6 @@ def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
     else:
         streams.say(error_text(error, "localgemma: "))
     return error.exit_code
-
-
-def _unexpected(error: Exception) -> LocalGemmaError:
-    what = one_line(str(error)) or type(error).__name__
-    wrapped = LocalGemmaError(f"Something unforeseen went wrong: {what}", "Run it with -v to see where.")
-    wrapped.__cause__ = error
-    return wrapped
 
 
 def _close(streams: Streams, code: int) -> int:

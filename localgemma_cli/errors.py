@@ -15,6 +15,9 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+_SHOWN = 300  # characters of a message that others wrote
+
+
 class LocalGemmaError(Exception):
     """Base of every error that is meant for the user; `kind` is its stable name in `--json`."""
 
@@ -84,3 +87,18 @@ class InterruptedAnswer(LocalGemmaError):
 
     exit_code = ExitCode.INTERRUPTED
     kind = "interrupted"
+
+
+ENDINGS = (KeyboardInterrupt, SystemExit, GeneratorExit)  # of the program, not of what it does just now
+
+
+def unforeseen(error: BaseException) -> LocalGemmaError:
+    """What nobody thought of, as an error for the user."""
+    if isinstance(error, LocalGemmaError):
+        return error
+    what = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+    if isinstance(error, MemoryError):
+        what = "the memory is full"
+    wrapped = LocalGemmaError(f"Something unforeseen went wrong: {what}", "Run it with -v to see where.")
+    wrapped.__cause__ = error
+    return wrapped

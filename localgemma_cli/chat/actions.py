@@ -21,6 +21,7 @@ from localgemma_cli.chat.outcome import (
     short,
     takes,
 )
+from localgemma_cli.chat.pasted import from_elsewhere
 from localgemma_cli.chat.saved import export, load, save, sessions, title
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.conversation import Conversation
@@ -68,7 +69,7 @@ def _retry(session: ChatSession, facts: Facts, argument: str) -> Outcome:
     for word in argument.split():
         key, equals, value = word.partition("=")
         sampling = _changed(sampling, "/retry", key, value if equals else "")
-    return Ask(session.replaces(1), sampling)
+    return Ask(from_elsewhere(session.replaces(1)), sampling)
 
 
 def _undo(session: ChatSession, facts: Facts, argument: str) -> None:
@@ -111,6 +112,17 @@ def _file(session: ChatSession, facts: Facts, argument: str) -> None:
     session.attachments += found
     for each, size in zip(found, sizes, strict=True):
         session.say(f"[attached to your next message: {one_line(each.name)}, {size}]")
+    _warn_of_size(session, facts.ready())
+
+
+def _warn_of_size(session: ChatSession, backend: Backend | None) -> None:
+    """Before a question is typed that cannot be answered."""
+    context = backend.context_length if backend else None
+    if context and (tokens := sum(each.tokens(backend)[0] for each in session.attachments)) > context:
+        session.say(
+            f"[{tokens} tokens are attached, and the context holds {context}:"
+            " /file - detaches them; attach the part that matters]"
+        )
 
 
 def _show(session: ChatSession, facts: Facts, argument: str) -> None:

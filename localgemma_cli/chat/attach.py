@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localgemma_cli.backends.base import Backend
+from localgemma_cli.chat.pasted import Spans
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.sanitize import one_line
@@ -33,8 +34,13 @@ class Attachment:
 
     def size(self, backend: Backend | None) -> str:
         """In tokens; a server's are guessed."""
+        tokens, counted = self.tokens(backend)
+        return f"{tokens} tokens" if counted else f"about {tokens} tokens"
+
+    def tokens(self, backend: Backend | None) -> tuple[int, bool]:
+        """How many, and whether they were counted."""
         tokens = backend.count((Message("user", self.block),)) if backend else None
-        return f"about {len(self.text) // 4} tokens" if tokens is None else f"{tokens} tokens"
+        return (len(self.text) // 4, False) if tokens is None else (tokens, True)
 
 
 def read_attachment(path: str) -> Attachment:
@@ -45,24 +51,34 @@ def read_attachment(path: str) -> Attachment:
     return Attachment(repair_surrogates(Path(path).name), text)
 
 
-def mentioned(question: str) -> tuple[list[str], list[str]]:
+def mentioned(question: str, pasted: Spans = ()) -> tuple[list[str], list[str]]:
     """(files, what only looks like one) behind an @ in `question`; a name with blanks stands in quotes.
 
-    Not in blocks of code; and not those that an earlier asking has made blocks of already.
+    Not where the @ was pasted, and not in blocks of code; nor what an earlier asking has made a block.
     """
     found: list[str] = []
     missing: list[str] = []
-    attached = {match["name"] for match in _BLOCK.finditer(question)}
-    for match in _MENTION.finditer(_BLOCK.sub("", question)):
+    blocks = list(_BLOCK.finditer(question))
+    attached = {match["name"] for match in blocks}
+    text = [*pasted, *(match.span() for match in blocks)]
+    for match in _MENTION.finditer(question):
+        if any(begin <= match.start() < end for begin, end in text):
+            continue
         name = match[1].strip('"')
         paths = [each for each in (name, name.rstrip(_TRAILING)) if each]
         if any(one_line(Path(each).name) in attached for each in paths):
             continue
-        if there := next((each for each in paths if os.path.lexists(os.path.expanduser(each))), None):
+        if there := next((each for each in paths if _is_readable(each)), None):
             found.append(there)
         elif _LIKE_PATH.search(paths[-1] if paths else ""):
             missing.append(paths[-1])
     return list(dict.fromkeys(found)), missing
+
+
+def _is_readable(path: str) -> bool:
+    """A folder, a device or another's file is none: a word that only happens to be a name is text."""
+    file = os.path.expanduser(path)
+    return os.path.isfile(file) and os.access(file, os.R_OK)
 
 
 def with_attachments(question: str, attachments: list[Attachment]) -> str:

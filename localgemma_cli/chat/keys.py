@@ -1,23 +1,30 @@
 """What keys do at the prompt."""
 
 from collections.abc import Callable
+from itertools import islice
 
+from prompt_toolkit.buffer import Buffer
+from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition, has_completions, is_searching
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 
-_BLOCK = '"""'
+from localgemma_cli.chat.pasted import Line
+from localgemma_cli.chat.slash import opens_block
 
 
 class EnterKey:
     """Enter sends and Alt-Enter begins a new line; `swapped` the other way round.
 
-    `cleared` hears that Ctrl-C has taken back what was typed.
+    `line` is what the prompt has, `cleared` hears that Ctrl-C has taken it back, `paste` gets what is pasted.
     """
 
-    def __init__(self, cleared: Callable[[], None]) -> None:
+    def __init__(
+        self, line: Callable[[], Line], cleared: Callable[[], None], paste: Callable[[str], None]
+    ) -> None:
         self.swapped = False
-        self._cleared = cleared
+        self._line, self._cleared, self._paste = line, cleared, paste
 
     def bindings(self, editing: EditingMode) -> KeyBindings:
         """Ctrl-C clears what is typed; Ctrl-J begins a line; in vi mode Alt-Enter is Escape, then Enter."""
@@ -43,6 +50,14 @@ class EnterKey:
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.cancel_completion()
 
+        @bindings.add(Keys.BracketedPaste, filter=~is_searching)
+        def _(event: KeyPressEvent) -> None:
+            self._paste(event.data.replace("\r\n", "\n").replace("\r", "\n"))
+
+        @bindings.add("tab", filter=~is_searching)
+        def _(event: KeyPressEvent) -> None:
+            _complete(event.current_buffer)
+
         @bindings.add("c-c", filter=~is_searching)
         def _(event: KeyPressEvent) -> None:
             event.current_buffer.reset()
@@ -55,12 +70,19 @@ class EnterKey:
         menu = buffer.complete_state
         if menu and menu.current_completion and len(menu.completions) > 1:
             buffer.complete_state = None  # takes what is chosen, and sends nothing yet
-        elif sends and not _block_is_open(buffer.text):
+        elif sends and not opens_block(self._line()):
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")
 
 
-def _block_is_open(text: str) -> bool:
-    stripped = text.strip()
-    return stripped.startswith(_BLOCK) and not (len(stripped) >= 6 and stripped.endswith(_BLOCK))
+def _complete(buffer: Buffer) -> None:
+    """At once where only one thing can be meant: the menu comes too late for an Enter that follows fast."""
+    if buffer.complete_state is None and buffer.completer is not None:
+        found = list(islice(buffer.completer.get_completions(buffer.document, CompleteEvent(True)), 2))
+        if len(found) == 1:
+            buffer.apply_completion(found[0])
+            return
+        buffer.start_completion(insert_common_part=True)
+    else:
+        buffer.complete_next()

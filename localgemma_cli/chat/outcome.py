@@ -1,11 +1,13 @@
 """What a slash command may ask of the terminal's loop, and what the commands share."""
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat import slash
+from localgemma_cli.chat.pasted import Line
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sampling import Sampling
@@ -15,7 +17,7 @@ from localgemma_cli.sampling import Sampling
 class Ask:
     """A question to be sent now; `sampling` is for it alone."""
 
-    question: str
+    question: Line
     sampling: Sampling | None = None
 
 
@@ -59,7 +61,7 @@ class Facts:
 def number(command: str, argument: str) -> int:
     if not argument:
         return 1
-    if not (argument.isascii() and argument.isdecimal() and 0 < int(argument) < 10**6):
+    if not re.fullmatch(r"0{0,9}[1-9][0-9]{0,5}", argument):
         raise takes(command)
     return int(argument)
 
@@ -72,6 +74,8 @@ def takes(command: str) -> UsageError:
 
 def paths(argument: str) -> list[str]:
     """As a shell would split them."""
+    if "\0" in argument:
+        raise UsageError("No path has a NUL in it.", "Type the path again.")
     try:
         return shlex.split(argument)
     except ValueError as error:

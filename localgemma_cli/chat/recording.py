@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from threading import Event, Thread
 from typing import TypeVar
 
 from localgemma_cli.conversation import Conversation, Message, Turn
-from localgemma_cli.errors import InterruptedAnswer, LocalGemmaError, SavingError
+from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, SavingError, unforeseen
 from localgemma_cli.render.base import Answer
-from localgemma_cli.sessions.store import Store
+from localgemma_cli.sessions.store import Store, default_path
 
 _WRITE_SECONDS = 0.5  # between two writes of an answer that streams
 _LOOK_SECONDS = 0.05
@@ -17,13 +18,24 @@ Value = TypeVar("Value")
 
 
 class Recorder:
-    """Of one chat; `store` None saves nothing. A failure is told once, and the chat goes on unsaved."""
+    """Of one chat; `store` None saves nothing. A failure is told once, and the chat goes on unsaved.
+
+    `asked_only`: nothing is saved but a conversation that the user saves, and that one alone (`--no-save`).
+    """
 
     def __init__(
-        self, store: Store | None, model: str, tell: Callable[[SavingError], None], session: int | None = None
+        self,
+        store: Store | None,
+        model: str,
+        tell: Callable[[SavingError], None],
+        session: int | None = None,
+        *,
+        asked_only: bool = False,
     ) -> None:
         self.store, self.model, self.session = store, model, session
+        self._asked_only = asked_only
         self.name: str | None = None  # of a session that is still to be made
+        self.waiting: Callable[[], None] = lambda: None  # as a store's
         self._tell = tell
         self._late: list[Thread] = []
 
@@ -33,7 +45,9 @@ class Recorder:
         with self._recording(self.attempt(lambda store: self._begin(store, text, system))) as recording:
             try:
                 yield recording
-            except LocalGemmaError:
+            except ENDINGS:  # the program is ending: what came is kept
+                raise
+            except BaseException:
                 recording.forget()
                 raise
 
@@ -43,7 +57,9 @@ class Recorder:
         with self._recording(turn.saved, turn.answer) as recording:
             try:
                 yield recording
-            except LocalGemmaError:
+            except ENDINGS:
+                raise
+            except BaseException:
                 recording.restore(turn)
                 raise
 
@@ -69,14 +85,41 @@ class Recorder:
         self.session, places = copied
         return conversation.with_places(places)
 
-    def keep(self, conversation: Conversation, system: str | None) -> tuple[int, Conversation]:
-        """The session that holds all of `conversation` from now on; raises SavingError."""
-        assert self.store is not None  # the caller has opened one
-        if self.session is None:
-            self.session = self.store.session(self.name, system)
-        places = [self.store.put(self.session, turn, self.model) for turn in conversation.turns]
-        self.store.set_system(self.session, system)
-        return self.session, conversation.with_places(places)
+    def keep(
+        self, conversation: Conversation, system: str | None, name: str | None
+    ) -> tuple[int, Conversation]:
+        """The session that holds all of `conversation` from now on, under `name`.
+
+        Raises SavingError, and then nothing of it is saved that was not saved before.
+        """
+        store = self.store or Store(default_path())
+        store.waiting = self.waiting
+        try:
+            with store.together():
+                turns, session = conversation.turns, self.session
+                unsaved = [turn.saved is None for turn in turns]
+                if session is not None and unsaved != sorted(unsaved):  # a summary, before what is saved
+                    turns, session = tuple(replace(turn, saved=None) for turn in turns), None
+                if session is None:
+                    session = store.session(self.name, None)
+                if name is not None:  # first: where it is taken, no byte of what was said gets on disk
+                    store.rename(session, name=name)
+                store.set_system(session, system)
+                places = [store.put(session, turn, self.model) for turn in turns]
+        except BaseException:
+            if store is not self.store:
+                store.close()
+            raise
+        self.store, self.session, self.name = store, session, None
+        return session, conversation.with_places(places)
+
+    def go_on_with(self, session: int | None) -> None:
+        """Another conversation, a new one for None; that the one before was saved says nothing of this."""
+        self.session = session
+        if self._asked_only and self.store is not None:
+            self.wait()
+            self.store.close()
+            self.store = None
 
     def set_system(self, system: str | None) -> None:
         if (session := self.session) is not None:
@@ -95,9 +138,14 @@ class Recorder:
         try:
             return action(self.store)
         except SavingError as error:
-            self.store = None
-            self._tell(error)
-            return None
+            failure = error
+        except LocalGemmaError:  # a Ctrl-C
+            raise
+        except Exception as error:  # an answer that is whole is not lost for what saving it meets
+            failure = SavingError(unforeseen(error).message, "/save tries again.")
+        self.store = None
+        self._tell(failure)
+        return None
 
     def settle(self, action: Callable[[Store], None], after: Thread | None = None) -> None:
         """`attempt`, once the thread `after` has ended; a Ctrl-C ends the waiting for it, not the saving."""
@@ -188,5 +236,5 @@ class Recording:
                 written = count
                 try:
                     store.stream(turn, "".join(self._pieces[:count]))
-                except SavingError:
+                except Exception:  # whatever it is, it comes again at the end
                     return

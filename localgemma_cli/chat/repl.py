@@ -33,11 +33,13 @@ from localgemma_cli.chat.inputhistory import input_history
 from localgemma_cli.chat.interrupt import cancelling
 from localgemma_cli.chat.interruptible import InterruptibleBackend, Status
 from localgemma_cli.chat.keys import EnterKey
-from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted
+from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted, short
+from localgemma_cli.chat.pasted import Line, PasteTracker, Spans, from_elsewhere
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.chat.terminal import key_presses, pressed, read_ahead, unechoed
+from localgemma_cli.chat.waiting import Keystrokes, ends_a_line, lines_of, notice
 from localgemma_cli.environment import Streams
-from localgemma_cli.errors import InterruptedAnswer, LocalGemmaError
+from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, unforeseen
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.progress import describe
@@ -79,7 +81,10 @@ class Repl:
         self._cancel = Cancel()
         self._facts = Facts(frame.plan, frame.model, self._loaded, self._ready)
         self._left = self._noted = self._in_editor = self._busy = False
-        self._enter = EnterKey(cleared=self._keep_turns)
+        self._unknown = ""  # a line that named no command
+        self._waiting: list[Keystrokes] = []
+        self._enter = EnterKey(self._line, self._cleared, lambda text: self._typing.paste(text))
+        known: dict[str, Spans] = {}
         self._terminal = streams.stdout if streams.stdout.isatty() else streams.stderr
         editing = EditingMode.VI if frame.vi else EditingMode.EMACS
         output = (PlainTextOutput if is_dumb_terminal() else create_output)(self._terminal)
@@ -90,7 +95,7 @@ class Repl:
                 prompt_continuation="  ",
                 key_bindings=self._enter.bindings(editing),
                 editing_mode=editing,
-                history=input_history(frame.input_history),
+                history=input_history(frame.input_history, known, lambda: self._typing.pasted),
                 completer=ChatCompleter(KEYS, self._names),
                 complete_while_typing=Condition(completes_by_itself)
                 & Condition(lambda: not frame.accessible),
@@ -100,6 +105,7 @@ class Repl:
                 bottom_toolbar=None if frame.accessible else self._toolbar,
                 input=create_input(keyboard),
             )
+        self._typing = PasteTracker(self._prompt.default_buffer, known)
 
     def _in_background(self, load: Callable[[ProgressSink], Backend]) -> BackgroundLoad:
         """Loading, and then answering."""
@@ -113,17 +119,21 @@ class Repl:
         """Chat until the user leaves; raises what loading raised."""
         with self._own_terminal() as typed:
             store_typeahead(self._prompt.input, key_presses(typed))
-            draft = ""
+            draft = Line()
             if first:
                 with self._at_work():
-                    draft = self._ask(Ask(first))
+                    draft = self._guarded(self._send, from_elsewhere(first))
             while not self._left:
                 try:
-                    line = self._prompt.prompt(default=draft, pre_run=self._before_prompt)
+                    self._hold_back(draft)
+                    self._typing.begin(draft)
+                    text = self._prompt.prompt(default=draft.text, pre_run=self._before_prompt)
+                    line = Line(text, self._typing.pasted)
+                    self._typing.remember(line)
                     with self._at_work():
-                        draft = self._handle(line)
+                        draft = self._guarded(self._handle, line)
                 except KeyboardInterrupt:
-                    draft = ""
+                    draft = Line()
                 except EOFError:
                     return
 
@@ -160,25 +170,67 @@ class Repl:
             self._prompt.output.enable_bracketed_paste()
             self._prompt.output.flush()
 
-    def _handle(self, line: str) -> str:
+    def _hold_back(self, draft: Line) -> None:
+        """Lines typed ahead are not sent after a Ctrl-C, nor glued to a draft; they wait for their turn."""
+        ahead = pressed(self._prompt.input)
+        cancelled = self._cancel.is_set() and ends_a_line(ahead)
+        if draft.text or cancelled or self._waiting:
+            self._waiting += lines_of(ahead, swapped=self._enter.swapped)
+            ahead = [] if draft.text or not self._waiting else list(self._waiting.pop(0))
+        store_typeahead(self._prompt.input, ahead)
+        if self._waiting:
+            self._session.say(notice(self._waiting))
+
+    def _line(self) -> Line:
+        return Line(self._prompt.default_buffer.text, self._typing.pasted)
+
+    def _cleared(self) -> None:
+        self._typing.begin(Line())
+        self._keep_turns()
+        if self._waiting:
+            get_app().key_processor.feed_multiple(list(self._waiting.pop(0)))
+
+    def _guarded(self, handle: Callable[[Line], Line], line: Line) -> Line:
+        """What `handle` gives; only the user ends a chat: what else goes wrong is told, and `line` kept."""
+        self._cancel = Cancel()
+        try:
+            return handle(line)
+        except ENDINGS:
+            raise
+        except BaseException as error:  # some are no Exception: a panic of a library in Rust
+            if error is self._load.error:
+                raise
+            self._frame.report(unforeseen(error))
+            return line
+
+    def _send(self, question: Line) -> Line:
+        return Line() if self._ask(Ask(question)) else question
+
+    def _handle(self, line: Line) -> Line:
         """Do what a line says; what is left of it to edit, where it could not be sent."""
-        match slash.parse(normalize(line)):
+        line = line.mended(normalize)
+        match slash.parse(line):
             case slash.Say(question):
-                return self._ask(Ask(question))
+                return Line() if self._ask(Ask(question)) else line
             case slash.Command(name, argument):
                 self._keep_turns()
                 return self._command(name, argument)
-            case slash.Unknown(name, nearest):
+            case slash.Unknown() if line.text == self._unknown:
+                return self._send(line.stripped())
+            case slash.Unknown(name, nearest, long):
                 hint = f"Did you mean {nearest}?" if nearest else "/help lists the commands."
-                self._session.say(f"There is no command {one_line(name)}. {hint} //… sends it as text.")
+                text = "Enter again sends it as text." if long else "//… sends it as text."
+                self._session.say(f"There is no command {short(name)}. {hint} {text}")
+                self._unknown = line.text if long else ""
+                return line if long else Line()
             case None:
                 self._keep_turns()
-        return ""
+        return Line()
 
     def _keep_turns(self) -> None:  # those that an edit was to replace
         self._session.rewind = 0
 
-    def _command(self, name: str, argument: str) -> str:
+    def _command(self, name: str, argument: str) -> Line:
         outcomes: list[Outcome] = []
         self._cancellable(lambda: outcomes.append(perform(self._session, self._facts, name, argument)))
         match outcomes[0] if outcomes else None:
@@ -187,7 +239,7 @@ class Repl:
                 self._keep_turns()
             case Edit(text):
                 self._in_editor = bool(os.environ.get("VISUAL") or os.environ.get("EDITOR"))
-                return slash.typed(text)
+                return from_elsewhere(text)
             case Copy(text):
                 self._session.say(copy(text, self._terminal))
             case Do("continue"):
@@ -200,14 +252,13 @@ class Repl:
                 self._session.say(f"Enter {how}.")
             case Do("exit"):
                 self._left = True
-        return ""
+        return Line()
 
-    def _ask(self, ask: Ask) -> str:
-        """One turn; the question again where no answer to it is kept."""
-        done = self._answered(
+    def _ask(self, ask: Ask) -> bool:
+        """One turn; whether an answer to it is kept."""
+        return self._answered(
             lambda backend: self._session.ask(backend, ask.question, self._cancel, ask.sampling)
         )
-        return "" if done else slash.typed(ask.question)
 
     def _summarize(self) -> None:
         def action(backend: Backend) -> None:
@@ -215,6 +266,7 @@ class Repl:
             count = self._session.summarize(backend, self._cancel)
             saved = "; they stay saved" if self._session.recorder.session is not None else ""
             self._session.say(f"[{counted(count, 'turn')} summarized{saved}]")
+            self._session.show(self._session.conversation.turns[0].answer)
 
         self._with_model(action)
 
@@ -241,8 +293,10 @@ class Repl:
     def _cancellable(self, action: Callable[[], None]) -> None:
         """Errors are reported, and Ctrl-C sets `_cancel`."""
         self._cancel = Cancel()
-        if (store := self._session.recorder.store) is not None:
-            store.waiting = self._look
+        recorder = self._session.recorder
+        recorder.waiting = self._look
+        if recorder.store is not None:
+            recorder.store.waiting = self._look
         with cancelling(self._cancel, second_raises=False):
             try:
                 action()
@@ -275,9 +329,11 @@ class Repl:
     def _cancelled_already(self) -> bool:
         """Whether a Ctrl-C followed so fast on Enter that the prompt still took it for a key."""
         presses = pressed(self._prompt.input)
-        last = max((at for at, press in enumerate(presses) if press.key == Keys.ControlC), default=-1)
-        store_typeahead(self._prompt.input, presses[last + 1 :])
-        return last >= 0
+        others = [press for press in presses if press.key != Keys.ControlC]
+        store_typeahead(self._prompt.input, others)
+        if len(others) < len(presses):
+            self._cancel.set()
+        return self._cancel.is_set()
 
     def _ready(self) -> Backend | None:
         return self._load.result() if self._load.done.is_set() else None

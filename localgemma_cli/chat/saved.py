@@ -1,5 +1,6 @@
 """The slash commands that have to do with saved conversations."""
 
+import os
 import shlex
 import time
 from pathlib import Path
@@ -16,12 +17,7 @@ _LISTED = 20  # conversations
 
 
 def save(session: ChatSession, facts: Facts, argument: str) -> None:
-    recorder = session.recorder
-    if recorder.store is None:
-        recorder.store = Store(default_path())
-    id, session.conversation = recorder.keep(session.conversation, session.system)
-    if argument:
-        recorder.store.rename(id, name=argument)
+    id, session.conversation = session.recorder.keep(session.conversation, session.system, argument or None)
     name = f" as {one_line(argument)}" if argument else ""
     again = one_line(shlex.quote(argument or str(id)))
     session.say(f"[saved{name}: localgemma --session {again} goes on with it]")
@@ -65,7 +61,10 @@ def export(session: ChatSession, facts: Facts, argument: str) -> None:
         raise takes("/export")
     if not session.conversation.turns:
         raise UsageError("There is nothing to export yet.", "Ask something first.")
-    path = Path(*paths(argument)).expanduser()
+    names = paths(argument)
+    if len(names) != 1:
+        raise takes("/export")
+    path = Path(os.path.expanduser(names[0]))
     write_new(path, written(session.conversation, form_of(path.name)))
     session.say(f"[written: {one_line(str(path))}]")
 

@@ -6,11 +6,12 @@ from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.attach import Attachment, mentioned, read_attachment, with_attachments
+from localgemma_cli.chat.pasted import Line, from_elsewhere
 from localgemma_cli.chat.recording import Recorder
 from localgemma_cli.chat.summary import summarized
 from localgemma_cli.chat.turn import Settings, continue_turn, run_turn
-from localgemma_cli.conversation import Conversation, Turn
-from localgemma_cli.errors import UsageError
+from localgemma_cli.conversation import Conversation, Message, Turn
+from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.render.base import Answer, Both, Renderer
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sampling import Mode, Sampling, system_for
@@ -56,7 +57,7 @@ class ChatSession:
         self.conversation = replace(self.conversation, system=system_for(self.mode, self.system))
 
     def ask(
-        self, backend: Backend, question: str, cancel: Cancel, sampling: Sampling | None = None
+        self, backend: Backend, question: Line, cancel: Cancel, sampling: Sampling | None = None
     ) -> Answer:
         """One turn more; an error leaves everything as it was, what was to be replaced included."""
         text = self._with_files(question, backend)
@@ -76,7 +77,7 @@ class ChatSession:
         if turn.finish_reason == "stop":
             raise UsageError("The last answer came to its end.", "Ask for more in your own words.")
         if not backend.continues:
-            return self.ask(backend, _GO_ON, cancel)
+            return self.ask(backend, from_elsewhere(_GO_ON), cancel)
         with self.recorder.continuation(turn) as recording:
             renderer = Both(self.make_renderer(self.render), recording)
             self.conversation, answer = continue_turn(
@@ -114,17 +115,22 @@ class ChatSession:
 
     def fresh(self, conversation: Conversation, session: int | None) -> None:
         """Go on with another conversation."""
-        self.conversation, self.recorder.session = conversation, session
+        self.conversation = conversation
+        self.recorder.go_on_with(session)
         self.last, self.rewind, self.attachments = None, 0, []
 
     def replay(self) -> None:
         """Show what was said before."""
         for turn in self.conversation.turns:
             self.say(f"> {turn.question.content}")
-            renderer = self.make_renderer(self.render)
-            renderer.delta(turn.answer.content)
-            renderer.abort()
+            self.show(turn.answer)
             self.say("[interrupted]\n" if turn.finish_reason == "interrupted" else "")
+
+    def show(self, answer: Message) -> None:
+        """As answers are shown."""
+        renderer = self.make_renderer(self.render)
+        renderer.delta(answer.content)
+        renderer.abort()
 
     def set_system(self, text: str | None) -> None:
         self.system = text
@@ -141,14 +147,19 @@ class ChatSession:
             raise UsageError(f"This chat has {said}, not {count}.", "Give a smaller number.")
         return turns[-count]
 
-    def _with_files(self, question: str, backend: Backend) -> str:
-        names, missing = mentioned(question)
+    def _with_files(self, question: Line, backend: Backend) -> str:
+        names, missing = mentioned(question.text, question.pasted)
+        files = [*self.attachments]
+        for name in names:
+            try:
+                files.append(read_attachment(name))
+            except NotFoundError:  # it is gone, or opens and cannot be read
+                missing.append(name)
         for name in missing:
             self.say(f"[there is no file {one_line(name)}: it is sent as text]")
-        files = [*self.attachments, *map(read_attachment, names)]
         for file in files:
             self.say(f"[with {one_line(file.name)}: {file.size(backend)}]")
-        return with_attachments(question, files)
+        return with_attachments(question.text, files)
 
     def _noted(self, answer: Answer) -> Answer:
         self.last = answer

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from localgemma_cli.chat.pasted import Line
+
 
 @dataclass(frozen=True)
 class Usage:
@@ -44,13 +46,17 @@ COMMANDS: Mapping[str, Usage] = {
 
 RENDERS = ("markdown", "plain")
 _QUOTES = '"""'
-_OLD_SPELLINGS = {
+_LONGEST_NAME = 40  # characters that are compared with the commands
+_OTHER_NAMES = {
     "!help": "/help",
     "!new session": "/new",
     "!exit": "/exit",
     "/quit": "/exit",
     "/bye": "/exit",
     "/?": "/help",
+    "/h": "/help",
+    "/clear": "/new",
+    "/history": "/sessions",
     "quit": "/exit",
     "exit": "/exit",
 }
@@ -60,7 +66,7 @@ _OLD_SPELLINGS = {
 class Say:
     """A question for the model."""
 
-    text: str
+    question: Line
 
 
 @dataclass(frozen=True)
@@ -71,35 +77,55 @@ class Command:
 
 @dataclass(frozen=True)
 class Unknown:
+    """No command. Where it is `long`, there is more to it than a word that is soon typed again."""
+
     name: str
     nearest: str | None
+    long: bool
 
 
-def parse(line: str) -> Say | Command | Unknown | None:
-    """None for an empty line; `//text` says a text that begins with a slash, three quotes hold a block."""
-    text = line.strip()
-    if not text:
+def parse(line: Line) -> Say | Command | Unknown | None:
+    """None for an empty line; `//text` says a text that begins with a slash, three quotes hold a block.
+
+    All of that only where it was typed: what was pasted is text.
+    """
+    line = line.stripped()
+    if not line.text.strip():
         return None
-    if text.startswith(_QUOTES) and text.endswith(_QUOTES) and len(text) >= 6:
-        inner = text[3:-3].strip("\n")
-        return Say(inner) if inner.strip() else None
-    text = _OLD_SPELLINGS.get(text.lower(), text)
-    if text.startswith("//"):
-        return Say(text[1:])
-    if not text.startswith("/"):
-        return Say(text)
+    if _is_block(line):
+        inner = line.part(3, len(line.text) - 3).stripped("\n")
+        return Say(inner) if inner.text.strip() else None
+    text = line.text
+    if not line.pasted:
+        text = _OTHER_NAMES.get(text.lower(), text)
     name, *rest = text.split(maxsplit=1)
+    if not text.startswith("/") or not line.typed(0, len(name) if name[:2] != "//" else 2):
+        return Say(line)
+    if name.startswith("//"):
+        return Say(line.part(1, len(text)))
+    name = _OTHER_NAMES.get(name, name)
     if name in COMMANDS:
         return Command(name, rest[0].strip() if rest else "")
-    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-    return Unknown(name, close[0] if close else None)
+    close = difflib.get_close_matches(name[:_LONGEST_NAME], COMMANDS, n=1, cutoff=0.5)
+    alone = not rest and name[1:].isalpha()
+    return Unknown(name, close[0] if close else None, long=not alone)
 
 
-def typed(text: str) -> str:
-    """The line that says `text`, for it to be edited."""
-    if parse(text) == Say(text):
-        return text
-    return f"/{text}" if parse(f"/{text}") == Say(text) else f"{_QUOTES}\n{text}\n{_QUOTES}"
+def opens_block(line: Line) -> bool:
+    """Whether three quotes were typed, and not yet the three that end the block."""
+    line = line.stripped()
+    return line.text.startswith(_QUOTES) and line.typed(0, 3) and not _is_block(line)
+
+
+def _is_block(line: Line) -> bool:
+    text, end = line.text, len(line.text)
+    return (
+        end >= 6
+        and text.startswith(_QUOTES)
+        and text.endswith(_QUOTES)
+        and line.typed(0, 3)
+        and line.typed(end - 3, end)
+    )
 
 
 def usage(name: str) -> str:

@@ -157,7 +157,9 @@ class Talk:
         saves = self.saving.keep and (wanted or not scripted)
         if saves or (wanted and default_path().exists()):
             store = self._store(needed=wanted)
-        recorder = Recorder(store if saves else None, self.target.model, self._unsaved)
+        recorder = Recorder(
+            store if saves else None, self.target.model, self._unsaved, asked_only=not self.saving.keep
+        )
         if not wanted:
             return recorder, Conversation(self.system)
         if self.saving.session is not None:

@@ -4,7 +4,7 @@ import sqlite3
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -18,6 +18,7 @@ from localgemma_cli.text import repair_surrogates
 
 _LOOK_SECONDS = 0.1
 _TITLE_LENGTH = 60  # characters of the first question, where nobody gave a title
+_LONGEST_ID = 19  # digits; SQLite's own have 63 bits
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Store:
         self._connection, self.notice = connect(path)
         self._path, self._lock = path, RLock()
         self.waiting: Callable[[], None] = lambda: None  # called while another writes; may raise
+
+    def together(self) -> AbstractContextManager[None]:
+        """Around several calls: one transaction, all of them or none."""
+        return self._writing()
 
     def close(self) -> None:
         self._connection.close()
@@ -147,7 +152,7 @@ class Store:
         id = self.named(wanted)
         if id is None:
             raise NotFoundError(
-                f"There is no saved conversation {wanted!r}.",
+                f"There is no saved conversation {wanted[:_TITLE_LENGTH]!r}.",
                 "See `localgemma history list`, or /sessions in a chat.",
             )
         return id
@@ -156,8 +161,8 @@ class Store:
         """The session of that name, else of that number, else None."""
         with self._reading():
             rows = self._rows("SELECT id FROM sessions WHERE name = ?", (wanted,))
-            if not rows and wanted.isascii() and wanted.isdecimal():
-                rows = self._rows("SELECT id FROM sessions WHERE id = ?", (min(int(wanted), 2**62),))
+            if not rows and wanted.isascii() and wanted.isdecimal() and len(wanted) < _LONGEST_ID:
+                rows = self._rows("SELECT id FROM sessions WHERE id = ?", (int(wanted),))
         return cast(int, rows[0]["id"]) if rows else None
 
     def last_model(self, session: int) -> str | None:

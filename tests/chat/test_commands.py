@@ -9,7 +9,8 @@ import pytest
 from support.program import Program
 from support.terminal import Terminal, paste
 
-from localgemma_cli.chat.slash import COMMANDS, Say, parse, typed, usage
+from localgemma_cli.chat.pasted import from_elsewhere
+from localgemma_cli.chat.slash import COMMANDS, Say, parse, usage
 
 EVIL = "evil\x1b[31m\u202e.txt"
 DEMO = ["-m", "demo", "--temperature", "0"]
@@ -17,8 +18,8 @@ QUESTION = "What does the memory preset do?"
 
 
 @pytest.mark.parametrize("text", ["Hello", "/undo", "//x", "quit", '"""', "!exit", "a\nb", "/", "exit"])
-def test_a_text_can_be_typed_again(text: str) -> None:
-    assert parse(typed(text)) == Say(text)
+def test_a_text_can_be_edited_and_is_still_text(text: str) -> None:
+    assert parse(from_elsewhere(text)) == Say(from_elsewhere(text))
 
 
 def test_conversation_commands(program: Program) -> None:

@@ -8,9 +8,10 @@ import pytest
 from support.chat import GREEDY, Chat
 
 from localgemma_cli.chat.outcome import Ask
+from localgemma_cli.chat.recording import Recorder
 from localgemma_cli.errors import InterruptedAnswer, UsageError
 from localgemma_cli.sampling import Mode, OnOverflow
-from localgemma_cli.sessions.store import Store
+from localgemma_cli.sessions.store import Store, default_path
 
 QUESTION = "What does the memory preset do?"
 LONG = "What happens when the context is full?"
@@ -123,8 +124,9 @@ def test_an_error_leaves_the_conversation_and_its_file_as_they_were(store: Store
     chat = Chat(store)
     chat.ask("Hello!")
     chat.session.replaces(1)
+    (store._path.parent / "binary").write_bytes(b"a\0b")
     with pytest.raises(UsageError):
-        chat.ask("See @" + str(store._path.parent))
+        chat.ask(f"See @{store._path.parent}/binary")
     chat.session.settings = replace(chat.session.settings, on_overflow=OnOverflow.ERROR)
     with pytest.raises(Exception, match="tokens"):
         chat.ask("word " * 3000)
@@ -156,6 +158,33 @@ def test_files_are_sent_once_and_their_size_is_told(tmp_path: Path, monkeypatch:
     chat.do("/file -")
     chat.ask("Hello!")
     assert chat.turns[-1].question.content == "Hello!"
+
+
+def test_what_is_saved_on_demand_is_that_conversation_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
+    chat = Chat()
+    chat.session.recorder = Recorder(None, "demo", chat.failures.append, asked_only=True)
+    for question in ("Hello!", "What is 9b?", QUESTION):
+        chat.ask(question)
+    assert not default_path().exists()
+    chat.do("/save mine")
+    chat.session.summarize(chat.backend, Cancel())
+    chat.ask("What is 2b?")
+    chat.do("/new")
+    chat.ask("Hello again!")
+    store = Store(default_path())
+    assert sorted(len(store.conversation(id, "demo").turns) for id in (1, 2)) == [3, 3]
+    assert store.search("again") == []
+    other = Chat()
+    other.session.recorder = Recorder(None, "demo", other.failures.append, asked_only=True)
+    other.do("/load mine")
+    other.session.summarize(other.backend, Cancel())
+    other.do("/save shorter")
+    shorter = [turn.question.content for turn in store.conversation(store.find("shorter"), "demo").turns]
+    assert shorter == ["What have we said so far?", QUESTION]
+    assert len(store.conversation(store.find("mine"), "demo").turns) == 3
 
 
 def fill(chat: Chat, count: int) -> list[str]:

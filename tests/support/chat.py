@@ -9,6 +9,7 @@ from support.models import DEMO
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.actions import perform
 from localgemma_cli.chat.outcome import Facts, Outcome
+from localgemma_cli.chat.pasted import Line
 from localgemma_cli.chat.recording import Recorder
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.chat.turn import Settings
@@ -76,10 +77,12 @@ class Chat:
         )
 
     def ask(
-        self, question: str, sampling: Sampling | None = None, *, stop_after: int | None = None
+        self, question: str | Line, sampling: Sampling | None = None, *, stop_after: int | None = None
     ) -> Answer:
+        """A text is typed, a line what it says of itself."""
         self.watcher = Watcher(Cancel(), stop_after)
-        return self.session.ask(self.backend, question, self.watcher.cancel, sampling)
+        line = Line(question) if isinstance(question, str) else question
+        return self.session.ask(self.backend, line, self.watcher.cancel, sampling)
 
     def go_on(self, *, stop_after: int | None = None) -> Answer:
         self.watcher = Watcher(Cancel(), stop_after)
