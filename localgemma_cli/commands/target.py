@@ -88,6 +88,9 @@ class LocalTarget:
         folder = fetch(self.source, progress, ASK_ABOVE)
         adapter = fetch_adapter(self.source, progress, ASK_ABOVE)
         draft = fetch_assistant(self.source, progress, ASK_ABOVE)
+        from localgemma_cli.events import LoadProgress
+
+        progress(LoadProgress("starting PyTorch"))
         from localgemma_cli.backends.local.backend import Parts, load
 
         return load(self.plan, folder, progress, Parts(self.template, adapter, draft))

@@ -22,7 +22,7 @@ from localgemma_cli.backends.local.stops import StopText
 from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import FinishReason, Message
 from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer
-from localgemma_cli.events import Delta, Event, Finished, ProgressSink, Reading, Timing, Usage
+from localgemma_cli.events import Delta, Event, Finished, LoadProgress, ProgressSink, Reading, Timing, Usage
 from localgemma_cli.planning.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.sampling import Sampling
@@ -167,6 +167,7 @@ def load(plan: LoadPlan, folder: Path, progress: ProgressSink, parts: Parts = Pa
     if plan.device == "cpu" and plan.model.architecture.parameters < _SMALL:
         torch.set_num_threads(1)  # before anything runs: other threads take it as their default
     # first: a folder or template that cannot be used is refused before the weights
+    progress(LoadProgress("reading the tokenizer"))
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.adapter))
     prompter = Prompter(tokenizer, parts.template, plan.model.form)
     draft = None

@@ -30,13 +30,14 @@ def load_model(
     plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None = None
 ) -> PreTrainedModel:
     """NotFoundError for a checkpoint that is damaged or incomplete, DoesNotFitError where memory runs out."""
+    progress(LoadProgress("preparing to load"))
     try:
         if plan.streamed:
             from localgemma_cli.backends.local.quantized import load_quantized
 
             return load_quantized(plan, folder, progress)
         if own := own_loader(plan):
-            return _ready(own(plan, folder, progress), plan, adapter)
+            return _ready(own(plan, folder, progress), plan, adapter, progress)
         # It warns at every product that int8 goes through float16; the plan has said so once.
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         with _loading_reported(progress):
@@ -56,17 +57,20 @@ def load_model(
         raise unloadable("model", folder, error) from error
     if info["missing_keys"]:  # transformers would go on with random weights in their place
         raise incomplete(folder, sorted(info["missing_keys"]))
-    return _ready(model, plan, adapter)
+    return _ready(model, plan, adapter, progress)
 
 
-def _ready(model: PreTrainedModel, plan: LoadPlan, adapter: Path | None) -> PreTrainedModel:
+def _ready(
+    model: PreTrainedModel, plan: LoadPlan, adapter: Path | None, progress: ProgressSink
+) -> PreTrainedModel:
     """With its adapter, and its plain linear layers as they are fastest."""
     if adapter is not None:
         from localgemma_cli.backends.local.formats.adapters import attach
 
+        progress(LoadProgress(f"{'merging' if plan.merges_adapter else 'attaching'} the adapter"))
         model = attach(model, adapter, merge=plan.merges_adapter)
     if plan.processes == 1:
-        tune_linears(model, plan.compact)
+        tune_linears(model, plan.compact, progress)
     return model.eval()
 
 

@@ -14,6 +14,7 @@ from localgemma_cli.backends.local.bfloat16_kernel import takes
 from localgemma_cli.backends.local.mapped import in_file, let_go
 from localgemma_cli.backends.local.nf4_modules import EmbeddingTable
 from localgemma_cli.backends.local.widened import CompactLinear, WidenedLinear, is_widened
+from localgemma_cli.events import LoadProgress, ProgressSink
 
 
 class PackedLinear(nn.Module):
@@ -32,7 +33,9 @@ class PackedLinear(nn.Module):
         return output
 
 
-def tune_linears(model: PreTrainedModel, compact: bool = False) -> None:
+def tune_linears(
+    model: PreTrainedModel, compact: bool = False, progress: ProgressSink = lambda _: None
+) -> None:
     """Replace every plain `nn.Linear` of a bfloat16 model on the CPU by what is fastest on this processor.
 
     With `compact` weights are kept in 12 bits each where there is a product for that.
@@ -42,9 +45,9 @@ def tune_linears(model: PreTrainedModel, compact: bool = False) -> None:
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return
     if is_widened():
-        _replace(model, lambda linear: _widened(linear, compact) if linear.bias is None else linear)
+        _replace(model, lambda linear: _widened(linear, compact) if linear.bias is None else linear, progress)
     elif torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        _replace(model, PackedLinear)
+        _replace(model, PackedLinear, progress)
     else:
         return
     embedding = model.get_input_embeddings()
@@ -57,9 +60,11 @@ def _widened(linear: nn.Linear, compact: bool) -> nn.Module:
     return CompactLinear(linear) if compact and takes(linear.in_features) else WidenedLinear(linear)
 
 
-def _replace(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module]) -> None:
+def _replace(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module], progress: ProgressSink) -> None:
     """One after the other, letting go of each weight once it is copied."""
-    for module in list(model.modules()):
+    modules = list(model.modules())
+    for done, module in enumerate(modules):
+        progress(LoadProgress("packing weights", done, len(modules), unit="tensors"))
         if isinstance(module, nn.ModuleDict):  # an adapter's matrices: peft looks at their weight
             continue
         for name, child in list(module.named_children()):
