@@ -1,5 +1,6 @@
 """The Typer app, and `main`: the only place where errors become messages and exit codes."""
 
+import errno
 import os
 import sys
 import traceback
@@ -21,6 +22,7 @@ from localgemma_cli.environment import (
     config_folder,
     fall_silent,
     mind_libraries,
+    occupy_closed,
     standard_streams,
     torchrun_rank,
 )
@@ -31,6 +33,7 @@ from localgemma_cli.render.sanitize import Block, one_line
 
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # where a stream cannot be written
 _EPILOG = """\b
 Examples:
   localgemma --model 9b --preset speed
@@ -101,6 +104,7 @@ def main() -> None:
     rank = torchrun_rank(os.environ)
     if rank is not None and rank.index > 0:
         fall_silent()
+    occupy_closed()
     streams = standard_streams()
     mind_libraries(streams, verbose=_manners(sys.argv[1:], os.environ).verbose)
     code = run(sys.argv[1:], streams)
@@ -121,9 +125,11 @@ def run(words: Sequence[str], streams: Streams) -> int:
         return _tell(error, manners, streams) if manners.json else error.exit_code  # a person knows it
     except LocalGemmaError as error:
         return _tell(error, manners, streams)
-    except TyperException as error:
-        message = one_line(error.format_message())
-        return _tell(UsageError(message, "localgemma --help shows what there is."), manners, streams)
+    except OSError as error:
+        if error.errno not in _UNWRITTEN or error.filename is not None:
+            return _tell(_unexpected(error), manners, streams)
+        _discard(streams)
+        return _tell(_not_written(error), manners, streams)
     except Exception as error:  # the boundary: whatever else happens is told in the same way
         return _tell(unforeseen(error), manners, streams)
 
@@ -140,8 +146,31 @@ def _dispatch(words: Sequence[str]) -> int:
     defaults = read_config(config_folder() / "config.toml", names)
     several = {"preset": [defaults["preset"]]} if "preset" in defaults else {}
     maps = {"": defaults, "plan": defaults, "prompt": defaults, "bench": {**defaults, **several}}
-    with command.make_context("localgemma", _modern(words), default_map=maps) as context:
-        return int(command.invoke(context) or 0)
+    try:
+        with command.make_context("localgemma", _modern(words), default_map=maps) as context:
+            return int(command.invoke(context) or 0)
+    except TyperException as error:
+        path = getattr(getattr(error, "ctx", None), "command_path", "localgemma").strip()
+        wrong = UsageError(one_line(error.format_message()), f"{path} --help shows what there is.")
+        _blame(wrong, words, defaults, command)
+        raise wrong from error
+    except LocalGemmaError as error:
+        _blame(error, words, defaults, command)
+        raise
+
+
+def _blame(
+    error: LocalGemmaError, words: Sequence[str], defaults: Mapping[str, object], command: Any
+) -> None:
+    from localgemma_cli.commands.value_sources import ValueSources
+
+    options = [
+        *command.commands[CHAT].params,
+        *(p for each in command.commands.values() for p in each.params),
+    ]
+    flags = {name.removeprefix("--"): p.opts for p in options for name in p.opts if name.startswith("--")}
+    path = config_folder() / "config.toml"
+    ValueSources(_modern(words), os.environ, defaults, path, flags).blame(error)
 
 
 def _modern(words: Sequence[str]) -> list[str]:
@@ -176,7 +205,8 @@ def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
     if manners.verbose:
         streams.say(Block("".join(traceback.format_exception(error)).rstrip()))
     if manners.json:
-        write_line(streams.stderr, error_object(error))
+        with suppress(OSError):
+            write_line(streams.stderr, error_object(error))
     else:
         streams.say(error_text(error, "localgemma: "))
     return error.exit_code
@@ -190,10 +220,16 @@ def _close(streams: Streams, code: int) -> int:
         _discard(streams)
     except OSError as error:
         _discard(streams)
-        full = LocalGemmaError(f"The answer could not be written: {error.strerror}.", "Free some space.")
-        streams.say(error_text(full, "localgemma: "))
+        streams.say(error_text(_not_written(error), "localgemma: "))
         return code or ExitCode.FAILURE
     return code
+
+
+def _not_written(error: OSError) -> LocalGemmaError:
+    if error.errno == errno.EBADF:
+        return LocalGemmaError("The output cannot be written: stdout is closed.", "Leave >&- out.")
+    what = f"The output cannot be written: {error.strerror}."
+    return LocalGemmaError(what, "Free some space, or write elsewhere.")
 
 
 def _leave(streams: Streams, code: int) -> NoReturn:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOBase, TextIOWrapper
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TextIO
 
 import platformdirs
 
+from localgemma_cli.errors import UsageError
 from localgemma_cli.render.sanitize import for_people, visible
 
 
@@ -55,7 +57,8 @@ class Streams:
 
     def say(self, text: str, paint: Callable[[str], str] = str) -> None:
         """A line for people, at once; `paint` adds the program's own colours to what is safe by then."""
-        STATUS.say(self.stderr, paint(for_people(text)))
+        with suppress(OSError):  # a full disk behind `2>`: the answer itself still has its way
+            STATUS.say(self.stderr, paint(for_people(text)))
 
     def show(self, text: str) -> None:
         """A line of what a command prints for people."""
@@ -76,14 +79,14 @@ class Streams:
 
 
 def standard_streams() -> Streams:
-    """The process's own; a closed one (`2>&-`) reads as empty and writes to nowhere."""
+    """The process's own; closed, stdin is empty, stderr writes to nowhere, stdout cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a `?`
     stderr = sys.stderr.own if isinstance(sys.stderr, LibraryStream) else sys.stderr
     return Streams(
         sys.stdin or open(os.devnull, encoding="utf-8"),
-        sys.stdout or open(os.devnull, "w", encoding="utf-8"),
+        sys.stdout or open(1, "w", encoding="utf-8", closefd=False),
         stderr or open(os.devnull, "w", encoding="utf-8"),
     )
 
@@ -116,6 +119,20 @@ def mind_libraries(streams: Streams, *, verbose: bool) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # that part writes to the descriptor itself
 
 
+def occupy_closed() -> None:
+    """Take the places of standard streams that are closed (`>&-`), which the next file opened would get.
+
+    What is then written to stdout fails, as it would have without this.
+    """
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest that is free is this one
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as long as the process
+
+
 @dataclass(frozen=True)
 class Rank:
     """This process among those that `torchrun` started; 0 owns the terminal."""
@@ -125,10 +142,13 @@ class Rank:
 
 
 def torchrun_rank(environ: Mapping[str, str]) -> Rank | None:
-    """None for a process that runs alone."""
-    if "TORCHELASTIC_RUN_ID" not in environ or environ.get("WORLD_SIZE", "1") == "1":
+    """None for a process that runs alone, or whose variables are not those that torchrun sets."""
+    try:
+        rank = Rank(int(environ["RANK"]), int(environ["WORLD_SIZE"]))
+    except (KeyError, ValueError):
         return None
-    return Rank(int(environ["RANK"]), int(environ["WORLD_SIZE"]))
+    alone = "TORCHELASTIC_RUN_ID" not in environ or rank.count < 2
+    return None if alone or not 0 <= rank.index < rank.count else rank
 
 
 def fall_silent() -> None:
@@ -139,21 +159,33 @@ def fall_silent() -> None:
         os.dup2(nowhere, stream)
 
 
+def expanded(path: str | Path) -> Path:
+    """With `~` as the home folder; that of a user who does not exist stays as it is, and is not found."""
+    return Path(os.path.expanduser(path))
+
+
 def config_folder() -> Path:
     """`config.toml`, `presets/*.toml`; `LOCALGEMMA_HOME/config` where that variable is set."""
-    home = os.environ.get("LOCALGEMMA_HOME")
-    return Path(home).expanduser() / "config" if home else platformdirs.user_config_path("localgemma")
+    return _folder("config", platformdirs.user_config_path)
 
 
 def cache_folder() -> Path:
     """What can be made again, private to the user; `LOCALGEMMA_HOME/cache` where that variable is set."""
-    home = os.environ.get("LOCALGEMMA_HOME")
-    folder = Path(home).expanduser() / "cache" if home else platformdirs.user_cache_path("localgemma")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    return _folder("cache", platformdirs.user_cache_path)
 
 
 def data_folder() -> Path:
     """What cannot be made again: conversations; `LOCALGEMMA_HOME/data` where that variable is set."""
+    return _folder("data", platformdirs.user_data_path)
+
+
+def _folder(name: str, usual: Callable[[str], Path]) -> Path:
+    """It need not exist: only what is written there makes it."""
     home = os.environ.get("LOCALGEMMA_HOME")
-    return Path(home).expanduser() / "data" if home else platformdirs.user_data_path("localgemma")
+    if not home:
+        folder, variable = usual("localgemma"), "HOME"
+    else:
+        folder, variable = Path(os.path.expanduser(home)) / name, "LOCALGEMMA_HOME"
+    if str(folder).startswith("~"):  # no such user, or no home: else a folder of that name would be made here
+        raise UsageError(f"{variable} names no folder: {home or folder}.", f"Set {variable} to a full path.")
+    return folder

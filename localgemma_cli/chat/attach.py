@@ -43,9 +43,12 @@ class Attachment:
         return (len(self.text) // 4, False) if tokens is None else (tokens, True)
 
 
-def read_attachment(path: str) -> Attachment:
-    """NotFoundError for what is not there or not readable, UsageError for what is no text."""
-    text = read_text(path)
+def read_attachment(path: str, *, pipes: bool = False) -> Attachment:
+    """NotFoundError for what is not there or not readable, UsageError for what is no text.
+
+    `pipes` allows a FIFO, which may block: what a shell makes of <(command).
+    """
+    text = read_text(path, pipes=pipes)
     if not text.strip():
         raise UsageError(f"{path} is empty.", "Leave it out.")
     return Attachment(repair_surrogates(Path(path).name), text)

@@ -14,10 +14,20 @@ class Incoming:
 
     prompt: str | None
     interactive: bool
+    attached: str | None = None  # standard input, where that is to be a file
 
 
-def read_incoming(words: Sequence[str], stdin: TextIO, *, interactive: bool) -> Incoming:
+def is_stdin(path: str) -> bool:
+    """Whether a file's path stands for standard input."""
+    return path in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
+
+
+def read_incoming(
+    words: Sequence[str], stdin: TextIO, *, interactive: bool, as_file: bool = False
+) -> Incoming:
     """Raises UsageError for a prompt that is empty, too large or no text."""
+    if as_file:
+        return _with_stdin_attached(words, stdin, interactive)
     typed = "" if list(words) == ["-"] else " ".join(words)
     if stdin.isatty() and list(words) != ["-"]:
         if not words:
@@ -29,6 +39,19 @@ def read_incoming(words: Sequence[str], stdin: TextIO, *, interactive: bool) -> 
     if not prompt:
         raise UsageError("The prompt is empty.", 'Give one: localgemma "Why is the sky blue?"')
     return Incoming(prompt, interactive)
+
+
+def _with_stdin_attached(words: Sequence[str], stdin: TextIO, interactive: bool) -> Incoming:
+    if list(words) == ["-"]:
+        raise UsageError("Standard input cannot be both the prompt and a file.", "Leave one - out.")
+    prompt = normalize(" ".join(words))
+    chats = interactive or (stdin.isatty() and not words)
+    if not prompt.strip() and not chats:
+        raise UsageError("There is a file and no question.", 'Ask: localgemma -f - "Summarize this."')
+    text = _read_text(stdin)
+    if not text.strip():
+        raise UsageError("Standard input is empty.", "Leave -f - out.")
+    return Incoming(prompt if prompt.strip() else None, chats, text)
 
 
 def _read_text(stdin: TextIO) -> str:

@@ -1,12 +1,11 @@
 """The slash commands that have to do with saved conversations."""
 
-import os
 import shlex
 import time
-from pathlib import Path
 
 from localgemma_cli.chat.outcome import Facts, counted, paths, takes
 from localgemma_cli.chat.session import ChatSession
+from localgemma_cli.environment import expanded
 from localgemma_cli.errors import NotFoundError, SavingError, UsageError
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sessions.exchange import form_of, written
@@ -64,7 +63,7 @@ def export(session: ChatSession, facts: Facts, argument: str) -> None:
     names = paths(argument)
     if len(names) != 1:
         raise takes("/export")
-    path = Path(os.path.expanduser(names[0]))
+    path = expanded(names[0])
     write_new(path, written(session.conversation, form_of(path.name)))
     session.say(f"[written: {one_line(str(path))}]")
 

@@ -37,9 +37,12 @@ def run_turn(
     while True:
         try:
             answer = _answer(backend, fitting.messages(question), settings, renderer, cancel, dropped)
-        except ContextOverflowError:
-            if settings.on_overflow is OnOverflow.ERROR or not fitting.turns:
+        except ContextOverflowError as error:
+            if not fitting.turns:
                 raise
+            if settings.on_overflow is OnOverflow.ERROR:
+                hint = f"{error.hint} --on-overflow trim drops the oldest turns instead."
+                raise ContextOverflowError(error.message, hint) from error
             fitting, gone = _shortened(backend, fitting, settings, cancel)
             dropped += gone
         else:

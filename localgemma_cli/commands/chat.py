@@ -79,7 +79,7 @@ def chat(
     ] = False,
 ) -> int:
     """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
-    from localgemma_cli.chat.incoming import read_incoming
+    from localgemma_cli.chat.incoming import is_stdin, read_incoming
     from localgemma_cli.commands.consent import agree_to_download
     from localgemma_cli.commands.systemtext import read_system
     from localgemma_cli.commands.talk import Manner, Saving, Talk
@@ -108,7 +108,8 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     system_text = read_system(system, system_file, own)
-    incoming = read_incoming(prompt or [], streams.stdin, interactive=interactive)
+    as_file = any(map(is_stdin, file or []))
+    incoming = read_incoming(prompt or [], streams.stdin, interactive=interactive, as_file=as_file)
     if incoming.prompt is None and (json or jsonl):
         raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
     sources = {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}

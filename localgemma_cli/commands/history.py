@@ -1,5 +1,6 @@
 """`localgemma history`: the saved conversations, read, found, moved and removed."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,9 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import options
+from localgemma_cli.commands.consent import agreed, can_ask
 from localgemma_cli.environment import standard_streams
+from localgemma_cli.errors import UsageError
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sessions.exchange import FORMS, form_of, read, written
@@ -15,18 +18,20 @@ from localgemma_cli.sessions.files import write_new
 from localgemma_cli.sessions.store import Store, Summary, default_path
 from localgemma_cli.text import decode_utf8, read_file
 
-history = typer.Typer(no_args_is_help=True)
+history = typer.Typer(invoke_without_command=True)
 Which = Annotated[str, typer.Argument(metavar="NAME", help="Its name, or its number in `history list`.")]
 _AROUND = 60  # characters shown on each side of what a search found
 _IMPORT_LIMIT = 64 * 2**20  # bytes
 
 
 @history.callback()
-def _history() -> None:
-    """The saved conversations.
+def _history(ctx: typer.Context) -> None:
+    """The saved conversations; without a command, a list of them.
 
-    Example: localgemma history list
+    Example: localgemma history show 12
     """
+    if ctx.invoked_subcommand is None:
+        list_conversations()
 
 
 @history.command("list")
@@ -44,10 +49,8 @@ def list_conversations(
         write_line(streams.stdout, {"conversations": [_row(each) for each in found]})
         return
     for each in found:
-        name = f"{one_line(each.name)}: " if each.name else ""
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated))
-        turns = "1 turn" if each.turns == 1 else f"{each.turns} turns"
-        streams.show(f"{each.id:>4}  {when}  {turns:>9}  {name}{one_line(each.title)}")
+        streams.show(f"{each.id:>4}  {when}  {_counted(each):>9}  {_title(each)}")
 
 
 @history.command("show")
@@ -118,14 +121,31 @@ def import_conversation(
 
 
 @history.command("rm")
-def remove(which: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or numbers.")]) -> None:
-    """Remove conversations for good.
+def remove(
+    which: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or numbers.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+) -> None:
+    """Remove conversations for good; asks first.
 
     Example: localgemma history rm 12 13
     """
-    store = open_store()
-    for id in [store.find(each) for each in which]:
+    streams, store = standard_streams(), open_store()
+    ids = list(dict.fromkeys(store.find(each) for each in which))
+    known = {each.id: f"{each.id:>4}  {_counted(each)}  {_title(each)}" for each in store.summaries()}
+    lines = [known.get(id, f"{id:>4}  empty") for id in ids]
+    if not yes:
+        if not can_ask(streams):
+            command = shlex.join(["localgemma", "history", "rm", "--yes", *which])
+            raise UsageError("Conversations are removed for good: confirm it.", f"Run: {command}")
+        for line in lines:
+            streams.say(line)
+        what = "this conversation" if len(ids) == 1 else f"these {len(ids)} conversations"
+        if not agreed(streams, f"Remove {what} for good?"):
+            streams.say("Nothing was removed.")
+            return
+    for id, line in zip(ids, lines, strict=True):
         store.remove(id)
+        streams.show(f"removed {line.strip()}")
 
 
 def open_store() -> Store:
@@ -133,6 +153,15 @@ def open_store() -> Store:
     if store.notice:
         standard_streams().say(f"warning: {one_line(store.notice)}")
     return store
+
+
+def _counted(each: Summary) -> str:
+    return "1 turn" if each.turns == 1 else f"{each.turns} turns"
+
+
+def _title(each: Summary) -> str:
+    name = f"{one_line(each.name)}: " if each.name else ""
+    return f"{name}{one_line(each.title)}"
 
 
 def _row(each: Summary) -> dict[str, object]:

@@ -8,11 +8,12 @@ import typer
 
 from localgemma_cli import options
 from localgemma_cli.commands.consent import agreed, can_ask
-from localgemma_cli.environment import Streams, standard_streams
+from localgemma_cli.environment import Streams, expanded, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
+from localgemma_cli.planning.model_names import nearest_model
 from localgemma_cli.planning.own_models import OwnModel, own_models
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import on_stderr
@@ -22,15 +23,17 @@ if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
     from localgemma_cli.backends.local.weights_cache import Kept
     from localgemma_cli.planning.hardware import Hardware
 
-models = typer.Typer(no_args_is_help=True)
+models = typer.Typer(invoke_without_command=True)
 
 
 @models.callback()
-def _models() -> None:
-    """The models that are known by name, and what is kept of them on disk.
+def _models(ctx: typer.Context) -> None:
+    """The models that are known by name, and what is kept of them on disk; without a command, a list.
 
-    Example: localgemma models list
+    Example: localgemma models pull 2b
     """
+    if ctx.invoked_subcommand is None:
+        list_models()
 
 
 @models.command("list")
@@ -94,7 +97,10 @@ def remove_model(
         streams.show(f"removed {gigabytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}")
     downloaded = {each: size for each in ids if (size := hub_cache.downloaded_bytes(each))}
     if not copies and not downloaded:
-        raise NotFoundError(f"Nothing of {name!r} is on disk.", "`localgemma models list` shows what is.")
+        nearest = nearest_model(name, own_models())
+        hint = "`localgemma models list` shows what is."
+        meant = f"Did you mean {nearest}? " if nearest not in (None, name) else ""
+        raise NotFoundError(f"Nothing of {name!r} is on disk.", meant + hint)
     for model_id, size in downloaded.items():
         if _agreed(streams, model_id, size, yes):
             hub_cache.forget(model_id)
@@ -204,7 +210,7 @@ def _own_row(own: OwnModel) -> dict[str, object]:
         "endpoint": own.endpoint,
         "system": own.system,
         "sampling": dict(own.sampling),
-        "on_disk": bool(parts) and all(Path(each).expanduser().is_dir() or _cached(each) for each in parts),
+        "on_disk": bool(parts) and all(expanded(each).is_dir() or _cached(each) for each in parts),
         "disk_bytes": sum(map(_downloaded, parts)),
     }
 

@@ -16,6 +16,7 @@ from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sampling import Mode, OnOverflow, Sampling
 
 if TYPE_CHECKING:
+    from localgemma_cli.chat.attach import Attachment
     from localgemma_cli.chat.incoming import Incoming
     from localgemma_cli.chat.recording import Recorder
     from localgemma_cli.chat.turn import Settings
@@ -73,13 +74,13 @@ class Talk:
                 self.streams.say(reason)
 
     def answer(self, incoming: "Incoming") -> int:
-        from localgemma_cli.chat.attach import read_attachment, with_attachments
+        from localgemma_cli.chat.attach import with_attachments
         from localgemma_cli.chat.background import waited_for
         from localgemma_cli.chat.interruptible import InterruptibleBackend
         from localgemma_cli.chat.oneshot import answer_once
 
         assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
-        attached = [read_attachment(path) for path in self.files]
+        attached = self._attached(incoming)
         recorder, conversation = self._opened(scripted=True)
         started = time.perf_counter()
         cancel = Cancel()
@@ -99,7 +100,6 @@ class Talk:
         )
 
     def converse(self, incoming: "Incoming") -> int:
-        from localgemma_cli.chat.attach import read_attachment
         from localgemma_cli.chat.repl import Frame, Repl
         from localgemma_cli.chat.session import ChatSession
 
@@ -114,7 +114,7 @@ class Talk:
             say=self.streams.say,
             render="plain" if self.manner.plain else "markdown",
             conversation=conversation,
-            attachments=[read_attachment(path) for path in self.files],
+            attachments=self._attached(incoming),
         )
         frame = Frame(
             label=lambda: self.target.label,
@@ -142,6 +142,17 @@ class Talk:
 
         quiet = self.manner.quiet or self.manner.accessible
         return on_stderr(self.streams.stderr, quiet=quiet, first=first)
+
+    def _attached(self, incoming: "Incoming") -> "list[Attachment]":
+        from localgemma_cli.chat.attach import Attachment, read_attachment
+        from localgemma_cli.chat.incoming import is_stdin
+
+        return [
+            Attachment("standard input", incoming.attached or "")
+            if is_stdin(path)
+            else read_attachment(path, pipes=True)
+            for path in self.files
+        ]
 
     def _opened(self, *, scripted: bool) -> tuple["Recorder", "Conversation"]:
         """Where this conversation is saved, and what was said in it before; `--system` replaces its own.

@@ -22,7 +22,11 @@ def advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Ma
     found = list(_suggestions(plan, hardware, overrides, presets))
     if found:
         return f"Take {', or '.join(found)}."
-    return "Free some memory, or take --model demo or --endpoint."
+    cap = "--device-memory" if overrides.device_memory else "--host-memory"
+    if overrides.device_memory or overrides.host_memory:
+        return f"Allow more with {cap}."
+    other = "--endpoint" if plan.model.bundled else "--model demo or --endpoint"
+    return f"Free some memory, or take {other}."
 
 
 def draft_suggestion(

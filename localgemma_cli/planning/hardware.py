@@ -24,6 +24,7 @@ from localgemma_cli.planning.host import (
 from localgemma_cli.planning.nvml import visible_gpus
 
 GIB = 1 << 30
+_TOO_MUCH = float(1 << 60)  # bytes: no machine's
 DeviceMemory = int | tuple[int, ...]  # bytes: of each device, or one by one
 
 
@@ -172,7 +173,8 @@ def parse_size(text: str) -> int:
     if match:
         number, prefix, suffix = match.groups()
         base = 1000 if (suffix or "").lower() == "b" else 1024
-        size = int(float(number) * base ** ("kmgt".index(prefix.lower()) + 1))
+        bytes_ = float(number) * base ** ("kmgt".index(prefix.lower()) + 1)
+        size = int(bytes_) if bytes_ < _TOO_MUCH else 0
     if size == 0:
         raise UsageError(f"{text!r} is not an amount of memory.", "Write it like 24GiB, 24GB or 512MiB.")
     return size

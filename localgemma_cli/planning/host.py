@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from localgemma_cli.environment import expanded
+
 CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice, then 64-bit Arm
 CPU_OWN_BF16_FLAGS = frozenset({"avx512bw", "avx512dq", "avx512vl", "fma"})  # for our own bfloat16 products
 _NO_LIMIT = 1 << 60  # cgroup v1 says "unlimited" with a number near 2**63
@@ -81,7 +83,7 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
     caches = environ.get("XDG_CACHE_HOME", "~/.cache")
     home = environ.get("HF_HOME", os.path.join(caches, "huggingface"))
     legacy = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
-    return Path(os.path.expandvars(environ.get("HF_HUB_CACHE", legacy))).expanduser()
+    return expanded(os.path.expandvars(environ.get("HF_HUB_CACHE", legacy)))
 
 
 def disk_free(folder: Path) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from localgemma_cli.config import read_toml
 from localgemma_cli.documents import is_number, shown
-from localgemma_cli.environment import config_folder
+from localgemma_cli.environment import config_folder, expanded
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.planning.catalog import MODEL_NAMES
 from localgemma_cli.planning.choices import PROMPT_FORMS, listed
@@ -81,7 +81,7 @@ def _template(template: str, name: str, path: Path) -> str:
         check_template(template)
     except UsageError as error:
         raise UsageError(f"{path}: template of [{name}] cannot be {shown(template)}.", error.hint) from None
-    return str(path.parent / Path(template).expanduser()) if template.endswith(".jinja") else template
+    return str(path.parent / expanded(template)) if template.endswith(".jinja") else template
 
 
 def _sampling(table: object, name: str, path: Path) -> dict[str, float]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.program import Program
+from support.terminal import Terminal
 
 from localgemma_cli.conversation import Message, Turn
 from localgemma_cli.sessions.store import Store
@@ -94,8 +95,24 @@ def test_export_never_overwrites(program: Program, store: Store) -> None:
 
 
 def test_remove(program: Program, store: Store) -> None:
-    assert program("history", "rm", "rivers", "2").returncode == 0
-    assert program("history", "list").stdout == ""
+    refused = program("history", "rm", "rivers", "2")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "localgemma history rm --yes rivers 2" in refused.stderr
+    done = program("history", "rm", "--yes", "rivers", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "removed 1  1 turn  rivers: Name a ␛[2J river\nremoved 2  1 turn  And a lake?\n"
+    assert program("history").stdout == ""  # as `history list`
+
+
+def test_a_terminal_is_asked_before_conversations_go(program: Program, store: Store) -> None:
+    for answer, code, left in (("\r", 0, 2), ("\x03", 130, 2), ("y\r", 0, 1)):
+        with Terminal(program, ["history", "rm", "rivers"]) as terminal:
+            asked = terminal.wait(r"\[y/N\]")
+            assert "rivers: Name a" in asked
+            terminal.type(answer)
+            assert terminal.wait_for_end() == code
+        assert len(store.summaries()) == left
+    assert "removed 1" in terminal.text
 
 
 @pytest.mark.parametrize(

@@ -49,3 +49,10 @@ def test_what_was_asked_for_is_kept_in_the_advice(presets, gpu):
     overrides = Overrides(dtype="float32", context=1024)
     assert "--preset memory" in advised("9b", "exact", gpu, presets, overrides)
     assert "--context" not in advised("9b", "exact", gpu, presets, overrides)
+
+
+def test_advice_is_never_what_is_there_already(presets, gpu):
+    tiny = Overrides(host_memory=1024, device_memory=1024)
+    advice = advised("demo", "exact", gpu.capped(1024, 1024), presets, tiny)
+    assert advice == "Allow more with --device-memory."
+    assert "demo" not in advised("demo", "exact", gpu.capped(1024, 1024), presets)

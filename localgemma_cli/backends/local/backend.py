@@ -124,7 +124,7 @@ class LocalBackend:
             raise ContextOverflowError(
                 f"The conversation has {prompt_tokens} tokens, and the context of {self.context_length}"
                 " must hold the answer as well.",
-                "Shorten the prompt, or start anew; --on-overflow trim drops the oldest turns of a chat.",
+                "Shorten the prompt.",
             )
         return min(wanted, room) if wanted else room
 

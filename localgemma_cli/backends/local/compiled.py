@@ -65,7 +65,7 @@ def _library(command: tuple[str, ...], source: Path, name: str) -> ctypes.CDLL:
     """From the cache, or else made for it; made for this process alone where the cache cannot be used."""
     try:
         folder = cache_folder() / "kernels"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(folder):
             raise PermissionError(f"others may write to {folder}")
         if not _is_whole(folder / name):

@@ -6,6 +6,7 @@ from pathlib import Path
 from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from localgemma_cli.environment import expanded
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import PROMPT_FORMS, PromptForm
 from localgemma_cli.planning.own_models import AUTO, check_template
@@ -90,7 +91,7 @@ def form_of(template: str, stated: PromptForm, tokenizer: PreTrainedTokenizerBas
         return Form() if _has_template(tokenizer) else built_in(stated)
     check_template(template)
     named = PROMPT_FORMS.get(template)
-    return built_in(named) if named else _from_file(Path(template).expanduser())
+    return built_in(named) if named else _from_file(expanded(template))
 
 
 def built_in(form: PromptForm) -> Form:

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from localgemma_cli.documents import read_object, reason
+from localgemma_cli.environment import expanded
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.adapter import Adapter, adapter_of
@@ -62,7 +63,7 @@ def _resolve_known(
     if facts is not None:
         folder = Path(str(files("localgemma_cli.demo") / "model")) if facts.bundled else None
         return Source(facts, folder, revision, offline)
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir() and (path / _ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
         return _adapted(None, model, revision, offline, force)
     if path.is_dir():
@@ -158,7 +159,7 @@ def _with_the_stored_head(facts: ModelFacts, folder: Path | None) -> ModelFacts:
 
 
 def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:
-    path = Path(adapter).expanduser()
+    path = expanded(adapter)
     if path.is_dir():
         return adapter_of(_local_config(path, _ADAPTER_CONFIG), adapter)
     if _HUB_ID.fullmatch(adapter) and not adapter.startswith((".", os.sep)):
@@ -197,7 +198,7 @@ def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str |
     parts: list[tuple[ModelFacts | Adapter, str | None]] = []
     if source.folder is None:
         parts.append((source.facts, source.revision))
-    if adapter is not None and not Path(adapter.id).expanduser().is_dir():
+    if adapter is not None and not expanded(adapter.id).is_dir():
         parts.append((adapter, source.adapter_revision))
     if source.assistant is not None and source.assistant.folder is None:
         parts.append((source.assistant.facts, source.assistant.revision))
@@ -225,7 +226,7 @@ def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | 
     adapter = source.facts.adapter
     if adapter is None:
         return None
-    path = Path(adapter.id).expanduser()
+    path = expanded(adapter.id)
     if path.is_dir():
         return path
     from localgemma_cli.backends.local import hub

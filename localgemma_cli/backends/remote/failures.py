@@ -171,7 +171,7 @@ def is_overflow(words: str) -> bool:
 def overflow_error(words: str) -> ContextOverflowError:
     return ContextOverflowError(
         f"The conversation does not fit in the server's context: {words}",
-        "Shorten the prompt, or start anew; --on-overflow trim drops the oldest turns of a chat.",
+        "Shorten the prompt.",
     )
 
 
