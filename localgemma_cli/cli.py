@@ -127,7 +127,7 @@ def run(words: Sequence[str], streams: Streams) -> int:
         return _tell(error, manners, streams)
     except OSError as error:
         if error.errno not in _UNWRITTEN or error.filename is not None:
-            return _tell(_unexpected(error), manners, streams)
+            return _tell(unforeseen(error), manners, streams)
         _discard(streams)
         return _tell(_not_written(error), manners, streams)
     except Exception as error:  # the boundary: whatever else happens is told in the same way
