@@ -56,6 +56,6 @@ def prompt(
     if json:
         write_line(streams.stdout, {"text": rendered, "ids": ids})
         return
-    if prompter.form.note and form == "auto":
-        streams.say(f"note: {prompter.form.note}")
+    if prompter.note and (form == "auto" or not prompter.form.is_raw):
+        streams.say(f"note: {prompter.note}")
     streams.emit(f"{rendered}\n{' '.join(map(str, ids))}\n")

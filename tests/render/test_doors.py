@@ -24,6 +24,7 @@ PACKAGE = Path(localgemma_cli.__file__).parent
 TOOLS = ("demo/precision.py", "demo/evaluate.py")  # run by hand, with figures of their own
 DOORS = {"environment.py", "render/console.py", "render/json.py", "render/markdown.py", "render/plain.py"}
 OWN_ESCAPES = {"chat/clipboard.py"}  # what is copied goes as base64
+PIPES = {"backends/local/template_child.py"}  # a process whose output only the program reads
 STREAMS = {"stdout", "stderr", "_stdout", "_stderr", "terminal", "_terminal"}
 
 
@@ -48,7 +49,7 @@ def offences(path: Path) -> Iterator[str]:
 SOURCES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"))
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name not in DOORS | OWN_ESCAPES | {*TOOLS}])
+@pytest.mark.parametrize("name", sorted({*SOURCES} - DOORS - OWN_ESCAPES - PIPES - {*TOOLS}))
 def test_nobody_writes_past_the_doors(name: str) -> None:
     assert not list(offences(PACKAGE / name))
 

@@ -45,7 +45,7 @@ class LocalBackend:
         self.plan = plan
         self._draft = draft
         self.context_length = plan.context_length
-        self.note = prompter.form.note
+        self.note = prompter.note
         self._model, self._prompter = model, prompter
         self._kv = KVCache(model.config, plan.cache, plan.context_length)
         self._step = make_step(model, plan.compile)
@@ -64,7 +64,7 @@ class LocalBackend:
         whole = 0  # tokens up to the last whole character
         finish: FinishReason = "length"
         detokenizer = Detokenizer(self._prompter.tokenizer.backend_tokenizer)
-        stop_text = StopText(self._prompter.form.stops)
+        stop_text = StopText(self._prompter.stops)
         for token in self._tokens(prompt, sampling, limit, cancel):
             if isinstance(token, Reading):
                 yield token
@@ -150,8 +150,10 @@ class _Clock:
 
 def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
     """What the repository itself lists as ends; some list only `<eos>`, so the prompter adds the turn end."""
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    return frozenset(eos if isinstance(eos, list) else [eos] if eos is not None else [])
+    configs = (model.generation_config, model.config, model.config.get_text_config())
+    listed = [getattr(config, "eos_token_id", None) for config in configs]
+    flat = [each for eos in listed for each in (eos if isinstance(eos, (list, tuple)) else [eos])]
+    return frozenset(each for each in flat if isinstance(each, int))
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
+from localgemma_cli.backends.local.templates import TemplateFailed
 from localgemma_cli.environment import expanded
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import PROMPT_FORMS, PromptForm
@@ -80,6 +80,10 @@ class Form:
     file: Path | None = None
 
     @property
+    def is_built_in(self) -> bool:
+        return self.template is not None and self.file is None
+
+    @property
     def note(self) -> str | None:
         """What a person should know before the first answer."""
         return CONTINUES if self.is_raw else None
@@ -99,14 +103,18 @@ def built_in(form: PromptForm) -> Form:
     return Form(_TEMPLATES[form], stops, is_raw=form == "raw")
 
 
-def template_error(form: Form, error: Exception) -> UsageError:
-    """Why a template could not be rendered, with the line where Jinja knows it."""
-    line = f", line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's; of several the default one."""
+    templates = tokenizer.chat_template
+    return str(templates["default"] if isinstance(templates, dict) else templates)
+
+
+def template_error(form: Form, error: TemplateFailed) -> UsageError:
+    """Why a template could not be rendered, with the line where it is known."""
+    line = f", line {error.line}" if error.line else ""
     own = "The tokenizer's chat template" if form.template is None else "This prompt form"
-    where = f"{form.file or own}{line}"
-    what = str(error).strip().splitlines()
     return UsageError(
-        f"{where} cannot be used: {what[0] if what else type(error).__name__}",
+        f"{form.file or own}{line} cannot be used: {error}",
         "Correct the file." if form.file else "Take another form with --template.",
     )
 
