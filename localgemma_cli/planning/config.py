@@ -137,7 +137,7 @@ def architecture_of(config: Config, name: str, *, force: bool = False) -> Archit
 
 def _slides(values: Config, family: Family) -> bool:
     window = values.get("sliding_window")
-    return bool(window) if family == "other" else window is not None
+    return bool(window) if family == "other" else window is not None or family == "gemma4_text"
 
 
 def _require_sense(own: Fields, shape: Architecture) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Cancel
@@ -14,6 +15,7 @@ from localgemma_cli.backends.local.detokenize import Detokenizer
 from localgemma_cli.backends.local.draft import Draft, load_draft
 from localgemma_cli.backends.local.kvcache import KVCache
 from localgemma_cli.backends.local.loader import load_model, out_of_memory
+from localgemma_cli.backends.local.loading import loading, unloadable
 from localgemma_cli.backends.local.prompting import Prompter
 from localgemma_cli.backends.local.source import tokenizer_folder
 from localgemma_cli.backends.local.speculation import Guesses, Lookup
@@ -21,7 +23,7 @@ from localgemma_cli.backends.local.steps import RecordedStep
 from localgemma_cli.backends.local.stops import StopText
 from localgemma_cli.backends.local.tokenizer import load_tokenizer
 from localgemma_cli.conversation import FinishReason, Message
-from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer
+from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, LocalGemmaError
 from localgemma_cli.events import Delta, Event, Finished, LoadProgress, ProgressSink, Reading, Timing, Usage
 from localgemma_cli.planning.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
@@ -50,6 +52,7 @@ class LocalBackend:
         self._kv = KVCache(model.config, plan.cache, plan.context_length)
         self._step = make_step(model, plan.compile)
         self._stop_ids = prompter.stop_ids | _generation_eos(model)
+        self._is_proved = plan.model.bundled  # whether it has made a token: then errors are the program's own
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """See `Backend.stream`; raises DoesNotFitError as well, where memory runs out in mid-answer."""
@@ -101,11 +104,22 @@ class LocalBackend:
         sampler = make_sampler(sampling, self._model.device)
         guesses = self._guesses(cancel)
         try:
-            yield from generate(
-                self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, guesses
-            )
+            with closing(
+                generate(
+                    self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, guesses
+                )
+            ) as tokens:
+                for token in tokens:
+                    self._is_proved = self._is_proved or not isinstance(token, Reading)
+                    yield token
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.plan) from error
+        except LocalGemmaError:
+            raise
+        except Exception as error:  # what a config and weights do not bear out shows as any of them
+            if self._is_proved:
+                raise
+            raise unloadable("model", Path(self.plan.model.id), error) from error
 
     def wait(self) -> None:
         """Until nothing is being compiled in the background, as a measurement must."""
@@ -168,6 +182,11 @@ class Parts:
 def load(plan: LoadPlan, folder: Path, progress: ProgressSink, parts: Parts = Parts()) -> LocalBackend:
     if plan.device == "cpu" and plan.model.architecture.parameters < _SMALL:
         torch.set_num_threads(1)  # before anything runs: other threads take it as their default
+    with loading("model", folder):
+        return _load(plan, folder, progress, parts)
+
+
+def _load(plan: LoadPlan, folder: Path, progress: ProgressSink, parts: Parts) -> LocalBackend:
     # first: a folder or template that cannot be used is refused before the weights
     progress(LoadProgress("reading the tokenizer"))
     tokenizer = load_tokenizer(tokenizer_folder(folder, parts.adapter))

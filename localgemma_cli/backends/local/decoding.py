@@ -158,7 +158,7 @@ def generate(
     cancel: Cancel,
     guesses: Guesses | None = None,
     lag: bool | None = None,
-) -> Iterator[Reading | int]:
+) -> Generator[Reading | int]:
     """Ids up to and including a stop id, at most `max_new_tokens`; on `cancel` ends between two tokens.
 
     Before them, how far it has read `prompt`. With `lag` (the default on CUDA) a step is launched before its

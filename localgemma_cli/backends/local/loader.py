@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -18,8 +17,9 @@ from transformers.utils import logging as transformers_logging
 from localgemma_cli.backends.local.attention import implementation
 from localgemma_cli.backends.local.formats.assemble import incomplete
 from localgemma_cli.backends.local.formats.choose import as_the_files_are, own_loader
+from localgemma_cli.backends.local.formats.complete import require_complete
+from localgemma_cli.backends.local.loading import loading
 from localgemma_cli.backends.local.packing import tune_linears
-from localgemma_cli.backends.local.tokenizer import unloadable
 from localgemma_cli.errors import DoesNotFitError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
@@ -31,30 +31,35 @@ def load_model(
 ) -> PreTrainedModel:
     """NotFoundError for a checkpoint that is damaged or incomplete, DoesNotFitError where memory runs out."""
     progress(LoadProgress("preparing to load"))
-    try:
-        if plan.streamed:
-            from localgemma_cli.backends.local.quantized import load_quantized
+    with loading("model", folder):
+        if folder.is_dir():
+            require_complete(folder, plan.model.name)
+        try:
+            return _loaded(plan, folder, progress, adapter)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise out_of_memory(plan) from error
 
-            return load_quantized(plan, folder, progress)
-        if own := own_loader(plan):
-            return _ready(own(plan, folder, progress), plan, adapter, progress)
-        # It warns at every product that int8 goes through float16; the plan has said so once.
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-        with _loading_reported(progress):
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                **pretrained_arguments(plan),
-                **as_the_files_are(plan, folder),
-                offload_buffers=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise out_of_memory(plan) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise unloadable("model", folder, error) from error
+
+def _loaded(plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None) -> PreTrainedModel:
+    if plan.streamed:
+        from localgemma_cli.backends.local.quantized import load_quantized
+
+        return load_quantized(plan, folder, progress)
+    if own := own_loader(plan):
+        return _ready(own(plan, folder, progress), plan, adapter, progress)
+    # It warns at every product that int8 goes through float16; the plan has said so once.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    with _loading_reported(progress):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            **pretrained_arguments(plan),
+            **as_the_files_are(plan, folder),
+            offload_buffers=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
     if info["missing_keys"]:  # transformers would go on with random weights in their place
         raise incomplete(folder, sorted(info["missing_keys"]))
     return _ready(model, plan, adapter, progress)

@@ -3,6 +3,8 @@
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import math
+import os
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
+from localgemma_cli.documents import name_or, open_file, reason, shown
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.planning.architecture import StoredFormat
 
@@ -45,6 +48,10 @@ _KEYS = {  # llama.cpp's name of a number, and config.json's
     "final_logit_softcapping": "final_logit_softcapping",
     "rope.freq_base": "rope_theta",
 }
+# Of a header, beyond what any has: what follows from these is bounded, whatever a file says.
+_MOST_TENSORS, _MOST_PAIRS, _MOST_ITEMS = 100_000, 10_000, 20_000_000
+_LONGEST_NAME, _MOST_TEXT = 65_535, 16 << 20  # bytes
+_MOST_DIMENSIONS, _MOST_ALIGNMENT = 4, 1 << 20
 # The two whose attention is scaled by the width of a head in the residual stream, not by its own: 27b.
 _SCALED_BY_HIDDEN = {("gemma2", 46), ("gemma3", 62)}
 
@@ -59,8 +66,15 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Array:
+    """A list that was skipped."""
+
+    length: int
+
+
+@dataclass(frozen=True)
 class Gguf:
-    """`values` without arrays: of those only the length is kept."""
+    """What the header says of one of the architectures that are known here."""
 
     path: Path
     values: Mapping[str, object]
@@ -68,7 +82,11 @@ class Gguf:
 
     @property
     def stored(self) -> StoredFormat:
-        """Named after the type that most weights have."""
+        """Named after the type that most weights have; NotFoundError where there are none."""
+        if not self.tensors:
+            raise NotFoundError(
+                f"{self.path} holds no weights.", "Give the file that holds the model, not its vocabulary."
+            )
         weights = Counter[int]()
         for tensor in self.tensors.values():
             weights[tensor.type] += prod(tensor.shape)
@@ -76,16 +94,15 @@ class Gguf:
         return StoredFormat("gguf", detail=_TYPES.get(kind, f"type {kind}"))
 
     def config(self) -> dict[str, object]:
-        """The same as a config.json; of an architecture that is not known here, its name only."""
-        kind = str(self.values.get("general.architecture"))
-        if kind not in _MODEL_TYPES:
-            return {"model_type": kind, "architectures": [f"the GGUF architecture {kind}"]}
+        """The same as a config.json."""
+        kind = str(self.values["general.architecture"])
         found = {name: self.values.get(f"{kind}.{key}") for key, name in _KEYS.items()}
         config = {name: value for name, value in found.items() if value is not None}
         layers, heads, hidden = (
             config.get(name) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
         )
-        if (kind, layers) in _SCALED_BY_HIDDEN and isinstance(hidden, int) and isinstance(heads, int):
+        is_scaled = (kind, layers) in _SCALED_BY_HIDDEN
+        if is_scaled and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
             config["query_pre_attn_scalar"] = hidden // heads
         elif kind != "gemma":
             config["query_pre_attn_scalar"] = config.get("head_dim", 256)
@@ -106,18 +123,27 @@ class Gguf:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """A NotFoundError where the file is none, is cut short, or is one of several."""
+    """A NotFoundError where the file is none, is cut short, or is one of several, or of another model."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             found = _read(path, file)
-    except (OSError, struct.error, UnicodeDecodeError, ValueError, KeyError, OverflowError) as error:
+    except (OSError, struct.error, ValueError, OverflowError) as error:
         raise NotFoundError(
-            f"{path} cannot be read as a GGUF file: {error}.", "Download it again, or give another file."
+            f"{path} cannot be read as a GGUF file: {reason(error)}.",
+            "Download it again, or give another file.",
         ) from error
     pieces = found.values.get("split.count")
     if isinstance(pieces, int) and pieces > 1:
         raise NotFoundError(
             f"{path} is one of {pieces} pieces of a model.", "Join them with llama-gguf-split --merge."
+        )
+    kind = found.values.get("general.architecture")
+    if kind not in _MODEL_TYPES:
+        named = name_or(kind, "nothing")
+        what = f"is a {named}" if named.startswith("gemma") else f"is not a Gemma, but {named}"
+        raise NotFoundError(
+            f"{path} {what}, which does not run from a GGUF file.",
+            f"Supported: {', '.join(_MODEL_TYPES)}. Of any other Gemma, give the safetensors repository.",
         )
     return found
 
@@ -126,39 +152,86 @@ def _read(path: Path, file: BinaryIO) -> Gguf:
     if file.read(4) != b"GGUF" or _number(file, "<I") not in (2, 3):
         raise ValueError("it does not begin like one, or is older than version 2")
     tensors, pairs = _number(file, "<Q"), _number(file, "<Q")
-    values = {_text(file): _value(file, _number(file, "<I")) for _ in range(pairs)}
+    size = os.fstat(file.fileno()).st_size
+    if tensors > _MOST_TENSORS or pairs > _MOST_PAIRS:
+        raise ValueError("it has more tensors or values than any model")
+    values = _values(file, pairs)
     listed = [_tensor(file) for _ in range(tensors)]
     alignment = values.get("general.alignment", 32)
-    start = -(-file.tell() // alignment) * alignment if isinstance(alignment, int) else 0
-    return Gguf(path, values, {name: Tensor(kind, shape, start + at) for name, kind, shape, at in listed})
+    if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
+        raise ValueError(f"general.alignment must be a power of two (got {shown(alignment)})")
+    start = -(-file.tell() // alignment) * alignment
+    found = {name: Tensor(kind, shape, start + at) for name, kind, shape, at in listed}
+    for name, tensor in found.items():
+        # no form of a weight takes less than one bit
+        if tensor.offset + prod(tensor.shape) // 8 > size:
+            raise ValueError(f"it is cut short: {shown(name)} lies beyond its end")
+    return Gguf(path, values, found)
+
+
+def _values(file: BinaryIO, pairs: int) -> dict[str, object]:
+    values: dict[str, object] = {}
+    kept = items = 0
+    for _ in range(pairs):
+        key = _text(file, _LONGEST_NAME)
+        value = values[key] = _value(file, _number(file, "<I"))
+        kept += len(value) if isinstance(value, str) else 0
+        items += value.length if isinstance(value, Array) else 0
+        if kept > _MOST_TEXT or items > _MOST_ITEMS:
+            raise ValueError("it holds more text, or longer lists, than any model")
+    return values
 
 
 def _tensor(file: BinaryIO) -> tuple[str, int, tuple[int, ...], int]:
-    name = _text(file)
-    sizes = [_number(file, "<Q") for _ in range(_number(file, "<I"))]
+    name, dimensions = _text(file, _LONGEST_NAME), _number(file, "<I")
+    if not 1 <= dimensions <= _MOST_DIMENSIONS:
+        raise ValueError(f"{shown(name)} has {dimensions} dimensions")
+    sizes = [_number(file, "<Q") for _ in range(dimensions)]
+    if min(sizes) < 1:
+        raise ValueError(f"{shown(name)} has a size of 0")
     return name, _number(file, "<I"), tuple(reversed(sizes)), _number(file, "<Q")
 
 
 def _value(file: BinaryIO, kind: int) -> object:
     if kind == _STRING:
-        return _text(file)
+        return _text(file, _MOST_TEXT)
     if kind == _ARRAY:
         return _skipped_array(file)
-    return _scalar(file, _SCALARS[kind])
+    value = _scalar(file, _form(kind))
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("it holds a number that is infinite or none")
+    return value
 
 
-def _skipped_array(file: BinaryIO) -> int:
+def _form(kind: int) -> str:
+    if kind not in _SCALARS:
+        raise ValueError(f"it holds a value of type {kind}, which is not known here")
+    return _SCALARS[kind]
+
+
+def _skipped_array(file: BinaryIO) -> Array:
     kind, count = _number(file, "<I"), _number(file, "<Q")
-    if kind == _STRING:
-        for _ in range(count):
-            file.seek(_number(file, "<Q"), 1)
-    else:
-        file.seek(count * struct.calcsize(_SCALARS[kind]), 1)
-    return count
+    if count > _MOST_ITEMS:
+        raise ValueError("it holds a list that is longer than any vocabulary")
+    if kind != _STRING:
+        file.seek(count * struct.calcsize(_form(kind)), 1)
+        return Array(count)
+    for _ in range(count):
+        length = _number(file, "<Q")
+        if length > _MOST_TEXT:
+            raise ValueError("it is cut short")
+        file.seek(length, 1)
+    return Array(count)
 
 
-def _text(file: BinaryIO) -> str:
-    return _exactly(file, _number(file, "<Q")).decode("utf-8")
+def _text(file: BinaryIO, longest: int) -> str:
+    length = _number(file, "<Q")
+    if length > longest:
+        raise ValueError("it is cut short, or holds a text that is too long")
+    try:
+        return _exactly(file, length).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("it holds a text that is not UTF-8") from None
 
 
 def _number(file: BinaryIO, form: str) -> int:
@@ -171,7 +244,7 @@ def _scalar(file: BinaryIO, form: str) -> float:
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:
-    data = file.read(size) if size < 1 << 28 else b""  # no text of a header is that long
+    data = file.read(size)
     if len(data) != size:
         raise ValueError("it is cut short")
     return data
