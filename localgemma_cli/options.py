@@ -28,7 +28,7 @@ Preset = Annotated[
     _option(
         "--preset",
         metavar="NAME",
-        help="exact, speed, memory, memory_extreme, or your own. Default: the best that fits in free memory.",
+        help="exact, speed, memory, memory_extreme, or your own. Default: the best that fits here.",
     ),
 ]
 Adapter = Annotated[

@@ -158,7 +158,7 @@ def _verdict(facts: ModelFacts, hardware: "Hardware") -> str:
         return f"{facts.name} will not run here: {error.message}"
     figures = (
         f"{gigabytes(plan.memory.total_bytes)} with preset {plan.preset},"
-        f" and {gigabytes(plan.memory.available_bytes)} are free on {hardware.name}"
+        f" and {gigabytes(plan.memory.available_bytes)} are usable on {hardware.name}"
     )
     if plan.memory.fits:
         return f"{facts.name} fits here: it needs {figures}."

@@ -41,11 +41,12 @@ class Ability:
 
 @dataclass(frozen=True)
 class Room:
-    """A CUDA device by its index among the visible ones, and its free bytes."""
+    """A CUDA device by its index among the visible ones, with its free bytes and all of them (0: unknown)."""
 
     index: int
     name: str
     free: int
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,23 @@ class Hardware:
         pairs = zip(self.rooms, caps, strict=False)
         first, *others = (replace(room, free=_least(room.free, cap)) for room, cap in pairs)
         return replace(self, device_memory_free=first.free, host_memory_free=host, others=tuple(others))
+
+    def at_rest(self) -> "Hardware":
+        """The same with as much free as there usually is, whatever other programs hold just now.
+
+        A GPU has a tenth for a desktop and what drivers keep. A processor shares its memory with the system
+        and its programs, which leave three quarters; so does a Mac, whose GPU may take no more than that.
+        """
+        host = self.host_memory_total * 3 // 4
+        if self.device == "cuda":
+            others = tuple(replace(room, free=room.total * 9 // 10 or room.free) for room in self.others)
+            return replace(
+                self,
+                device_memory_free=self.device_memory_total * 9 // 10,
+                host_memory_free=host,
+                others=others,
+            )
+        return replace(self, device_memory_free=min(self.device_memory_total, host), host_memory_free=host)
 
     @property
     def rooms(self) -> tuple[Room, ...]:
@@ -136,7 +154,7 @@ def describe(
             )
         name = "the described GPU"
         first, *rest = device_memory if isinstance(device_memory, tuple) else (device_memory,)
-        others = tuple(Room(index, name, size) for index, size in enumerate(rest, start=1))
+        others = tuple(Room(index, name, size, size) for index, size in enumerate(rest, start=1))
         gpu = _gpu(name, compute_capability, first, first, host)
         return replace(gpu, devices=1 + len(others), others=others)
     if kind == "mps":
@@ -208,7 +226,7 @@ def _cuda(environ: Mapping[str, str]) -> tuple[Hardware | None, str | None]:
     host = _cpu()
     all_ = [_gpu(gpu.name, gpu.capability, gpu.memory_total, gpu.memory_free, host) for gpu in gpus]
     others = tuple(
-        Room(index, each.name, each.device_memory_free)
+        Room(index, each.name, each.device_memory_free, each.device_memory_total)
         for index, each in enumerate(all_[1:], start=1)
         if _can(each) == _can(all_[0])
     )

@@ -30,7 +30,8 @@ def plan_text(plan: LoadPlan) -> str:
         *_headed("devices", (_share(share) for share in plan.shares)),
         (
             "total",
-            f"{gigabytes(memory.total_bytes)} of {gigabytes(memory.available_bytes)} free: {_verdict(plan)}",
+            f"{gigabytes(memory.total_bytes)} of {gigabytes(memory.available_bytes)}"
+            f" usable: {_verdict(plan)}",
         ),
         *_headed("why", plan.reasons),
         *_headed("warning", plan.warnings),

@@ -1,12 +1,13 @@
 """Which plan is taken, and why."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from localgemma_cli.errors import DoesNotFitError, ExitCode, UsageError
 from localgemma_cli.planning.catalog import HUB_MODELS, catalogue, lookup
-from localgemma_cli.planning.hardware import GIB
+from localgemma_cli.planning.hardware import GIB, describe
 from localgemma_cli.planning.plan import Overrides, default_model, make_plan, plan_all, require_fits
 
 
@@ -28,8 +29,8 @@ def test_a_24_gib_gpu_holds_all_but_the_27b_unquantized(presets, gpu):
         ("2b", 8, "exact"),
     ],
 )
-def test_automatic_is_the_best_that_fits(presets, gpu, name, size, preset):
-    plan = make_plan(lookup(name), None, gpu.capped(size * GIB, None), Overrides(), presets)
+def test_automatic_is_the_best_that_fits(presets, name, size, preset):
+    plan = make_plan(lookup(name), None, describe("cuda", size * GIB, 64 * GIB), Overrides(), presets)
     assert (plan.preset, plan.memory.fits, plan.hint) == (preset, True, None)
 
 
@@ -37,7 +38,7 @@ def test_automatic_gives_the_figures_of_what_it_passed_over(presets, gpu):
     plan = make_plan(lookup("27b"), None, gpu, Overrides(), presets)
     exact = make_plan(lookup("27b"), "exact", gpu, Overrides(), presets)
     needed = f"{exact.memory.total_bytes / 1e9:.1f} GB"
-    assert plan.reasons[0] == f"exact would need {needed}; 25.8 GB are free on {gpu.name}"
+    assert plan.reasons[0] == f"exact would need {needed}; 23.2 GB are usable on {gpu.name}"
     assert plan.reasons[1].startswith("memory fits: it needs 2")
 
 
@@ -85,7 +86,7 @@ def test_without_a_4_bit_kernel_automatic_stays_unquantized(presets, old_cpu):
 
 
 def test_where_exact_does_not_fit_speed_is_taken_if_it_packs_the_same_weights(presets, desktop_cpu):
-    small = replace(desktop_cpu, device_memory_free=20 * GIB, host_memory_free=20 * GIB)
+    small = replace(desktop_cpu, device_memory_total=27 * GIB, host_memory_total=27 * GIB)
     chosen = [
         make_plan(lookup("9b"), None, machine, Overrides(), presets)
         for machine in (replace(small, own_bf16=True), small)
@@ -109,8 +110,64 @@ def test_all_plans_leave_out_what_cannot_work(presets, gpu, old_cpu):
 
 
 @pytest.mark.parametrize(("size", "name"), [(24, "9b"), (12, "9b"), (6, "2b"), (2, "2b")])
-def test_the_default_is_9b_where_all_of_it_fits(presets, gpu, size, name):
-    assert default_model(gpu.capped(size * GIB, None), Overrides(), presets).name == name
+def test_the_default_is_9b_where_all_of_it_fits(presets, size, name):
+    assert default_model(describe("cuda", size * GIB, 64 * GIB), Overrides(), presets).name == name
+
+
+def busy(machine, free):
+    """Other programs hold the rest."""
+    host = min(free, machine.host_memory_free) if machine.device != "cuda" else machine.host_memory_free
+    return replace(machine, device_memory_free=free, host_memory_free=host)
+
+
+@pytest.mark.parametrize("machine", ["gpu", "server_cpu", "mac"])
+def test_what_other_programs_hold_changes_neither_preset_nor_default(presets, request, machine):
+    machine = request.getfixturevalue(machine)
+    for name in ("2b", "9b", "27b"):
+        plans = [
+            make_plan(lookup(name), None, busy(machine, free), Overrides(), presets)
+            for free in (machine.device_memory_total, 12 * GIB, 3 * GIB)
+        ]
+        assert len({plan.preset for plan in plans}) == 1
+        for plan, free in zip(plans, (machine.device_memory_total, 12 * GIB, 3 * GIB), strict=True):
+            short = plan.memory.total_bytes > free
+            assert (
+                any(re.search("free now|does not fit|for every token", each) for each in plan.warnings)
+                >= short
+            )
+    defaults = {default_model(busy(machine, free), Overrides(), presets).name for free in (12 * GIB, GIB)}
+    assert defaults == {default_model(machine, Overrides(), presets).name}
+
+
+def test_a_processor_makes_room_and_says_so_a_gpu_cannot(presets, server_cpu, gpu):
+    on_cpu = make_plan(lookup("9b"), None, busy(server_cpu, 8 * GIB), Overrides(), presets)
+    assert (on_cpu.preset, on_cpu.memory.fits) == ("exact", True)
+    assert "8.6 GB are free now" in on_cpu.warnings[-1]
+    on_gpu = make_plan(lookup("9b"), None, busy(gpu, 8 * GIB), Overrides(), presets)
+    assert (on_gpu.preset, on_gpu.memory.fits) == ("exact", False)
+    assert "--preset memory" in on_gpu.hint
+
+
+@pytest.mark.parametrize("size", [24 * 10**9, 24 * GIB])
+def test_the_automatic_choice_leaves_a_margin(presets, server_cpu, size):
+    cpu = replace(
+        server_cpu,
+        device_memory_total=size,
+        device_memory_free=size,
+        host_memory_total=size,
+        host_memory_free=size,
+    )
+    for machine, part in ((cpu, 0.75), (describe("cuda", size, 64 * GIB), 0.9)):
+        for facts in catalogue():
+            plan = make_plan(facts, None, machine, Overrides(), presets)
+            assert plan.memory.total_bytes <= part * size
+    assert make_plan(lookup("9b"), None, cpu, Overrides(), presets).preset == "memory"
+
+
+def test_a_cap_that_was_asked_for_is_used_whole(presets, server_cpu):
+    needed = make_plan(lookup("2b"), "exact", server_cpu, Overrides(), presets).memory.total_bytes
+    capped = Overrides(host_memory=needed)
+    assert make_plan(lookup("2b"), None, server_cpu, capped, presets).preset == "exact"
 
 
 def test_a_longer_context_takes_more_and_quantization_less(presets, gpu):

@@ -133,5 +133,5 @@ def test_a_gpu_that_can_do_less_is_not_among_the_others(monkeypatch):
     monkeypatch.setattr(hardware, "torch_has_cuda", lambda: True)
     here = hardware.probe("cuda")
     assert here.devices == 3
-    assert here.rooms == (Room(0, "new", 20 * GIB), Room(1, "newer still", 22 * GIB))
+    assert here.rooms == (Room(0, "new", 20 * GIB), Room(1, "newer still", 22 * GIB, 24 * GIB))
     assert replace(here, device_memory_free=5).rooms[0].free == 5

@@ -31,7 +31,7 @@ def test_one_plan_shows_its_parts_its_sum_and_its_reasons(presets):
     assert heads[:6] == ["model", "preset", "weights", "cache", "workspace", "total"]
     assert "preset     memory, on cuda" in lines
     assert f"weights    {plan.memory.weights_bytes / 1e9:.1f} GB, nf4, arithmetic in bfloat16" in lines
-    assert any(line.startswith("total") and line.endswith("of 25.8 GB free: fits") for line in lines)
+    assert any(line.startswith("total") and line.endswith("of 23.2 GB usable: fits") for line in lines)
     assert heads.count("why") == 1
     assert len([line for line in lines if line.startswith("why") or line.startswith(" ")]) == len(
         plan.reasons
@@ -46,7 +46,7 @@ def test_layers_elsewhere_are_shown_where_they_are(presets):
     text = plan_text(plan)
     assert f"on host    {plan.memory.host_bytes / 1e9:.1f} GB" in text
     assert f"on disk    {plan.memory.disk_bytes / 1e9:.1f} GB" in text
-    assert "free: offload" in text
+    assert "usable: offload" in text
     assert "warning" in text
 
 
