@@ -5,10 +5,10 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
@@ -18,6 +18,7 @@ from localgemma_cli.commands.chat import LITERAL, chat
 from localgemma_cli.commands.mistyped import COMMANDS, refuse_near_commands
 from localgemma_cli.config import read_config
 from localgemma_cli.environment import (
+    LibraryStream,
     Streams,
     config_folder,
     fall_silent,
@@ -141,7 +142,8 @@ def _dispatch(words: Sequence[str]) -> int:
     wanted = COMMANDS if completing else [name for name in COMMANDS if list(words[:1]) == [name]]
     command: Any = typer.main.get_command(build_app(wanted))
     if completing:
-        command.main(prog_name="localgemma")
+        with redirect_stdout(cast(TextIO, LibraryStream(sys.stdout, shown=True))):  # names from outside
+            command.main(prog_name="localgemma")
     names = {parameter.name for parameter in command.commands[CHAT].params} - {"prompt", "version"}
     defaults = read_config(config_folder() / "config.toml", names)
     several = {"preset": [defaults["preset"]]} if "preset" in defaults else {}

@@ -25,7 +25,7 @@ class StatusLine:
 
     def draw(self, terminal: TextIO, text: str) -> None:
         with self._lock:
-            terminal.write(f"\r{text}\x1b[K\r")
+            terminal.write(f"\r{visible(text)}\x1b[K\r")
             terminal.flush()
             self._shown = True
 
@@ -92,9 +92,10 @@ def standard_streams() -> Streams:
 
 
 class LibraryStream(TextIOBase):
-    """What stands for `sys.stderr`: warnings, logs and bars of libraries, shown with `-v` only and made safe.
+    """What stands for a stream of the process where libraries write: not `shown`, or shown and made safe.
 
-    `own` is the program's own way to it.
+    Of `sys.stderr` (warnings, logs, bars) and, while a shell completes, of `sys.stdout`. `own` is the
+    program's own way to it.
     """
 
     def __init__(self, own: TextIO, *, shown: bool) -> None:

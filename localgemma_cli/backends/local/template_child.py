@@ -20,7 +20,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-CPU_SECONDS = 2.0
+CPU_SECONDS = 2.0  # and
+_BYTES_PER_SECOND = 10e6  # more for a long conversation
 _MEMORY_BYTES = 192 << 20  # beyond what it starts with, and
 _MEMORY_PER_BYTE = 32  # more for each byte that is asked
 _TEXT_CHARACTERS = 1 << 20  # of the prompt, and
@@ -157,7 +158,7 @@ def main() -> None:
     out.flush()
     for line in sys.stdin:
         _limit_memory(base, len(line))
-        _limit_time(CPU_SECONDS)
+        _limit_time(CPU_SECONDS + len(line) / _BYTES_PER_SECOND)
         answer = _answer(line)
         _limit_time(0)
         out.write(json.dumps(answer) + "\n")

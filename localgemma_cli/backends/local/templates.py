@@ -78,7 +78,7 @@ class _Renderer:
             process.stdin.write(asked + "\n")
             process.stdin.flush()
         longest = _ANSWER_BYTES + _ANSWER_PER_BYTE * len(asked)
-        line = _line(process, longest, _WALL_SECONDS)
+        line = _line(process, longest, _WALL_SECONDS + len(asked) / 1e6)
         if not line.endswith("\n"):
             raise TemplateFailed(_why(process.wait(), bool(line)))
         answer: dict[str, Any] = json.loads(line)
