@@ -25,6 +25,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
     "initializer_range": (0, 1e3),
     "num_labels": (0, 1_000_000),  # transformers makes a name for each
 }
+_TEXTS = ("hidden_act", "hidden_activation", "dtype", "torch_dtype")
 _ROPE_DIVISORS = ("factor", "rope_theta", "low_freq_factor", "high_freq_factor")
 
 # What a config.json may leave out, as transformers 5.23 fills it in (Gemma-, Gemma2-, Gemma3Text- …Config);
@@ -148,6 +149,10 @@ def _require_sense(own: Fields, shape: Architecture) -> None:
         raise own.fault("head_dim", "even, since positions turn pairs of numbers")
     for key, (least, most) in _NUMBERS.items():
         own.require_number(key, least, most)
+    for key in _TEXTS:
+        own.require_text(key)
+    for key in ("id2label", "label2id"):
+        own.part(key)
     own.require_ids(_TOKEN_IDS, shape.vocabulary)
     for key in ("rope_scaling", "rope_parameters"):
         if (rope := own.part(key)) is not None:
@@ -173,6 +178,8 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     if part is None:
         return None
     stored = part.values
+    for key in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        part.texts(key)
     method = stored.get("quant_method")
     if method == "bitsandbytes" and stored.get("load_in_8bit"):
         return StoredFormat("int8")

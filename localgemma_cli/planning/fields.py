@@ -33,6 +33,11 @@ class Fields:
             return default if value is None else value
         raise self.fault(key, "true or false")
 
+    def require_text(self, key: str) -> None:
+        """Where the key is there and not null."""
+        if not isinstance(self.values.get(key), str | None):
+            raise self.fault(key, "a text")
+
     def texts(self, key: str) -> list[str] | None:
         value = self.values.get(key)
         if value is None:

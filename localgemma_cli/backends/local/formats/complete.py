@@ -36,6 +36,8 @@ def require_complete(folder: Path, name: str) -> None:
             )
     if missing:
         raise incomplete(folder, missing)
+    if any(name.startswith(f"model.layers.{shape.layers}.") for name in tensors):
+        raise ValueError(f"the weights have more layers than the {shape.layers} that config.json says")
     if sum(map(_bits, tensors.values())) < _LEAST_BITS * shape.linear_parameters:
         raise ValueError("the weights are too small for the model that config.json describes")
 
