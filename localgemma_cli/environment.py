@@ -1,5 +1,6 @@
 """The world outside: the three streams, and the folders of config and data."""
 
+import errno
 import os
 import signal
 import sys
@@ -168,6 +169,31 @@ def expanded(path: str | Path) -> Path:
 def config_folder() -> Path:
     """`config.toml`, `presets/*.toml`; `LOCALGEMMA_HOME/config` where that variable is set."""
     return _folder("config", platformdirs.user_config_path)
+
+
+def make_private(folder: Path) -> Path:
+    """`folder`, made where it is missing with all above it, for this user alone whatever the umask.
+
+    OSError where it cannot be, or where a file is in its place.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        with suppress(FileExistsError):  # another process was faster
+            each.mkdir(mode=0o700)
+            each.chmod(0o700)  # an umask can take our own bits away, too
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    return folder
+
+
+def is_ours(about: os.stat_result) -> bool:
+    """Whether a file or folder is this user's, and nobody else can change it: what code may come from."""
+    return sys.platform == "win32" or (about.st_uid == os.getuid() and not about.st_mode & 0o022)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """For `open`: a file that is made is this user's alone, and a link is not followed to another."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 def cache_folder() -> Path:

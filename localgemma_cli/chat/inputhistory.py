@@ -10,6 +10,7 @@ from pathlib import Path
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
 from localgemma_cli.chat.pasted import Spans
+from localgemma_cli.environment import make_private
 from localgemma_cli.text import repair_surrogates
 
 _PASTED = re.compile(rb"# .* pasted ((?:\d{1,9}-\d{1,9} ?)+)$")
@@ -23,7 +24,7 @@ def input_history(path: Path | None, known: dict[str, Spans], now: Callable[[], 
     if path is None:
         return InMemoryHistory()
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600))
     except OSError:
         return InMemoryHistory()

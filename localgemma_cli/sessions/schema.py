@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from localgemma_cli.environment import make_private
 from localgemma_cli.errors import SavingError
 
 _BUSY_SECONDS = 20.0
@@ -65,7 +66,7 @@ def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # private from its first byte on
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch  # before a library: it brings the OpenMP runtime that all share
 
-from localgemma_cli.environment import cache_folder
+from localgemma_cli.environment import cache_folder, is_ours, make_private
 from localgemma_cli.planning.host import c_compiler, cpu_flags
 
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
@@ -64,23 +65,45 @@ def _version(compiler: tuple[str, ...]) -> str:
 def _library(command: tuple[str, ...], source: Path, name: str) -> ctypes.CDLL:
     """From the cache, or else made for it; made for this process alone where the cache cannot be used."""
     try:
-        folder = cache_folder() / "kernels"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(folder):
+        folder = make_private(cache_folder() / "kernels")
+        if not is_ours(folder.stat()):
             raise PermissionError(f"others may write to {folder}")
-        if not _is_whole(folder / name):
+        try:
+            return _load(folder / name)
+        except _NotWhole:
             _compile(command, source, folder / name)
-        return ctypes.CDLL(str(folder / name))
-    except OSError:
+            return _load(folder / name)
+    except (OSError, _NotWhole):
         with tempfile.TemporaryDirectory() as own:  # what is open stays so
             _compile(command, source, Path(own) / name)
-            return ctypes.CDLL(str(Path(own) / name))
+            return _load(Path(own) / name)
 
 
-def _is_ours(folder: Path) -> bool:
-    """Whether nobody else can put code there."""
-    about = folder.stat()
-    return about.st_uid == os.getuid() and not about.st_mode & 0o022
+class _NotWhole(Exception):
+    """A library that is not there, not as it was made, or not certainly this user's."""
+
+
+def _load(library: Path) -> ctypes.CDLL:
+    """What was checked is what is loaded: both by the descriptor, whatever the path names by then.
+
+    It stays open: the loader takes the same name again, of another descriptor, for the library it has.
+    """
+    try:
+        descriptor = os.open(library, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:  # not there, a link, a socket
+        raise _NotWhole from error
+    try:
+        about = os.fstat(descriptor)
+        if not (stat.S_ISREG(about.st_mode) and about.st_nlink == 1 and is_ours(about)):
+            raise _NotWhole
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read()
+        if hashlib.sha256(content[:-_DIGEST]).digest() != content[-_DIGEST:]:
+            raise _NotWhole
+        return ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _compile(command: tuple[str, ...], source: Path, library: Path) -> None:
@@ -91,12 +114,5 @@ def _compile(command: tuple[str, ...], source: Path, library: Path) -> None:
         subprocess.run(words, capture_output=True, timeout=_PATIENCE, check=True)
         content = made.read_bytes()
         made.write_bytes(content + hashlib.sha256(content).digest())
+        made.chmod(0o600)  # whatever the umask was
         os.replace(made, library)
-
-
-def _is_whole(library: Path) -> bool:
-    try:
-        content = library.read_bytes()
-    except FileNotFoundError:
-        return False
-    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]

@@ -20,6 +20,7 @@ from localgemma_cli.backends.local.hub_cache import (
     Repo,
     RepoFile,
     cached,
+    is_revision,
     is_whole,
     local_snapshot,
     missing_bytes,
@@ -115,7 +116,10 @@ def fetch(
 
 
 def _asked(model_id: str, revision: str | None, gated: bool | None = None) -> Repo:
-    return Repo(model_id, revision or constants.DEFAULT_REVISION, gated)
+    repo = Repo(model_id, revision or constants.DEFAULT_REVISION, gated)
+    if not is_revision(repo.revision):  # it becomes a path
+        raise hub_errors.not_a_revision(repo)
+    return repo
 
 
 @contextmanager

@@ -3,14 +3,19 @@
 import os
 import re
 import shutil
+import stat
+import tempfile
 import warnings
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 
 from huggingface_hub import constants
 
 from localgemma_cli.backends.local.safetensors_file import shards_of
+from localgemma_cli.environment import make_private
 
+_REVISION = re.compile(r"\w[\w.+@-]*(/\w[\w.+@-]*)*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _INDEX = "model.safetensors.index.json"
 
@@ -65,11 +70,19 @@ def offline_by(offline: bool) -> str | None:
     return "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
 
 
+def is_revision(name: str) -> bool:
+    """Whether git could have a branch, a tag or a commit of this name, and the cache a file."""
+    return len(name) <= 200 and ".." not in name and _REVISION.fullmatch(name) is not None
+
+
 def local_snapshot(repo: Repo) -> Path | None:
     """The folder the revision stood for when it was last fetched; it may be incomplete, or not there."""
     commit = repo.revision
     if not COMMIT.fullmatch(commit):
-        commit = repo.reference.read_text(encoding="utf-8").strip() if repo.reference.is_file() else ""
+        commit = ""
+        if is_revision(repo.revision) and repo.reference.is_file():
+            with repo.reference.open("rb") as reference:
+                commit = reference.read(64).decode("ascii", errors="replace").strip()
     return repo.snapshot(commit) if COMMIT.fullmatch(commit) else None
 
 
@@ -112,10 +125,39 @@ def missing_bytes(repo: Repo, file: RepoFile) -> int:
     return 0 if is_whole(repo.blob(file), file) else max(0, file.size - size_of(repo.partial(file)))
 
 
+def make_folder(folder: Path) -> None:
+    """A folder of the cache: under any umask nobody else may write there; a new cache is private altogether.
+
+    One that several people read is there already, with the rights that it has.
+    """
+    make_private(Path(constants.HF_HUB_CACHE))
+    for each in (*reversed(folder.parents), folder):
+        if not each.exists():
+            each.mkdir(mode=0o755, exist_ok=True)
+
+
+def discard_foreign(path: Path) -> None:
+    """Take away what is in a file's place and leads to another's content: a link of either kind."""
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        path.unlink()
+
+
+def open_partial(path: Path) -> FileIO:
+    """To append to what has arrived of a file; OSError for a link."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return FileIO(os.open(path, flags, 0o644), "ab")
+
+
 def link(repo: Repo, commit: str, file: RepoFile) -> None:
     """Show a blob in the snapshot; where links do not work it moves there, as the client does it."""
     blob, pointer = repo.blob(file), repo.snapshot(commit) / file.name
-    pointer.parent.mkdir(parents=True, exist_ok=True)
+    if pointer.parent.is_symlink():  # what is in another folder is not ours to replace
+        pointer.parent.unlink()
+    make_folder(pointer.parent)
     pointer.unlink(missing_ok=True)
     if _are_links_supported(repo):
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
@@ -134,10 +176,12 @@ def record(repo: Repo, commit: str) -> None:
     """Let the revision stand for a commit; done last, so that it keeps naming the whole copy before it."""
     if repo.revision == commit:
         return
-    repo.reference.parent.mkdir(parents=True, exist_ok=True)
-    draft = repo.reference.with_name(f"{repo.reference.name}.{os.getpid()}")
-    draft.write_text(commit, encoding="utf-8")
-    draft.replace(repo.reference)
+    make_folder(repo.reference.parent)
+    descriptor, draft = tempfile.mkstemp(dir=repo.reference.parent, prefix=f".{repo.reference.name}.")
+    with open(descriptor, "w", encoding="ascii") as reference:
+        reference.write(commit)
+    os.chmod(draft, 0o644)  # as all of the cache: others may read where its folder lets them
+    os.replace(draft, repo.reference)
 
 
 def downloaded_bytes(model_id: str) -> int:

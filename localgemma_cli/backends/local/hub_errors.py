@@ -16,7 +16,14 @@ from huggingface_hub.errors import (
 )
 
 from localgemma_cli.backends.local.hub_cache import Repo
-from localgemma_cli.errors import AccessError, DiskSpaceError, LocalGemmaError, NetworkError, NotFoundError
+from localgemma_cli.errors import (
+    AccessError,
+    DiskSpaceError,
+    LocalGemmaError,
+    NetworkError,
+    NotFoundError,
+    UsageError,
+)
 
 # httpx or httpx2, as the client's version has it: its root error is the first base of the client's own.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -176,6 +183,17 @@ def not_a_hub() -> NetworkError:
     return NetworkError(
         f"What answers at {constants.ENDPOINT} is not a model hub.",
         "Check the network (a login page?) and HF_ENDPOINT.",
+    )
+
+
+def no_answer() -> NetworkError:
+    return NetworkError("The hub does not answer.", f"Check the network and HF_ENDPOINT, {_TRY_DEMO}.")
+
+
+def not_a_revision(repo: Repo) -> UsageError:
+    return UsageError(
+        f"{one_line(repr(repo.revision), repo)} is not the name of a revision.",
+        "Give a branch, a tag or a commit, with --revision or as revision in models.toml.",
     )
 
 

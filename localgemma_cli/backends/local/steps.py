@@ -6,16 +6,18 @@ Over a preallocated cache only: a graph reads and writes the addresses that it w
 import logging
 import os
 import sys
+import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 
 import torch
 from transformers.cache_utils import Cache
 
 from localgemma_cli.backends.local.kvcache import PreallocatedLayer
-from localgemma_cli.environment import cache_folder
+from localgemma_cli.environment import cache_folder, is_ours, make_private
 
 Step = Callable[[torch.Tensor, Cache], torch.Tensor]  # token [1, 1] -> logits [1, vocabulary], float32
 Run = Callable[[], torch.Tensor]
@@ -197,6 +199,9 @@ def _capacity(cache: Cache) -> int:
 
 def _inductor(step: Step) -> Step:
     """Without inductor's own CUDA graphs, which belong to one thread; compiled code is kept on disk."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
+    folder = make_private(cache_folder() / "compiled")
+    if not is_ours(folder.stat()):  # others could put code there
+        folder = Path(tempfile.mkdtemp())
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     compiled: Step = torch.compile(step, fullgraph=True, dynamic=False)
     return compiled

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from localgemma_cli.backends.local.hub_cache import COMMIT, Repo
 from localgemma_cli.backends.local.safetensors_file import map_file
 from localgemma_cli.documents import read_object
-from localgemma_cli.environment import cache_folder
+from localgemma_cli.environment import cache_folder, make_private, private_opener
 from localgemma_cli.events import LoadProgress, ProgressSink
 
 LAYOUT_VERSION = 1  # of the files' contents; what an older program wrote is made again
@@ -153,8 +153,8 @@ def open_or_make(
 @contextmanager
 def _locked(folder: Path, progress: ProgressSink) -> Iterator[None]:
     """One process writes a copy at a time; the others wait, and then find it."""
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    make_private(folder.parent)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"), mode=0o600)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -194,7 +194,7 @@ def _make(
 
 def _write(draft: Path, wanted: Wanted, make: Callable[["HashingFile"], None]) -> None:
     path = draft / _WEIGHTS
-    with path.open("wb") as weights, ThreadPoolExecutor(1, "flush") as flusher:
+    with open(path, "wb", opener=private_opener) as weights, ThreadPoolExecutor(1, "flush") as flusher:
         sink = HashingFile(weights, flusher)
         make(sink)
         sink.finish()
