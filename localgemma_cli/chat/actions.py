@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from shutil import get_terminal_size
 from typing import Any
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat import slash
-from localgemma_cli.chat.attach import read_attachment
+from localgemma_cli.chat.attach import read_attachment, size
 from localgemma_cli.chat.context import draw
 from localgemma_cli.chat.outcome import (
     Ask,
@@ -49,7 +50,7 @@ def perform(session: ChatSession, facts: Facts, name: str, argument: str) -> Out
 
 
 def _help(session: ChatSession, facts: Facts, argument: str) -> None:
-    session.say(Block(slash.help_text()))
+    session.say(Block(slash.help_text(get_terminal_size().columns)))
 
 
 def _new(session: ChatSession, facts: Facts, argument: str) -> None:
@@ -108,21 +109,14 @@ def _file(session: ChatSession, facts: Facts, argument: str) -> None:
         session.say("[nothing is attached]")
         return
     found = [read_attachment(path) for path in paths(argument)]
-    sizes = [each.size(facts.ready()) for each in found]  # first: a Ctrl-C there attaches nothing
+    backend = facts.ready()
+    tokens = [each.tokens(backend) for each in found]  # first: a Ctrl-C there attaches nothing
     session.attachments += found
-    for each, size in zip(found, sizes, strict=True):
-        session.say(f"[attached to your next message: {one_line(each.name)}, {size}]")
-    _warn_of_size(session, facts.ready())
-
-
-def _warn_of_size(session: ChatSession, backend: Backend | None) -> None:
-    """Before a question is typed that cannot be answered."""
+    for each, (count, exact) in zip(found, tokens, strict=True):
+        session.say(f"[attached to your next message: {one_line(each.name)}, {size(count, exact)}]")
     context = backend.context_length if backend else None
-    if context and (tokens := sum(each.tokens(backend)[0] for each in session.attachments)) > context:
-        session.say(
-            f"[{tokens} tokens are attached, and the context holds {context}:"
-            " /file - detaches them; attach the part that matters]"
-        )
+    if context and sum(count for count, _ in tokens) > context:
+        session.say(f"[that exceeds the context of {context} tokens; /file - detaches it, a part may fit]")
 
 
 def _show(session: ChatSession, facts: Facts, argument: str) -> None:

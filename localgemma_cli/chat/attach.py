@@ -33,14 +33,16 @@ class Attachment:
         return f"File {one_line(self.name)}:\n{fence}\n{self.text.removesuffix(chr(10))}\n{fence}"
 
     def size(self, backend: Backend | None) -> str:
-        """In tokens; a server's are guessed."""
-        tokens, counted = self.tokens(backend)
-        return f"{tokens} tokens" if counted else f"about {tokens} tokens"
+        return size(*self.tokens(backend))
 
     def tokens(self, backend: Backend | None) -> tuple[int, bool]:
-        """How many, and whether they were counted."""
+        """How many, and whether they were counted: a server's are guessed."""
         tokens = backend.count((Message("user", self.block),)) if backend else None
         return (len(self.text) // 4, False) if tokens is None else (tokens, True)
+
+
+def size(tokens: int, counted: bool) -> str:
+    return f"{tokens} tokens" if counted else f"about {tokens} tokens"
 
 
 def read_attachment(path: str, *, pipes: bool = False) -> Attachment:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from textwrap import fill
 
 from localgemma_cli.chat.pasted import Line
 
@@ -16,37 +17,56 @@ class Usage:
     choices: tuple[str, ...] = ()
 
 
-COMMANDS: Mapping[str, Usage] = {
-    "/help": Usage("", "show this list"),
-    "/new": Usage("", "begin another conversation; the system text stays"),
-    "/system": Usage("[TEXT]", "show the system text or set it; - removes it"),
-    "/retry": Usage("[KEY=VALUE ...]", "answer the last question again, perhaps otherwise"),
-    "/undo": Usage("[N]", "take back the last N turns"),
-    "/edit": Usage("[N]", "edit your last question, or that N turns back"),
-    "/continue": Usage("", "go on with an answer that was interrupted or cut off"),
-    "/fork": Usage("", "go on in a copy; the conversation so far stays"),
-    "/file": Usage("PATH ...", "attach files, as @PATH in a message does; - for none"),
-    "/show": Usage(
-        "WHAT",
-        "show the plan, prompt, context, model or params",
-        ("plan", "prompt", "context", "model", "params"),
-    ),
-    "/set": Usage("[KEY VALUE]", "how answers are sampled, or render plain|markdown"),
-    "/stats": Usage("", "tokens and speed, of the last answer and the chat"),
-    "/copy": Usage("[N]", "copy the last answer, or that N turns back"),
-    "/summarize": Usage("", "put a summary in the place of the older turns"),
-    "/save": Usage("[NAME]", "name the conversation; after --no-save, save it"),
-    "/title": Usage("TEXT", "give this conversation a title"),
-    "/sessions": Usage("[QUERY]", "the saved conversations, or those with these words"),
-    "/load": Usage("NAME", "go on with a saved conversation, by name or number"),
-    "/export": Usage("FILE", "write the conversation to a .md, .json or .jsonl"),
-    "/multiline": Usage("", "let Enter begin a line and Alt-Enter send, or back"),
-    "/exit": Usage("", "leave (so do Ctrl-D and quit)"),
+GROUPS: Mapping[str, Mapping[str, Usage]] = {
+    "The conversation": {
+        "/new": Usage("", "begin another; the system text stays"),
+        "/retry": Usage("[KEY=VALUE ...]", "answer the last question again"),
+        "/continue": Usage("", "resume an answer that was cut off"),
+        "/edit": Usage("[N]", "edit your last question, or that N turns back"),
+        "/undo": Usage("[N]", "take back the last N turns"),
+        "/fork": Usage("", "go on in a copy; this one stays as it is"),
+        "/summarize": Usage("", "put a summary in the place of older turns"),
+        "/system": Usage("[TEXT]", "show or set the system text; - removes it"),
+    },
+    "Files and saved conversations": {
+        "/file": Usage("PATH ...", "attach files, as @PATH does; - for none"),
+        "/copy": Usage("[N]", "copy the last answer, or that N turns back"),
+        "/export": Usage("FILE", "write a .md, .json or .jsonl file"),
+        "/save": Usage("[NAME]", "name it; after --no-save, save it"),
+        "/title": Usage("TEXT", "give this conversation a title"),
+        "/sessions": Usage("[QUERY]", "list what is saved, or what has these words"),
+        "/load": Usage("NAME", "resume one, by name or number"),
+    },
+    "Model and settings": {
+        "/set": Usage("[KEY VALUE]", "sampling, or render plain|markdown"),
+        "/show": Usage(
+            "WHAT",
+            "plan, prompt, context, model or params",
+            ("plan", "prompt", "context", "model", "params"),
+        ),
+        "/stats": Usage("", "tokens and speed so far"),
+        "/multiline": Usage("", "swap what Enter and Alt-Enter do"),
+        "/help": Usage("", "show this list"),
+        "/exit": Usage("", "leave (so do Ctrl-D and quit)"),
+    },
 }
+COMMANDS: Mapping[str, Usage] = {name: use for group in GROUPS.values() for name, use in group.items()}
 
+_NARROW = 70  # columns
+_KEYS: dict[str, str] = {
+    "Enter": 'send; in an open """, a new line',
+    "Alt-Enter, Ctrl-J": "a new line",
+    "Ctrl-C": "stop an answer, clear the line",
+    "Ctrl-D": "leave",
+    "Ctrl-R": "search what you typed before",
+    "Tab": "complete commands and paths",
+    "Ctrl-X Ctrl-E": "open your editor, then send",
+    "@PATH": "attach a file",
+    "//text": "send a text that begins with /",
+}
 RENDERS = ("markdown", "plain")
 _QUOTES = '"""'
-_LONGEST_NAME = 40  # characters that are compared with the commands
+_LONGEST_NAME = 40  # characters that could have been meant for a command
 _OTHER_NAMES = {
     "!help": "/help",
     "!new session": "/new",
@@ -106,9 +126,9 @@ def parse(line: Line) -> Say | Command | Unknown | None:
     name = _OTHER_NAMES.get(name, name)
     if name in COMMANDS:
         return Command(name, rest[0].strip() if rest else "")
-    close = difflib.get_close_matches(name[:_LONGEST_NAME], COMMANDS, n=1, cutoff=0.5)
-    alone = not rest and name[1:].isalpha()
-    return Unknown(name, close[0] if close else None, long=not alone)
+    a_word = name[1:].isalpha() and len(name) <= _LONGEST_NAME
+    close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5) if a_word else []
+    return Unknown(name, close[0] if close else None, long=bool(rest) or not a_word)
 
 
 def opens_block(line: Line) -> bool:
@@ -132,14 +152,22 @@ def usage(name: str) -> str:
     return f"{name} {COMMANDS[name].takes}".rstrip()
 
 
-def help_text() -> str:
-    width = max(len(usage(name)) for name in COMMANDS)
-    commands = [f"  {usage(name):<{width}}  {each.what}" for name, each in COMMANDS.items()]
-    keys = [
-        '  Enter sends. Alt-Enter and Ctrl-J start a new line; Enter too, within """.',
-        "  Ctrl-C stops an answer or clears the line. Ctrl-D leaves.",
-        "  Ctrl-R searches what you typed before. Tab completes commands and paths.",
-        "  Ctrl-X Ctrl-E opens your editor and sends what you save.",
-        "  //text sends a text that begins with a slash, @PATH attaches a file.",
-    ]
-    return "\n".join(["Commands:", *commands, "Keys:", *keys])
+def help_text(columns: int) -> str:
+    """In groups; where the terminal is narrow, what each does stands below it."""
+    groups = {
+        **{
+            heading: {usage(name): use.what for name, use in group.items()}
+            for heading, group in GROUPS.items()
+        },
+        "Keys": _KEYS,
+    }
+    width = max(len(name) for group in groups.values() for name in group)
+    lines = ["Commands:"]
+    for heading, group in groups.items():
+        lines.append(f"\n{heading}")
+        for name, what in group.items():
+            if columns > _NARROW:
+                lines.append(f"  {name:<{width}}  {what}")
+            else:
+                lines += [f"  {name}", fill(what, columns, initial_indent="    ", subsequent_indent="    ")]
+    return "\n".join(lines)
