@@ -52,6 +52,11 @@ class Conversation:
         past = tuple(message for turn in self.turns for message in (turn.question, turn.answer))
         return (*head, *past, Message("user", question))
 
+    def without_ids(self) -> "Conversation":
+        """As text, for another model to read."""
+        turns = (replace(turn, answer=replace(turn.answer, token_ids=None)) for turn in self.turns)
+        return replace(self, turns=tuple(turns))
+
     def with_turn(self, turn: Turn) -> "Conversation":
         return replace(self, turns=(*self.turns, turn))
 

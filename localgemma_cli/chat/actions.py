@@ -16,6 +16,7 @@ from localgemma_cli.chat.outcome import (
     Edit,
     Facts,
     Outcome,
+    Switch,
     counted,
     number,
     paths,
@@ -56,6 +57,13 @@ def _help(session: ChatSession, facts: Facts, argument: str) -> None:
 def _new(session: ChatSession, facts: Facts, argument: str) -> None:
     session.fresh(Conversation(session.conversation.system), None)
     session.say("A new conversation.")
+
+
+def _model(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+    if argument:
+        return Switch(argument)
+    session.say(facts.model())
+    return None
 
 
 def _system(session: ChatSession, facts: Facts, argument: str) -> None:
@@ -212,6 +220,7 @@ def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling
 _ACTIONS: Mapping[str, Callable[[ChatSession, Facts, str], Outcome]] = {
     "/help": _help,
     "/new": _new,
+    "/model": _model,
     "/system": _system,
     "/retry": _retry,
     "/undo": _undo,

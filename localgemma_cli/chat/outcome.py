@@ -42,7 +42,14 @@ class Do:
     what: str
 
 
-Outcome = Ask | Edit | Copy | Do | None
+@dataclass(frozen=True)
+class Switch:
+    """To the model of that name."""
+
+    model: str
+
+
+Outcome = Ask | Edit | Copy | Do | Switch | None
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event as Cancel
 from threading import current_thread, main_thread
 from typing import TextIO
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app
+from prompt_toolkit.application import get_app, run_in_terminal
 from prompt_toolkit.application.current import create_app_session
 from prompt_toolkit.enums import EditingMode
 from prompt_toolkit.filters import Condition
@@ -26,21 +27,21 @@ from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat import slash
 from localgemma_cli.chat.actions import KEYS, perform
 from localgemma_cli.chat.background import BackgroundLoad
-from localgemma_cli.chat.bar import figures, fitted
+from localgemma_cli.chat.bar import figures, fitted, vi_mode
 from localgemma_cli.chat.clipboard import copy
 from localgemma_cli.chat.complete import ChatCompleter, completes_by_itself
 from localgemma_cli.chat.inputhistory import input_history
 from localgemma_cli.chat.interrupt import cancelling
 from localgemma_cli.chat.interruptible import InterruptibleBackend, Status
 from localgemma_cli.chat.keys import EnterKey
-from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, counted, short
+from localgemma_cli.chat.models import ChatModels
+from localgemma_cli.chat.outcome import Ask, Copy, Do, Edit, Facts, Outcome, Switch, counted, short
 from localgemma_cli.chat.pasted import Line, PasteTracker, Spans, from_elsewhere
 from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.chat.terminal import key_presses, pressed, read_ahead, unechoed
 from localgemma_cli.chat.waiting import Keystrokes, ends_a_line, lines_of, notice
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, unforeseen
-from localgemma_cli.events import ProgressSink
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.progress import describe
 from localgemma_cli.render.sanitize import one_line
@@ -71,12 +72,12 @@ class Repl:
         self,
         session: ChatSession,
         frame: Frame,
-        load: Callable[[ProgressSink], Backend],
+        models: ChatModels,
         streams: Streams,
         keyboard: TextIO,
     ) -> None:
-        self._session, self._frame = session, frame
-        self._load = self._in_background(load)
+        self._session, self._frame, self._models = session, frame, models
+        models.wrap = lambda backend: InterruptibleBackend(backend, lambda: self._cancel, frame.status)
         self._streams, self._keyboard = streams, keyboard
         self._cancel = Cancel()
         self._facts = Facts(frame.plan, frame.model, self._loaded, self._ready)
@@ -107,13 +108,9 @@ class Repl:
             )
         self._typing = PasteTracker(self._prompt.default_buffer, known)
 
-    def _in_background(self, load: Callable[[ProgressSink], Backend]) -> BackgroundLoad:
-        """Loading, and then answering."""
-
-        def interruptible(progress: ProgressSink) -> Backend:
-            return InterruptibleBackend(load(progress), lambda: self._cancel, self._frame.status)
-
-        return BackgroundLoad(interruptible)
+    @property
+    def _load(self) -> BackgroundLoad:
+        return self._models.load
 
     def run(self, first: str | None) -> None:
         """Chat until the user leaves; raises what loading raised."""
@@ -198,7 +195,7 @@ class Repl:
         except ENDINGS:
             raise
         except BaseException as error:  # some are no Exception: a panic of a library in Rust
-            if error is self._load.error:
+            if self._ends(error):
                 raise
             self._frame.report(unforeseen(error))
             return line
@@ -246,6 +243,10 @@ class Repl:
                 self._answered(lambda backend: self._session.go_on(backend, self._cancel))
             case Do("summarize"):
                 self._summarize()
+            case Switch(model):
+                self._models.switch(model)
+                self._noted = False
+                self._session.say(f"[switching to {one_line(model)}; the conversation stays]")
             case Do("multiline"):
                 self._enter.swapped = not self._enter.swapped
                 how = "begins a new line, Alt-Enter sends" if self._enter.swapped else "sends"
@@ -301,9 +302,13 @@ class Repl:
             try:
                 action()
             except LocalGemmaError as error:
-                if error is self._load.error:
+                if self._ends(error):
                     raise
                 self._frame.report(error)
+
+    def _ends(self, error: BaseException) -> bool:
+        """Whether it is what loading raised, with no model to go back to."""
+        return error is self._load.error and not self._models.go_back()
 
     def _look(self) -> None:
         """Ends the waiting for another program that writes; threads wait on, and what they save is saved."""
@@ -336,7 +341,8 @@ class Repl:
         return self._cancel.is_set()
 
     def _ready(self) -> Backend | None:
-        return self._load.result() if self._load.done.is_set() else None
+        load = self._load
+        return load.result() if load.done.is_set() and load.error is None else None
 
     def _loaded(self) -> Backend | None:
         """Wait for the model, saying how far it is; None where Ctrl-C came first."""
@@ -347,7 +353,10 @@ class Repl:
                     progress(self._load.progress)
                     if self._cancel.is_set():
                         return None
-        return self._load.result()
+        backend = self._load.result()
+        if self._models.switched:
+            self._session.answered_by(self._models.model.model)
+        return backend
 
     def _before_prompt(self) -> None:
         """While the prompt is up: keep the bar fresh until the model is there, and leave where it failed."""
@@ -359,21 +368,28 @@ class Repl:
 
     async def _watch(self) -> None:
         await asyncio.sleep(0)  # lets the prompt be drawn first
-        self._load.start()
-        while not self._load.done.is_set():
-            await asyncio.sleep(_WATCH_SECONDS)
-            self._prompt.app.invalidate()
-        if self._load.error is not None:
-            self._prompt.app.exit(exception=self._load.error)
+        while True:
+            self._load.start()
+            while not self._load.done.is_set():
+                await asyncio.sleep(_WATCH_SECONDS)
+                self._prompt.app.invalidate()
+            if (error := self._load.error) is None:
+                return
+            if not self._models.go_back():
+                self._prompt.app.exit(exception=error)
+                return
+            told = error if isinstance(error, LocalGemmaError) else unforeseen(error)
+            await run_in_terminal(partial(self._frame.report, told))
 
     def _toolbar(self) -> str:
-        label = one_line(self._frame.label())
-        if not self._load.done.is_set():
-            return fitted([label, describe(self._load.progress), "you can type already"])
+        mode = vi_mode()
+        head = [self._frame.label(), *([mode] if mode else [])]
+        if (backend := self._ready()) is None:
+            return fitted([*head, describe(self._load.progress), "you can type already"])
         last = self._session.last
-        known = figures(last, self._load.result().context_length) if last else ("/help",)
+        known = figures(last, backend.context_length) if last else ("/help",)
         files = len(self._session.attachments)
-        return fitted([label, *known, *([f"{files} attached"] if files else [])])
+        return fitted([*head, *known, *([f"{files} attached"] if files else [])])
 
     def _names(self) -> list[str]:
         if (store := self._session.recorder.store) is not None:

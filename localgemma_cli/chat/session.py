@@ -132,6 +132,12 @@ class ChatSession:
         renderer.delta(answer.content)
         renderer.abort()
 
+    def answered_by(self, model: str) -> None:
+        """From now on; the ids of tokens are those of the model that wrote them."""
+        if model != self.recorder.model:
+            self.recorder.model = model
+            self.conversation, self.last = self.conversation.without_ids(), None
+
     def set_system(self, text: str | None) -> None:
         self.system = text
         self.conversation = replace(self.conversation, system=system_for(self.mode, text))

@@ -38,6 +38,7 @@ GROUPS: Mapping[str, Mapping[str, Usage]] = {
         "/load": Usage("NAME", "resume one, by name or number"),
     },
     "Model and settings": {
+        "/model": Usage("[NAME]", "show who answers, or switch to another"),
         "/set": Usage("[KEY VALUE]", "sampling, or render plain|markdown"),
         "/show": Usage(
             "WHAT",

@@ -1,6 +1,7 @@
 """`localgemma [PROMPT]`: one answer, or the interactive chat."""
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,6 +82,7 @@ def chat(
     """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
     from localgemma_cli.chat.incoming import is_stdin, read_incoming
     from localgemma_cli.commands.consent import agree_to_download
+    from localgemma_cli.commands.switching import Switching
     from localgemma_cli.commands.systemtext import read_system
     from localgemma_cli.commands.talk import Manner, Saving, Talk
     from localgemma_cli.commands.target import LocalTarget, remote_model, wants_endpoint
@@ -120,40 +122,36 @@ def chat(
         refuse_bare_word(incoming.prompt)
     if own and own.endpoint and not endpoint:
         endpoint, model, sources["model"] = own.endpoint, own.repository, "COMMANDLINE"
+    remote = partial(
+        _remote, dialect=endpoint_dialect, timeout=endpoint_timeout, quiet=quiet, verbose=verbose
+    )
+    local = partial(
+        _local,
+        template,
+        preset=preset,
+        offline=offline,
+        force=force,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        attention=attention,
+        compile=compile,
+        context=context,
+        device_memory=device_memory,
+        host_memory=host_memory,
+        processes=rank.count if rank else 1,
+    )
     if wants_endpoint(endpoint, sources):
-        target = _remote(
-            str(endpoint),
-            dialect=endpoint_dialect,
-            model=remote_model(model, sources),
-            timeout=endpoint_timeout,
-            quiet=quiet,
-            verbose=verbose,
-        )
+        target: Target = remote(str(endpoint), model=remote_model(model, sources))
     else:
         goes_on = (session is not None or continue_) and adapter is None  # an adapter names its base
-        target = _local(
-            template,
-            own,
-            model=_spoken_with(session) if model is None and goes_on else model,
-            preset=preset,
-            adapter=adapter,
-            revision=revision,
-            offline=offline,
-            force=force,
-            device=device,
-            dtype=dtype,
-            quantization=quantization,
-            attention=attention,
-            compile=compile,
-            assistant=assistant,
-            context=context,
-            device_memory=device_memory,
-            host_memory=host_memory,
-            processes=rank.count if rank else 1,
-        )
+        named_model = _spoken_with(session) if model is None and goes_on else model
+        target = local(own, model=named_model, adapter=adapter, revision=revision, assistant=assistant)
+        endpoint = None
     talk = Talk(
         streams,
         target,
+        Switching(local, remote, endpoint, yes).target,
         mode,
         system_text,
         chosen,

@@ -54,6 +54,21 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
         raise NotFoundError(f"{model_id} was not downloaded.", f"{how}, or chat with -m demo.")
 
 
+def refuse_unasked_download(source: "Source", how: str) -> None:
+    """NotFoundError for a large one, where no question can be asked; `how` says what is a yes."""
+    from localgemma_cli.backends.local.hub_cache import offline_by
+    from localgemma_cli.backends.local.source import downloads, missing_from_disk
+
+    if not missing_from_disk(source) or offline_by(source.offline):
+        return
+    wanted = downloads(source)
+    total = sum(each.size for each in wanted)
+    if total > ASK_ABOVE:
+        licences = ", ".join(dict.fromkeys(each.licence for each in wanted))
+        where = f"{gigabytes(total)} to {_destination()}, licence: {licences}"
+        raise NotFoundError(f"{wanted[0].model_id} is not on disk: {where}.", how)
+
+
 def _destination() -> str:
     from huggingface_hub import constants
 

@@ -1,7 +1,7 @@
 """What the chat command does once its options are read: load, answer, or hand over to the chat."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from shutil import get_terminal_size
@@ -57,6 +57,7 @@ class Talk:
 
     streams: Streams
     target: "Target"
+    choose: Callable[[str], "Target"]  # another, by what `--model` takes
     mode: Mode
     system: str | None
     sampling: Sampling
@@ -100,6 +101,7 @@ class Talk:
         )
 
     def converse(self, incoming: "Incoming") -> int:
+        from localgemma_cli.chat.models import ChatModels
         from localgemma_cli.chat.repl import Frame, Repl
         from localgemma_cli.chat.session import ChatSession
 
@@ -116,10 +118,11 @@ class Talk:
             conversation=conversation,
             attachments=self._attached(incoming),
         )
+        models = ChatModels(self.target, self.choose)
         frame = Frame(
-            label=lambda: self.target.label,
-            plan=lambda: _wrapped(self.target.reasons) or "A server makes its own plan.",
-            model=lambda: self.target.model,
+            label=lambda: models.model.label,
+            plan=lambda: _wrapped(models.model.reasons) or "A server makes its own plan.",
+            model=lambda: models.model.model,
             report=self._report,
             quiet=self.manner.quiet,
             accessible=self.manner.accessible,
@@ -127,9 +130,12 @@ class Talk:
             vi=self.manner.vi,
             input_history=data_folder() / "input-history" if self.saving.keep else None,
         )
+        if not self.manner.quiet:
+            self.streams.say(self.target.introduction)
+            self.streams.say("/help lists the commands; Ctrl-D leaves.")
         if conversation.turns:
             session.replay()
-        Repl(session, frame, self.target.load, self.streams, keyboard).run(incoming.prompt)
+        Repl(session, frame, models, self.streams, keyboard).run(incoming.prompt)
         with self._status("saving"):
             recorder.wait()
         if recorder.store and recorder.session is not None and not self.manner.quiet:

@@ -36,10 +36,13 @@ _LOCAL_ONLY = (
 
 
 class Target(Protocol):
-    """`label` is for the chat's bottom bar; `warnings` and `reasons` for stderr."""
+    """`label` is for the chat's bar, `introduction` for its first line; `warnings`, `reasons` for stderr."""
 
     @property
     def label(self) -> str: ...
+
+    @property
+    def introduction(self) -> str: ...
 
     @property
     def model(self) -> str:
@@ -72,6 +75,12 @@ class LocalTarget:
     @property
     def label(self) -> str:
         return f"{self.plan.model.name} · {self.plan.preset}"
+
+    @property
+    def introduction(self) -> str:
+        facts = self.plan.model
+        who = facts.name if facts.id == facts.name else f"{facts.name} ({facts.id})"
+        return f"Model {who}, preset {self.plan.preset}, on {self.plan.device}."
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -119,6 +128,10 @@ class RemoteTarget:
     @property
     def label(self) -> str:
         return " · ".join(part for part in (self._model, self._endpoint.host) if part)
+
+    @property
+    def introduction(self) -> str:
+        return f"{f'Model {self._model}' if self._model else 'A model'} on the server {self._endpoint.host}."
 
     def load(self, progress: "ProgressSink") -> "Backend":
         from localgemma_cli.backends.remote.backend import connect
