@@ -48,10 +48,10 @@ def test_without_colours_and_as_the_model_wrote_it(program: Program) -> None:
 
 def test_a_dumb_terminal_gets_no_escapes(program: Program) -> None:
     with Terminal(program.with_environment(TERM="dumb"), DEMO) as terminal:
-        terminal.wait("^>")
+        terminal.wait(r"\n>")
         terminal.type(f"{QUESTION}\r")
         terminal.wait("4[- ]bit")
-        terminal.wait(r"\n>")
+        terminal.wait(r"\n>", count=2)
         terminal.type("/exit\r")
         assert terminal.wait_for_end() == 0
         assert b"\x1b" not in terminal.raw
