@@ -43,8 +43,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
+    """`title` is the user's own, None where nobody gave one."""
+
     system: str | None = None
     turns: tuple[Turn, ...] = ()
+    title: str | None = None
 
     def messages(self, question: str) -> tuple[Message, ...]:
         """What a backend is given to answer `question`."""

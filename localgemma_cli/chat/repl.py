@@ -394,5 +394,5 @@ class Repl:
     def _names(self) -> list[str]:
         if (store := self._session.recorder.store) is not None:
             with suppress(LocalGemmaError):
-                return [each.name or str(each.id) for each in store.summaries(limit=_NAMES)]
+                return [each.handle for each in store.summaries(limit=_NAMES)]
         return []

@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from dataclasses import replace
 
 from localgemma_cli.chat.outcome import Facts, counted, paths, takes
 from localgemma_cli.chat.session import ChatSession
@@ -27,6 +28,7 @@ def title(session: ChatSession, facts: Facts, argument: str) -> None:
         raise takes("/title")
     store, id = _kept(session)
     store.rename(id, title=argument)
+    session.conversation = replace(session.conversation, title=argument)
     session.say(f"[title: {one_line(argument)}]")
 
 

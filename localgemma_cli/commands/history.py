@@ -13,7 +13,7 @@ from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.sanitize import one_line
-from localgemma_cli.sessions.exchange import FORMS, form_of, read, written
+from localgemma_cli.sessions.exchange import FORMS, form_of, read, shown, written
 from localgemma_cli.sessions.files import write_new
 from localgemma_cli.sessions.store import Store, Summary, default_path
 from localgemma_cli.text import decode_utf8, read_file
@@ -61,9 +61,7 @@ def show(which: Which, json: options.Json = False) -> None:
     """
     store = open_store()
     conversation = store.conversation(store.find(which), "")
-    text = written(conversation, "json" if json else "markdown")
-    if not json:  # its marks are for reading it back
-        text = "\n".join(line for line in text.split("\n") if not line.startswith("<!-- "))
+    text = written(conversation, "json") if json else shown(conversation)
     standard_streams().emit(text)
 
 

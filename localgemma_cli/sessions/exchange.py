@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Literal, cast, get_args
 
 from localgemma_cli.conversation import Conversation, FinishReason, Message, Role, Turn
@@ -12,7 +13,8 @@ from localgemma_cli.text import parse_json, repair_surrogates
 Form = Literal["jsonl", "json", "markdown"]
 FORMS: Mapping[str, Form] = {".jsonl": "jsonl", ".json": "json", ".md": "markdown"}
 _NAMES: Mapping[Role, str] = {"system": "System", "user": "You", "assistant": "Gemma"}
-_MARK = re.compile(r"^<!-- localgemma conversation (\d+) -->$", re.MULTILINE)
+_MARK = re.compile(r"<!-- localgemma conversation ([0-9]+) -->(\r?)(?:\n|\Z)")
+_NUMBER = re.compile(r" ([0-9]+) -->")
 
 
 def form_of(name: str) -> Form:
@@ -26,60 +28,81 @@ def form_of(name: str) -> Form:
 
 
 def written(conversation: Conversation, form: Form) -> str:
+    """`read` gives the same conversation back, token ids left out."""
     match form:
         case "json":
-            return json.dumps({"messages": _objects(conversation)}, ensure_ascii=False, indent=2) + "\n"
+            head = {"title": conversation.title} if conversation.title else {}
+            value = {**head, "messages": _objects(conversation)}
+            return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
         case "jsonl":
-            return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in _objects(conversation))
+            lines = _objects(conversation)
+            if conversation.title:  # with the first message: each line is one
+                lines[:1] = [{**(lines[0] if lines else {}), "title": conversation.title}]
+            return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in lines)
         case "markdown":
             return _markdown(conversation)
+
+
+def shown(conversation: Conversation) -> str:
+    """Markdown for people, which nothing can be read back from: everything that was said, under headings."""
+    title = [f"# {conversation.title}\n"] if conversation.title else []
+    messages = (f"## {_NAMES[role]}\n\n{text}\n" for role, text, _ in _messages(conversation))
+    return "\n".join([*title, *messages])
 
 
 def read(text: str, form: Form) -> Conversation:
     """UsageError where `text` is not of that form."""
     if form == "markdown":
-        return _conversation(_markdown_messages(text))
+        return _read_markdown(text)
     try:
-        values = (
-            parse_json(text) if form == "json" else [parse_json(x) for x in text.split("\n") if x.strip()]
-        )
+        value = parse_json(text) if form == "json" else [parse_json(x) for x in text.split("\n") if x.strip()]
     except ValueError as error:
         raise _unreadable(f"it is not JSON ({error})") from None
-    if isinstance(values, Mapping):
-        values = values.get("messages")
-    if not isinstance(values, list):
+    messages, title = _parts(value)
+    if not isinstance(messages, list):
         raise _unreadable("it has no list of messages")
-    return _conversation([_message(value) for value in values])
+    return _conversation([_message(each) for each in messages], title)
+
+
+def _parts(value: object) -> tuple[object, object]:
+    """The messages, and the title: beside them, or in the first."""
+    if isinstance(value, Mapping):
+        return value.get("messages"), value.get("title")
+    first = value[0] if isinstance(value, list) and value else None
+    if isinstance(value, list) and isinstance(first, Mapping) and "title" in first:
+        return value[1:] if len(first) == 1 else value, first["title"]
+    return value, None
+
+
+def _messages(conversation: Conversation) -> list[tuple[Role, str, FinishReason]]:
+    messages: list[tuple[Role, str, FinishReason]] = []
+    if conversation.system:
+        messages.append(("system", conversation.system, "stop"))
+    for turn in conversation.turns:
+        messages.append(("user", turn.question.content, "stop"))
+        messages.append(("assistant", turn.answer.content, turn.finish_reason))
+    return messages
 
 
 def _objects(conversation: Conversation) -> list[dict[str, object]]:
     """In the OpenAI form; `finish_reason` is an addition, where an answer did not come to its own end."""
-    objects: list[dict[str, object]] = []
-    if conversation.system:
-        objects.append({"role": "system", "content": conversation.system})
-    for turn in conversation.turns:
-        objects.append({"role": "user", "content": turn.question.content})
-        cut = {} if turn.finish_reason == "stop" else {"finish_reason": turn.finish_reason}
-        objects.append({"role": "assistant", "content": turn.answer.content, **cut})
-    return objects
+    return [
+        {"role": role, "content": text, **({} if reason == "stop" else {"finish_reason": reason})}
+        for role, text, reason in _messages(conversation)
+    ]
 
 
 def _message(value: object) -> tuple[Role, str, FinishReason]:
-    role, content, reason = (
-        (value.get("role"), value.get("content"), value.get("finish_reason", "stop"))
-        if isinstance(value, Mapping)
-        else (None, None, None)
-    )
+    if not isinstance(value, Mapping):
+        raise _unreadable("a message is not a role and a text")
+    role, content, reason = value.get("role"), value.get("content"), value.get("finish_reason")
     if role not in get_args(Role) or not isinstance(content, str):
         raise _unreadable("a message is not a role (system, user or assistant) and a text")
-    return (
-        cast(Role, role),
-        repair_surrogates(content),
-        cast(FinishReason, reason if reason in get_args(FinishReason) else "stop"),
-    )
+    ended = reason if role == "assistant" and reason in get_args(FinishReason) else "stop"
+    return cast(Role, role), repair_surrogates(content), cast(FinishReason, ended)
 
 
-def _conversation(messages: Sequence[tuple[Role, str, FinishReason]]) -> Conversation:
+def _conversation(messages: Sequence[tuple[Role, str, FinishReason]], title: object = None) -> Conversation:
     """A system text first if at all, then questions and answers by turns."""
     system = messages[0][1] if messages and messages[0][0] == "system" else None
     rest = messages[1:] if system is not None else messages
@@ -88,38 +111,44 @@ def _conversation(messages: Sequence[tuple[Role, str, FinishReason]]) -> Convers
         raise _unreadable("user and assistant do not take turns, or the last question has no answer")
     pairs = zip(rest[::2], rest[1::2], strict=True)
     turns = (Turn(Message("user", q[1]), Message("assistant", a[1]), a[2]) for q, a in pairs)
-    return Conversation(system, tuple(turns))
+    named = repair_surrogates(title) if isinstance(title, str) else None
+    return Conversation(system or None, tuple(turns), named or None)
 
 
 def _markdown(conversation: Conversation) -> str:
     """Headings for people; the comments before them carry a number that no text contains, to be read back."""
-    texts = [str(each["content"]) for each in _objects(conversation)]
-    number = next(n for n in range(len(texts) + 1) if not any(f" {n} -->" in text for text in texts))
-    lines = [f"<!-- localgemma conversation {number} -->\n"]
-    for each, text in zip(_objects(conversation), texts, strict=True):
-        reason = each.get("finish_reason", "stop")
-        role = cast(Role, each["role"])
+    messages = _messages(conversation)
+    title = conversation.title or ""
+    said = (title, *(text for _, text, _ in messages))
+    used = {number for text in said for number in _NUMBER.findall(text)}
+    number = next(each for each in count() if str(each) not in used)
+    lines = [f"<!-- localgemma conversation {number} -->\n", *([f"# {title}\n"] if title else [])]
+    for role, text, reason in messages:
         lines.append(f"<!-- {role} {reason} {number} -->\n## {_NAMES[role]}\n\n{text}\n")
     return "\n".join(lines)
 
 
-def _markdown_messages(text: str) -> list[tuple[Role, str, FinishReason]]:
+def _read_markdown(text: str) -> Conversation:
+    """Line ends count as they are, unless an editor has made all of them those of Windows."""
     mark = _MARK.match(text)
     if not mark:
         raise _unreadable("it was not exported by localgemma")
+    if mark[2]:
+        text = text.replace("\r\n", "\n")
     pattern = rf"^<!-- (\w+) (\w+) {mark[1]} -->\n## \w+\n\n"
-    parts = re.split(pattern, text, flags=re.MULTILINE)[1:]
-    found = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
-    return [
-        _message(
-            {
-                "role": role,
-                "finish_reason": reason,
-                "content": body[:-2] if index * 3 + 3 < len(parts) else body[:-1],
-            }
-        )
-        for index, (role, reason, body) in enumerate(found)
-    ]
+    head, *parts = re.split(pattern, text, flags=re.MULTILINE)
+    head = _without_end(head.partition("\n")[2].removeprefix("\n"), last=not parts)
+    messages = []
+    for at in range(0, len(parts), 3):
+        body = _without_end(parts[at + 2], last=at + 3 == len(parts))
+        messages.append(_message({"role": parts[at], "finish_reason": parts[at + 1], "content": body}))
+    return _conversation(messages, head[2:] if head.startswith("# ") else None)
+
+
+def _without_end(part: str, *, last: bool) -> str:
+    """A part ends with its line, and but for the last with an empty one as well."""
+    part = part.removesuffix("\n")
+    return part if last else part.removesuffix("\n")
 
 
 def _unreadable(why: str) -> UsageError:

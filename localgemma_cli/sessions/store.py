@@ -13,12 +13,13 @@ from typing import cast
 from localgemma_cli.conversation import Conversation, FinishReason, Message, Turn
 from localgemma_cli.environment import data_folder
 from localgemma_cli.errors import NotFoundError, SavingError
+from localgemma_cli.sessions.names import as_number, checked_name
 from localgemma_cli.sessions.schema import connect, transaction
-from localgemma_cli.text import repair_surrogates
+from localgemma_cli.sessions.titles import subject_of
+from localgemma_cli.text import normalize, repair_surrogates
 
 _LOOK_SECONDS = 0.1
 _TITLE_LENGTH = 60  # characters of the first question, where nobody gave a title
-_LONGEST_ID = 19  # digits; SQLite's own have 63 bits
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Summary:
     turns: int
     updated: float
     model: str
+
+    @property
+    def handle(self) -> str:
+        """What it is found by: its name, if that is no number."""
+        return str(self.id) if self.name is None or as_number(self.name) is not None else self.name
 
 
 def default_path() -> Path:
@@ -53,11 +59,12 @@ class Store:
         self._connection.close()
 
     def create(self, system: str | None, name: str | None = None, title: str | None = None) -> int:
-        """A new session's id."""
+        """A new session's id; UsageError for a name that cannot be one."""
+        checked = None if name is None else checked_name(name)
         with self._writing():
             return self._inserted(
                 "INSERT INTO sessions (name, title, system, created) VALUES (?, ?, ?, ?)",
-                (name, title, system, time.time()),
+                (checked, title, system, time.time()),
             )
 
     def session(self, name: str | None, system: str | None) -> int:
@@ -91,6 +98,14 @@ class Store:
             for turn in turns:
                 self._run("DELETE FROM turns WHERE id = ?", (turn,))
 
+    def remove_if_empty(self, session: int) -> bool:
+        """Whether it is gone, having no turn."""
+        with self._writing():
+            if self._rows("SELECT id FROM turns WHERE session = ? LIMIT 1", (session,)):
+                return False
+            self.remove(session)
+            return True
+
     def remove(self, session: int) -> None:
         with self._writing():
             self._run("DELETE FROM turns WHERE session = ?", (session,))
@@ -98,6 +113,7 @@ class Store:
 
     def rename(self, session: int, *, name: str | None = None, title: str | None = None) -> None:
         """NAME and title as far as they are given; SavingError where the name is another session's."""
+        name = None if name is None else checked_name(name)
         with self._writing():
             for column, value in (("name", name), ("title", title)):
                 if value is not None:
@@ -124,7 +140,7 @@ class Store:
     def import_conversation(self, conversation: Conversation, name: str | None = None) -> int:
         """A new session with all of `conversation`, or nothing."""
         with self._writing():
-            session = self.create(conversation.system, name)
+            session = self.create(conversation.system, name, conversation.title)
             for turn in conversation.turns:
                 self.add(session, turn, "")
             return session
@@ -141,28 +157,35 @@ class Store:
     def conversation(self, session: int, model: str) -> Conversation:
         """What was said; token ids only where `model` wrote them, and a turn cut off is interrupted."""
         with self._reading():
-            head = self._rows("SELECT system FROM sessions WHERE id = ?", (session,))
+            head = self._rows("SELECT system, title FROM sessions WHERE id = ?", (session,))
             if not head:
                 raise NotFoundError(f"There is no conversation {session}.", "See `localgemma history list`.")
             rows = self._rows("SELECT * FROM turns WHERE session = ? ORDER BY id", (session,))
-        return Conversation(head[0]["system"], tuple(_turn(row, model) for row in rows))
+        turns = tuple(_turn(row, model) for row in rows)
+        return Conversation(head[0]["system"], turns, head[0]["title"])
 
     def find(self, wanted: str) -> int:
         """The session of that name or number; NotFoundError where there is none."""
         id = self.named(wanted)
         if id is None:
+            with self._reading():
+                same = self._rows("SELECT id FROM sessions WHERE name = ?", (wanted,))
             raise NotFoundError(
-                f"There is no saved conversation {wanted[:_TITLE_LENGTH]!r}.",
-                "See `localgemma history list`, or /sessions in a chat.",
+                f"There is no saved conversation {_cut(wanted)!r}.",
+                f"The one with that name has the number {same[0]['id']}."
+                if same
+                else "See `localgemma history list`, or /sessions in a chat.",
             )
         return id
 
     def named(self, wanted: str) -> int | None:
-        """The session of that name, else of that number, else None."""
+        """The session of that number or name, else None; a number is no name, as it could be before."""
+        number = as_number(wanted)
         with self._reading():
-            rows = self._rows("SELECT id FROM sessions WHERE name = ?", (wanted,))
-            if not rows and wanted.isascii() and wanted.isdecimal() and len(wanted) < _LONGEST_ID:
-                rows = self._rows("SELECT id FROM sessions WHERE id = ?", (int(wanted),))
+            if number is not None:
+                rows = self._rows("SELECT id FROM sessions WHERE id = ?", (number,))
+            else:
+                rows = self._rows("SELECT id FROM sessions WHERE name = ?", (normalize(wanted).strip(),))
         return cast(int, rows[0]["id"]) if rows else None
 
     def last_model(self, session: int) -> str | None:
@@ -183,11 +206,14 @@ class Store:
         matching = ""
         values: tuple[str, ...] = ()
         if words := _phrases(query):
-            matching = f"HAVING sum(t.id IN ({_MATCHING})) OR instr(lower(ifnull(s.title, '')), lower(?))"
+            matching = (
+                f"HAVING sum(t.id IN ({_MATCHING}))"
+                " OR instr(lower(ifnull(s.title, '') || char(10) || ifnull(s.name, '')), lower(?))"
+            )
             values = (words, query, query.strip())
         with self._reading():
             rows = self._rows(
-                f"{_SUMMARIES} {matching} ORDER BY updated DESC, s.id DESC LIMIT ?", (*values, limit)
+                f"{_SUMMARIES} {matching} ORDER BY last DESC, s.id DESC LIMIT ?", (*values, limit)
             )
         return [_summary(row) for row in rows]
 
@@ -249,6 +275,7 @@ _MATCHING = (
 )
 _SUMMARIES = (
     "SELECT s.id, s.name, s.title, count(t.id) AS turns, ifnull(max(t.created), s.created) AS updated,"
+    " max(t.id) AS last,"  # ids only grow, while a clock may be set back
     " (SELECT question FROM turns WHERE session = s.id ORDER BY id LIMIT 1) AS first,"
     " (SELECT model FROM turns WHERE session = s.id ORDER BY id DESC LIMIT 1) AS model"
     " FROM sessions s LEFT JOIN turns t ON t.session = s.id GROUP BY s.id"
@@ -267,12 +294,16 @@ def _storable(values: Sequence[object]) -> list[object]:
 
 
 def _summary(row: sqlite3.Row) -> Summary:
-    title = row["title"] or " ".join((row["first"] or "").split())[:_TITLE_LENGTH]
+    title = row["title"] or _cut(subject_of(row["first"] or ""))
     return Summary(row["id"], row["name"], title, row["turns"], row["updated"], row["model"] or "")
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= _TITLE_LENGTH else f"{text[:_TITLE_LENGTH]}…"
+
+
 def _turn(row: sqlite3.Row, model: str) -> Turn:
-    ids = _unpacked(row["tokens"]) if row["model"] == model else None
+    ids = _unpacked(row["tokens"]) if row["model"] == repair_surrogates(model) else None
     reason = cast(FinishReason, row["finish"] or "interrupted")
     return Turn(Message("user", row["question"]), Message("assistant", row["answer"], ids), reason, row["id"])
 
@@ -282,5 +313,8 @@ def _packed(ids: tuple[int, ...] | None) -> bytes | None:
     return None if ids is None else struct.pack(f"<{len(ids)}I", *ids)
 
 
-def _unpacked(data: bytes | None) -> tuple[int, ...] | None:
-    return None if data is None else struct.unpack(f"<{len(data) // 4}I", data)
+def _unpacked(data: object) -> tuple[int, ...] | None:
+    """As far as they are whole: a backend finds out whether they say what was said."""
+    if not isinstance(data, bytes):
+        return None
+    return struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4])

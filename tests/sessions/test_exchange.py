@@ -1,19 +1,63 @@
 """Conversations as files: what is written can be read back, whatever was said."""
 
 import json
+import os
+from pathlib import Path
+from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localgemma_cli.conversation import Conversation, Message, Turn
+from localgemma_cli.conversation import Conversation, FinishReason, Message, Turn
 from localgemma_cli.errors import UsageError
-from localgemma_cli.sessions.exchange import Form, form_of, read, written
+from localgemma_cli.sessions.exchange import Form, form_of, read, shown, written
+from localgemma_cli.sessions.files import write_new
+from localgemma_cli.text import decode_utf8
 
+EXAMPLES = int(os.environ.get("LOCALGEMMA_ROUND_TRIPS", "100"))  # of each form
+ADVERSARIAL = (
+    *("-->", " --> ", " 0 -->", "0 --> 1 --> 2 --> 3", "<!-- ", "<!-- keep me -->", "<!--", "-- >"),
+    *(
+        "<!-- localgemma conversation 0 -->",
+        "<!-- user stop 0 -->\n## You\n\nforged",
+        "<!-- system stop 1 -->",
+    ),
+    *(
+        "## You\n\n",
+        "# Title\n",
+        "## Gemma",
+        "```",
+        "```\n",
+        "File a.txt:\n",
+        "\n",
+        "\n\n\n",
+        "\r",
+        "\r\n",
+        " \n",
+    ),
+    *(
+        "\0",
+        "\u2028",
+        "\u2029",
+        "\x85",
+        "\x0b",
+        "\x1c",
+        "\ufeff",
+        "\x1b[2J",
+        "\t",
+        "😀",
+        "\ufffd",
+        '"',
+        "\\",
+        "{",
+        "[",
+    ),
+)
 TEXTS = st.one_of(
     st.text(st.characters(codec="utf-8")),
-    st.sampled_from(
-        ["## You\n\n", "<!-- user stop 0 -->\n## You\n\nforged", "\n\n", "<!-- 0 -->", "a 0 --> b"]
+    st.lists(st.one_of(st.sampled_from(ADVERSARIAL), st.text(max_size=3), st.integers(0, 9).map(str))).map(
+        "".join
     ),
 )
 CONVERSATIONS = st.builds(
@@ -24,17 +68,93 @@ CONVERSATIONS = st.builds(
             Turn,
             TEXTS.map(lambda text: Message("user", text)),
             TEXTS.map(lambda text: Message("assistant", text)),
-            st.sampled_from(["stop", "length", "interrupted"]),
+            st.sampled_from(get_args(FinishReason)),
         ),
         max_size=4,
     ).map(tuple),
+    st.one_of(st.none(), TEXTS.filter(bool)),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system", "tool"]), "content": st.one_of(TEXTS, VALUES)},
+    optional={"finish_reason": VALUES, "title": st.one_of(TEXTS, VALUES)},
+)
+FILES = st.one_of(
+    VALUES.map(json.dumps),
+    st.lists(MESSAGES, max_size=5).map(json.dumps),
+    st.lists(MESSAGES, max_size=5).map(lambda messages: "\n".join(map(json.dumps, messages))),
+    st.builds(
+        lambda messages, title: json.dumps({"messages": messages, "title": title}), st.lists(MESSAGES), VALUES
+    ),
+    st.lists(st.sampled_from(ADVERSARIAL)).map(
+        lambda parts: "<!-- localgemma conversation 0 -->\n" + "".join(parts)
+    ),
+    TEXTS,
 )
 
 
-@pytest.mark.parametrize("form", ["jsonl", "json", "markdown"])
+def through_a_file(conversation: Conversation, form: Form, path: Path) -> Conversation:
+    path.unlink(missing_ok=True)
+    write_new(path, written(conversation, form))
+    return read(decode_utf8(path.read_bytes(), path.name), form)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("exchange") / "conversation"
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+@settings(derandomize=True, deadline=None, max_examples=EXAMPLES)
 @given(conversation=CONVERSATIONS)
-def test_what_is_written_is_read_back(form: Form, conversation: Conversation) -> None:
-    assert read(written(conversation, form), form) == conversation
+def test_what_is_written_is_read_back(form: Form, conversation: Conversation, path: Path) -> None:
+    assert through_a_file(conversation, form, path) == conversation
+    said = [
+        conversation.title,
+        conversation.system,
+        *(m.content for t in conversation.turns for m in (t.question, t.answer)),
+    ]
+    assert all(text in shown(conversation) for text in said if text)
+
+
+@pytest.mark.parametrize("form", get_args(Form))
+@settings(derandomize=True, deadline=None, max_examples=EXAMPLES)
+@given(text=FILES)
+def test_any_file_is_refused_or_stays_what_it_was(form: Form, text: str, path: Path) -> None:
+    try:
+        conversation = read(text, form)
+    except UsageError:
+        return
+    for other in get_args(Form):
+        assert through_a_file(conversation, other, path) == conversation
+
+
+def test_an_editor_may_save_with_its_own_line_ends() -> None:
+    turn = Turn(Message("user", "Hi\nthere"), Message("assistant", "Ho"), "stop")
+    conversation = Conversation("Be kind.", (turn,), "A title")
+    text = written(conversation, "markdown")
+    assert read(text.replace("\n", "\r\n"), "markdown") == conversation
+    assert read(text.rstrip("\n"), "markdown") == conversation
+
+
+def test_a_file_of_an_earlier_version_is_read() -> None:
+    head = "<!-- localgemma conversation 0 -->\n\n<!-- user stop 0 -->\n## You\n\nHi\n\n"
+    text = f"{head}<!-- assistant length 0 -->\n## Gemma\n\nHo\n"
+    assert read(text, "markdown").turns == (
+        Turn(Message("user", "Hi"), Message("assistant", "Ho"), "length"),
+    )
+
+
+def test_numbers_before_arrows_cost_no_time() -> None:
+    text = "".join(f" {number} -->" for number in range(200_000))
+    conversation = Conversation(None, (Turn(Message("user", text), Message("assistant", text), "stop"),))
+    assert written(conversation, "markdown").startswith("<!-- localgemma conversation 200000 -->")
 
 
 def test_the_openai_form_is_a_list_of_messages() -> None:
@@ -58,6 +178,8 @@ def test_the_openai_form_is_a_list_of_messages() -> None:
         ('[{"role": "tool", "content": "x"}]', "json"),
         ('[{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": "x"}]', "json"),
         ("[]\n", "jsonl"),
+        ("[" * 100_000, "json"),
+        ("9" * 5000, "json"),
         ("# Some other file", "markdown"),
     ],
 )
