@@ -34,6 +34,10 @@ class Backend(Protocol):
         """Tokens of the prompt that `messages` make; None where only a server could say."""
         ...
 
+    def recognizes(self, answer: Message) -> bool:
+        """Whether the token ids of a saved answer are this model's, and say what the answer says."""
+        ...
+
     def prompt(self, messages: Sequence[Message]) -> str | None:
         """The prompt as it is sent, control tokens and all; None where a server makes it."""
         ...

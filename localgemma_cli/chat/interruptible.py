@@ -63,6 +63,9 @@ class InterruptibleBackend:
     def prompt(self, messages: Sequence[Message]) -> str | None:
         return self._result(lambda: self._backend.prompt(messages))
 
+    def recognizes(self, answer: Message) -> bool:
+        return self._backend.recognizes(answer)  # as fast as its text is read
+
     def _result(self, action: Callable[[], Item]) -> Item:
         """InterruptedAnswer where Ctrl-C came first."""
         try:

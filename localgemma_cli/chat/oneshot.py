@@ -34,4 +34,6 @@ def answer_once(
         _, answer = run_turn(backend, told, prompt, settings, renderer, cancel)
     if answer.finished.error is not None:
         raise answer.finished.error
+    if recorder.failed:  # what was asked for is only half done
+        return ExitCode.FAILURE
     return ExitCode.INTERRUPTED if answer.finished.finish_reason == "interrupted" else ExitCode.OK

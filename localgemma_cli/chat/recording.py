@@ -36,6 +36,8 @@ class Recorder:
         self._asked_only = asked_only
         self.name: str | None = None  # of a session that is still to be made
         self.waiting: Callable[[], None] = lambda: None  # as a store's
+        self.failed = False
+        self._made: tuple[int, str | None] | None = None  # the session that this chat began, and its name
         self._tell = tell
         self._late: list[Thread] = []
 
@@ -128,8 +130,23 @@ class Recorder:
     def _begin(self, store: Store, question: str, system: str | None) -> int:
         if self.session is None:
             self.session = store.session(self.name, system)
-            self.name = None
+            self._made, self.name = (self.session, self.name), None
         return store.begin(self.session, question, self.model)
+
+    def drop_unused(self) -> None:
+        """A session that was made for a question of which nothing is kept goes with it."""
+        if self._made is None or self._made[0] != self.session:
+            return
+        made, name = self._made
+        if self.attempt(lambda store: store.remove_unused(made, named=True)):
+            self.session, self.name, self._made = None, name, None
+
+    def leave(self) -> int | None:
+        """The session that stays at the end of a chat, if there is one: not one that nothing was said in."""
+        if (session := self.session) is None or self.store is None:
+            return None
+        gone = self.attempt(lambda store: store.remove_unused(session, named=False))
+        return None if gone or self.store is None else session
 
     def attempt(self, action: Callable[[Store], Value]) -> Value | None:
         """What `action` gives; None where nothing is saved, from the first failure on."""
@@ -143,7 +160,7 @@ class Recorder:
             raise
         except Exception as error:  # an answer that is whole is not lost for what saving it meets
             failure = SavingError(unforeseen(error).message, "/save tries again.")
-        self.store = None
+        self.store, self.failed = None, True
         self._tell(failure)
         return None
 
@@ -204,6 +221,7 @@ class Recording:
 
     def forget(self) -> None:
         self._settle(lambda store, turn: store.remove_turns([turn]))
+        self._recorder.drop_unused()
 
     def restore(self, before: Turn) -> None:
         self._settle(lambda store, turn: store.finish(turn, before.answer, before.finish_reason))

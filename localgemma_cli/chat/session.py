@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from shutil import get_terminal_size
 from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.attach import Attachment, mentioned, read_attachment, with_attachments
+from localgemma_cli.chat.outcome import counted
 from localgemma_cli.chat.pasted import Line, from_elsewhere
 from localgemma_cli.chat.recording import Recorder
+from localgemma_cli.chat.replay import last_that_fit, question_shown, with_own_ids
 from localgemma_cli.chat.summary import summarized
 from localgemma_cli.chat.turn import Settings, continue_turn, run_turn
 from localgemma_cli.conversation import Conversation, Message, Turn
@@ -52,6 +55,7 @@ class ChatSession:
     last: Answer | None = None
     totals: Totals = field(default_factory=Totals)
     rewind: int = 0  # turns that the next question replaces
+    checked: bool = False  # whether the token ids are known to be the model's
 
     def __post_init__(self) -> None:
         self.conversation = replace(self.conversation, system=system_for(self.mode, self.system))
@@ -60,6 +64,7 @@ class ChatSession:
         self, backend: Backend, question: Line, cancel: Cancel, sampling: Sampling | None = None
     ) -> Answer:
         """One turn more; an error leaves everything as it was, what was to be replaced included."""
+        self._own_ids(backend)
         text = self._with_files(question, backend)
         kept = self.conversation.without_last(self.rewind)
         settings = replace(self.settings, sampling=sampling or self.settings.sampling)
@@ -73,6 +78,7 @@ class ChatSession:
 
     def go_on(self, backend: Backend, cancel: Cancel) -> Answer:
         """The last answer, continued from where it ended; a server that cannot is asked to in words."""
+        self._own_ids(backend)
         turn = self._last(1)
         if turn.finish_reason == "stop":
             raise UsageError("The last answer came to its end.", "Ask for more in your own words.")
@@ -108,6 +114,7 @@ class ChatSession:
         """Put a summary in the place of all but the last turn; how many went. The file keeps them all."""
         if len(self.conversation.turns) < 2:
             raise UsageError("There is too little to summarize.", "It needs two turns or more.")
+        self._own_ids(backend)
         count = len(self.conversation.turns) - 1
         shorter = summarized(backend, self.conversation, count, self.settings.sampling, cancel)
         self.conversation, self.last = self.recorder.fork(shorter), None
@@ -117,12 +124,17 @@ class ChatSession:
         """Go on with another conversation."""
         self.conversation = conversation
         self.recorder.go_on_with(session)
+        self.checked = False
         self.last, self.rewind, self.attachments = None, 0, []
 
     def replay(self) -> None:
-        """Show what was said before."""
-        for turn in self.conversation.turns:
-            self.say(f"> {turn.question.content}")
+        """Show the last turns that fit one screen, and say how many there are before them."""
+        columns, rows = get_terminal_size()
+        shown = last_that_fit(self.conversation.turns, columns, rows)
+        if earlier := len(self.conversation.turns) - len(shown):
+            self.say(f"[{counted(earlier, 'earlier turn')} not shown; /export FILE writes them all]\n")
+        for turn in shown:
+            self.say(f"> {question_shown(turn, columns - 2, rows)}")
             self.show(turn.answer)
             self.say("[interrupted]\n" if turn.finish_reason == "interrupted" else "")
 
@@ -142,6 +154,12 @@ class ChatSession:
         self.system = text
         self.conversation = replace(self.conversation, system=system_for(self.mode, text))
         self.recorder.set_system(text)
+
+    def _own_ids(self, backend: Backend) -> None:
+        """Before the first answer to a saved conversation: another model may lie where its own did."""
+        if not self.checked:
+            self.conversation = with_own_ids(self.conversation, backend, self.say)
+            self.checked = True
 
     def _last(self, count: int) -> Turn:
         """The turn so many back."""

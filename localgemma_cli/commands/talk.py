@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from shutil import get_terminal_size
 from textwrap import fill
 from threading import Event as Cancel
@@ -96,6 +96,10 @@ class Talk:
         run = self.target.run(time.perf_counter() - started)
         prompt = with_attachments(incoming.prompt, attached)
         settings = self._settings(OnOverflow.ERROR)
+        if conversation.turns:
+            from localgemma_cli.chat.replay import with_own_ids
+
+            conversation = with_own_ids(conversation, backend, self.streams.say)
         return answer_once(
             backend, conversation, self.mode, prompt, settings, lambda: self._renderer(run), recorder, cancel
         )
@@ -138,8 +142,9 @@ class Talk:
         Repl(session, frame, models, self.streams, keyboard).run(incoming.prompt)
         with self._status("saving"):
             recorder.wait()
-        if recorder.store and recorder.session is not None and not self.manner.quiet:
-            self.streams.say(f"[saved: localgemma --session {recorder.session} goes on with it]")
+            saved = recorder.leave()
+        if saved is not None and not self.manner.quiet:
+            self.streams.say(f"[saved: localgemma --session {saved} goes on with it]")
         return 0
 
     def _status(self, first: str) -> "AbstractContextManager[ProgressSink]":
@@ -174,8 +179,9 @@ class Talk:
         saves = self.saving.keep and (wanted or not scripted)
         if saves or (wanted and default_path().exists()):
             store = self._store(needed=wanted)
+        tell = self._report if scripted else self._unsaved
         recorder = Recorder(
-            store if saves else None, self.target.model, self._unsaved, asked_only=not self.saving.keep
+            store if saves else None, self.target.model, tell, asked_only=not self.saving.keep
         )
         if not wanted:
             return recorder, Conversation(self.system)
@@ -184,14 +190,23 @@ class Talk:
         elif (id := store.latest() if store else None) is None:
             raise NotFoundError("There is no saved conversation yet.", "Begin one: localgemma")
         if store is None or id is None:
-            recorder.name = self.saving.session
+            recorder.name = self._new_name(store)
             return recorder, Conversation(self.system)
         recorder.session = id
         conversation = store.conversation(id, self.target.model)
         if self.system is not None:
             recorder.set_system(self.system)
-            conversation = Conversation(self.system, conversation.turns)
+            conversation = replace(conversation, system=self.system)
         return recorder, conversation
+
+    def _new_name(self, store: "Store | None") -> str | None:
+        """Of the session that is to be made; raises where there can be none of that name."""
+        from localgemma_cli.sessions.names import as_number, checked_name
+
+        name = self.saving.session
+        if name is not None and store is not None and as_number(name) is not None:
+            store.find(name)  # says what there is
+        return None if name is None else checked_name(name)
 
     def _store(self, *, needed: bool) -> "Store | None":
         from localgemma_cli.commands.history import open_store

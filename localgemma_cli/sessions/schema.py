@@ -4,7 +4,8 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from localgemma_cli.environment import make_private
@@ -13,7 +14,8 @@ from localgemma_cli.errors import SavingError
 _BUSY_SECONDS = 20.0
 _TRY_SECONDS = 0.1  # of it; in between, a Ctrl-C is heard
 _PARTS = ("", "-wal", "-shm")  # of one database in WAL mode
-
+_DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+_VERSIONS = 1000  # more there will not be: the number is damaged
 # A turn is written when its question is asked: `finish` stays null until the answer is whole. Only finished
 # turns are in `words`, the full-text index, so that what it holds of a turn changes as a whole.
 _MIGRATIONS = (
@@ -53,11 +55,10 @@ def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:
     try:
         try:
             return _opened(path), None
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):  # locked, read-only, full: not damage
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if not _is_damage(error):
                 raise
-            aside = _set_aside(path)
-            return _opened(path), f"The saved conversations were damaged; the file is kept as {aside}."
+        return _replaced(path)
     except (sqlite3.Error, OSError) as error:
         raise SavingError(
             f"Conversations cannot be saved in {path}: {error}.",
@@ -65,9 +66,34 @@ def connect(path: Path) -> tuple[sqlite3.Connection, str | None]:
         ) from error
 
 
+def _is_damage(error: Exception) -> bool:
+    """Not a file that is locked, read-only or on a full disk; a message with a bad byte cannot be decoded."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    return code in _DAMAGE and "no such module: fts5" not in str(error)
+
+
+def _replaced(path: Path) -> tuple[sqlite3.Connection, str | None]:
+    """A new file in the place of a damaged one, which is kept; by one process, while others wait for it."""
+    from filelock import FileLock
+
+    with FileLock(f"{path}.lock", mode=0o600):
+        try:
+            return _opened(path), None  # another process has replaced it
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            if not _is_damage(error):
+                raise
+        aside = _set_aside(path)
+        return _opened(path), f"The saved conversations were damaged; the file is kept as {aside}."
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     make_private(path.parent)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # private from its first byte on
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:  # private from its first byte on
+        formats = file.read(20)[18:]
+    if set(formats) - {1, 2}:  # SQLite takes such a file for one of a later version
+        raise sqlite3.DatabaseError("damaged")
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -76,6 +102,10 @@ def _opened(path: Path) -> sqlite3.Connection:
         _migrate(connection)
         if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
             raise sqlite3.DatabaseError("damaged")
+        connection.execute("SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1").fetchone()
+        if not _definitions().items() <= _definitions(connection).items():
+            raise sqlite3.DatabaseError("damaged")
+        connection.text_factory = _text
     except BaseException:
         connection.close()
         raise
@@ -89,11 +119,26 @@ def _migrate(connection: sqlite3.Connection) -> None:
     with transaction(connection):
         version = _version(connection)
         if version > len(_MIGRATIONS):
+            if version > _VERSIONS:
+                raise sqlite3.DatabaseError("damaged")
             raise OSError("a later version of localgemma wrote it")
+        if version < 0 or (version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone()):
+            raise sqlite3.DatabaseError("damaged")
         for migration in _MIGRATIONS[version:]:
             for statement in _statements(migration):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
+
+def _definitions(connection: sqlite3.Connection | None = None) -> dict[str, str]:
+    """The SQL of tables, indices and triggers, by default as the migrations make them."""
+    if connection is None:
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+            for statement in _statements("".join(_MIGRATIONS)):
+                fresh.execute(statement)
+            return _definitions(fresh)
+    rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql NOT NULL")
+    return {name: sql for name, sql in rows if not name.startswith("words_")}  # those FTS5 makes itself
 
 
 def _version(connection: sqlite3.Connection) -> int:
@@ -144,9 +189,17 @@ def _begin(connection: sqlite3.Connection, waiting: Callable[[], None]) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(_BUSY_SECONDS * 1000)}")
 
 
+def _text(data: bytes) -> str:
+    """A bad byte in a text costs one character, not the conversation."""
+    return data.decode("utf-8", "replace")
+
+
 def _set_aside(path: Path) -> Path:
-    aside = path.with_name(f"{path.stem}-damaged-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
-    for part in _PARTS:
+    """Under the lock, to a name that nothing has. The file goes last: SQLite empties the log of a new one."""
+    stem = f"{path.stem}-damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = (path.with_name(f"{stem}{n}{path.suffix}") for n in ("", *(f"-{n}" for n in count(2))))
+    aside = next(each for each in names if not any(os.path.lexists(f"{each}{part}") for part in _PARTS))
+    for part in reversed(_PARTS):
         with suppress(FileNotFoundError):
-            os.replace(f"{path}{part}", f"{aside}{part}")
+            os.rename(f"{path}{part}", f"{aside}{part}")
     return aside

@@ -98,13 +98,17 @@ class Store:
             for turn in turns:
                 self._run("DELETE FROM turns WHERE id = ?", (turn,))
 
-    def remove_if_empty(self, session: int) -> bool:
-        """Whether it is gone, having no turn."""
+    def remove_unused(self, session: int, *, named: bool) -> bool:
+        """Remove a session without turns, also one with a name or title if `named`; whether it is gone."""
         with self._writing():
-            if self._rows("SELECT id FROM turns WHERE session = ? LIMIT 1", (session,)):
-                return False
-            self.remove(session)
-            return True
+            kept = self._rows(
+                "SELECT id FROM sessions WHERE id = ? AND (id IN (SELECT session FROM turns)"
+                " OR (NOT ? AND ifnull(name, title) IS NOT NULL))",
+                (session, named),
+            )
+            if not kept:
+                self.remove(session)
+            return not kept
 
     def remove(self, session: int) -> None:
         with self._writing():

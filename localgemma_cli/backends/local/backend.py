@@ -95,6 +95,9 @@ class LocalBackend:
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))
 
+    def recognizes(self, answer: Message) -> bool:
+        return self._prompter.recognizes(answer)
+
     def prompt(self, messages: Sequence[Message]) -> str:
         return self._prompter.text(messages)
 

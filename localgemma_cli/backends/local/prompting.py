@@ -7,6 +7,7 @@ from functools import cached_property
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from localgemma_cli.backends.local.detokenize import Detokenizer
 from localgemma_cli.backends.local.forms import Form, form_of, own_template, template_error
 from localgemma_cli.backends.local.markers import Markers, markers_for, spread
 from localgemma_cli.backends.local.templates import TemplateFailed, render_bounded, render_trusted
@@ -73,6 +74,13 @@ class Prompter:
                     else told[known].token_ids or ()
                 )
         return ids
+
+    def recognizes(self, answer: Message) -> bool:
+        """Whether the answer's ids are within the vocabulary, and their text is the answer's."""
+        ids = answer.token_ids or ()
+        detokenizer = Detokenizer(self.tokenizer.backend_tokenizer)
+        known = max(ids, default=0) < len(self.tokenizer)
+        return known and "".join(map(detokenizer.step, ids)) + detokenizer.flush() == answer.content
 
     @cached_property
     def takes_system(self) -> bool:

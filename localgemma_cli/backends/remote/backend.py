@@ -79,6 +79,9 @@ class RemoteBackend:
     def count(self, messages: Sequence[Message]) -> int | None:
         return None
 
+    def recognizes(self, answer: Message) -> bool:
+        return True  # ids are never sent
+
     def prompt(self, messages: Sequence[Message]) -> str | None:
         return None
 
