@@ -15,7 +15,8 @@ _BUSY_SECONDS = 20.0
 _TRY_SECONDS = 0.1  # of it; in between, a Ctrl-C is heard
 _PARTS = ("", "-wal", "-shm")  # of one database in WAL mode
 _DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
-_VERSIONS = 1000  # more there will not be: the number is damaged
+_VERSIONS = 100  # more there will not be: the number is damaged
+
 # A turn is written when its question is asked: `finish` stays null until the answer is whole. Only finished
 # turns are in `words`, the full-text index, so that what it holds of a turn changes as a whole.
 _MIGRATIONS = (
@@ -197,7 +198,7 @@ def _text(data: bytes) -> str:
 def _set_aside(path: Path) -> Path:
     """Under the lock, to a name that nothing has. The file goes last: SQLite empties the log of a new one."""
     stem = f"{path.stem}-damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (path.with_name(f"{stem}{n}{path.suffix}") for n in ("", *(f"-{n}" for n in count(2))))
+    names = (path.with_name(f"{stem}{f'-{n}' if n else ''}{path.suffix}") for n in count())
     aside = next(each for each in names if not any(os.path.lexists(f"{each}{part}") for part in _PARTS))
     for part in reversed(_PARTS):
         with suppress(FileNotFoundError):
