@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from localgemma_cli.commands.chat import LITERAL, chat
+from localgemma_cli.commands.help import ChatCommand, GroupedCommand, context_settings
 from localgemma_cli.commands.mistyped import COMMANDS, refuse_near_commands
 from localgemma_cli.config import read_config
 from localgemma_cli.environment import (
@@ -29,29 +30,12 @@ from localgemma_cli.environment import (
 )
 from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
 from localgemma_cli.render.json import error_object, write_line
-from localgemma_cli.render.messages import error_text
+from localgemma_cli.render.messages import error_text, lead_in_colour
 from localgemma_cli.render.sanitize import Block, one_line
 
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # where a stream cannot be written
-_EPILOG = """\b
-Examples:
-  localgemma --model 9b --preset speed
-  localgemma -m demo "What can you do?"
-  git diff | localgemma "Write a commit message for this:"
-  echo "Name three rivers." | localgemma --json - | jq -r .response
-
-\b
-Other commands:
-  localgemma plan     what would run here, and whether it fits
-  localgemma models   the models known by name, what is on disk; pull, rm
-  localgemma prompt   the exact text and ids a model would be given
-  localgemma history  the saved conversations
-  localgemma bench    how fast it is on this machine, measured
-
-A prompt that begins with one of these words goes after --. Every option
-has a variable LOCALGEMMA_… and a key in config.toml."""
 
 
 class _ChatByDefault(TyperGroup):
@@ -80,16 +64,19 @@ class _ChatByDefault(TyperGroup):
 def build_app(commands: Iterable[str]) -> typer.Typer:
     """The chat, and those of the other commands that are wanted: each costs its imports."""
     app = typer.Typer(
-        cls=_ChatByDefault, pretty_exceptions_enable=False, rich_markup_mode=None
+        cls=_ChatByDefault,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings=context_settings(),
     )  # plain help comes in half the time
     app.callback()(lambda: None)  # without one, Typer makes a lone command the whole program
-    app.command(CHAT, epilog=_EPILOG)(chat)
+    app.command(CHAT, cls=ChatCommand)(chat)
     for name in commands:
         command = getattr(import_module(f"localgemma_cli.commands.{name}"), name)
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:
-            app.command(name)(command)
+            app.command(name, cls=GroupedCommand)(command)
     return app
 
 
@@ -136,14 +123,10 @@ def run(words: Sequence[str], streams: Streams) -> int:
 
 
 def _dispatch(words: Sequence[str]) -> int:
-    completing = _COMPLETION in os.environ
-    if not completing:
-        refuse_near_commands(words)
-    wanted = COMMANDS if completing else [name for name in COMMANDS if list(words[:1]) == [name]]
-    command: Any = typer.main.get_command(build_app(wanted))
-    if completing:
-        with redirect_stdout(cast(TextIO, LibraryStream(sys.stdout, shown=True))):  # names from outside
-            command.main(prog_name="localgemma")
+    if _COMPLETION in os.environ:
+        return _complete()
+    refuse_near_commands(words)
+    command: Any = typer.main.get_command(build_app(name for name in COMMANDS if list(words[:1]) == [name]))
     names = {parameter.name for parameter in command.commands[CHAT].params} - {"prompt", "version"}
     defaults = read_config(config_folder() / "config.toml", names)
     several = {"preset": [defaults["preset"]]} if "preset" in defaults else {}
@@ -159,6 +142,19 @@ def _dispatch(words: Sequence[str]) -> int:
     except LocalGemmaError as error:
         _blame(error, words, defaults, command)
         raise
+
+
+def _complete() -> int:
+    """Answer the shell."""
+    from localgemma_cli.commands.shell_values import first_word, offer_values
+
+    first = first_word(os.environ)
+    wanted = COMMANDS if first is None else [name for name in COMMANDS if name == first]
+    command: Any = typer.main.get_command(build_app(wanted))
+    offer_values(command)
+    with redirect_stdout(cast(TextIO, LibraryStream(sys.stdout, shown=True))):  # names from outside
+        command.main(prog_name="localgemma")
+    return ExitCode.OK
 
 
 def _blame(
@@ -210,7 +206,7 @@ def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
         with suppress(OSError):
             write_line(streams.stderr, error_object(error))
     else:
-        streams.say(error_text(error, "localgemma: "))
+        streams.say(error_text(error, "localgemma: "), lead_in_colour(streams.stderr))
     return error.exit_code
 
 
@@ -222,7 +218,7 @@ def _close(streams: Streams, code: int) -> int:
         _discard(streams)
     except OSError as error:
         _discard(streams)
-        streams.say(error_text(_not_written(error), "localgemma: "))
+        streams.say(error_text(_not_written(error), "localgemma: "), lead_in_colour(streams.stderr))
         return code or ExitCode.FAILURE
     return code
 

@@ -7,10 +7,14 @@ import typer
 
 from localgemma_cli.sampling import Mode, OnOverflow
 
+# The headings of help, in this order.
+GROUPS = ("Model", "Sampling", "Memory and speed", "Files and sessions", "Output")
+_MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = GROUPS
 
-def _option(*flags: str, help: str, **more: Any) -> Any:
+
+def _option(*flags: str, help: str, group: str | None = None, **more: Any) -> Any:
     variable = "LOCALGEMMA_" + flags[0].split("/")[0].lstrip("-").upper().replace("-", "_")
-    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, **more)
+    return typer.Option(*flags, help=help, envvar=variable, show_envvar=False, rich_help_panel=group, **more)
 
 
 Model = Annotated[
@@ -19,6 +23,7 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME",
+        group=_MODEL,
         help="2b, 7b, 9b, 27b, demo or another name of `models list`, a hub id or a local folder."
         " Default: 9b where it fits, else 2b.",
     ),
@@ -28,6 +33,7 @@ Preset = Annotated[
     _option(
         "--preset",
         metavar="NAME",
+        group=_MEMORY,
         help="exact, speed, memory, memory_extreme, or your own. Default: the best that fits here.",
     ),
 ]
@@ -36,89 +42,110 @@ Adapter = Annotated[
     _option(
         "--adapter",
         metavar="NAME",
+        group=_MODEL,
         help="A LoRA or DoRA adapter, a folder or a hub id; its base is found unless --model names one.",
     ),
 ]
 Revision = Annotated[
     str | None,
-    _option("--revision", metavar="REF", help="Branch, tag or commit on the hub."),
+    _option("--revision", metavar="REF", group=_MODEL, help="Branch, tag or commit on the hub."),
 ]
 Template = Annotated[
     str | None,
     _option(
         "--template",
         metavar="FORM",
+        group=_MODEL,
         help="How prompts are written: auto, gemma, alpaca, alpaca-chat, raw (a base model continues your"
         " text), or FILE.jinja. Default: what the model's repository says.",
     ),
 ]
-Force = Annotated[bool, _option("--force", help="Try a model that is not a Gemma; nothing is promised.")]
-Offline = Annotated[bool, _option("--offline", help="Use only what is on disk; never ask the network.")]
-Yes = Annotated[bool, _option("--yes", "-y", help="Download what is not on disk without asking.")]
+Force = Annotated[
+    bool, _option("--force", group=_MODEL, help="Try a model that is not a Gemma; nothing is promised.")
+]
+Offline = Annotated[
+    bool, _option("--offline", group=_MODEL, help="Use only what is on disk; never ask the network.")
+]
+Yes = Annotated[
+    bool, _option("--yes", "-y", group=_MODEL, help="Download what is not on disk without asking.")
+]
 
-System = Annotated[str | None, _option("--system", "-s", metavar="TEXT", help="System text.")]
+System = Annotated[
+    str | None, _option("--system", "-s", metavar="TEXT", group=_SAMPLING, help="System text.")
+]
 SystemFile = Annotated[
     str | None,
-    _option("--system-file", metavar="PATH", help="Read the system text from a file."),
+    _option("--system-file", metavar="PATH", group=_SAMPLING, help="Read the system text from a file."),
 ]
 ModeOption = Annotated[
     Mode,
     _option(
         "--mode",
         metavar="MODE",
+        group=_SAMPLING,
         help="chat: temperature 0.7. factual: 0.3, short answers. creative: 1.5 with min-p 0.08.",
     ),
 ]
 Temperature = Annotated[
     float | None,
-    _option("--temperature", metavar="T", help="0 takes the likeliest token every time."),
+    _option("--temperature", metavar="T", group=_SAMPLING, help="0 takes the likeliest token every time."),
 ]
 TopP = Annotated[
     float | None,
-    _option("--top-p", metavar="P", help="Keep the likeliest tokens up to this probability."),
+    _option(
+        "--top-p", metavar="P", group=_SAMPLING, help="Keep the likeliest tokens up to this probability."
+    ),
 ]
-TopK = Annotated[int | None, _option("--top-k", metavar="K", help="Keep the K likeliest tokens.")]
+TopK = Annotated[
+    int | None, _option("--top-k", metavar="K", group=_SAMPLING, help="Keep the K likeliest tokens.")
+]
 MinP = Annotated[
     float | None,
-    _option("--min-p", metavar="P", help="Drop tokens below P times the likeliest one."),
+    _option("--min-p", metavar="P", group=_SAMPLING, help="Drop tokens below P times the likeliest one."),
 ]
 RepetitionPenalty = Annotated[
     float | None,
-    _option("--repetition-penalty", metavar="X", help="Above 1 makes repeats less likely."),
+    _option("--repetition-penalty", metavar="X", group=_SAMPLING, help="Above 1 makes repeats less likely."),
 ]
-Seed = Annotated[int | None, _option("--seed", metavar="N", help="The same seed gives the same answer.")]
+Seed = Annotated[
+    int | None, _option("--seed", metavar="N", group=_SAMPLING, help="The same seed gives the same answer.")
+]
 MaxNewTokens = Annotated[
     int | None,
     _option(
         "--max-new-tokens",
         metavar="N",
+        group=_SAMPLING,
         help="Longest answer, in tokens. Default: what the context has room for.",
     ),
 ]
 
 Context = Annotated[
     int | None,
-    _option("--context", metavar="N", help="Context length in tokens. Default: the model's."),
+    _option("--context", metavar="N", group=_MEMORY, help="Context length in tokens. Default: the model's."),
 ]
 Device = Annotated[
-    str | None, _option("--device", metavar="DEV", help="cuda, mps or cpu. Default: the best.")
+    str | None, _option("--device", metavar="DEV", group=_MEMORY, help="cuda, mps or cpu. Default: the best.")
 ]
-Dtype = Annotated[str | None, _option("--dtype", metavar="TYPE", help="bfloat16, float16 or float32.")]
+Dtype = Annotated[
+    str | None, _option("--dtype", metavar="TYPE", group=_MEMORY, help="bfloat16, float16 or float32.")
+]
 Quantization = Annotated[
-    str | None, _option("--quantization", metavar="KIND", help="none, nf4, int4 or int8.")
+    str | None, _option("--quantization", metavar="KIND", group=_MEMORY, help="none, nf4, int4 or int8.")
 ]
 Attention = Annotated[
     str | None,
-    _option("--attention", metavar="KIND", help="eager, sdpa or flash_attention_2."),
+    _option("--attention", metavar="KIND", group=_MEMORY, help="eager, sdpa or flash_attention_2."),
 ]
 Compile = Annotated[
-    bool | None, _option("--compile/--no-compile", help="Compile the decode step, or do not.")
+    bool | None, _option("--compile/--no-compile", group=_MEMORY, help="Compile the decode step, or do not.")
 ]
 Assistant = Annotated[
     str | None,
     _option(
         "--assistant",
         metavar="NAME",
+        group=_MEMORY,
         help="Guess tokens and check them, for speed: lookup, from what was said before; or a small model"
         " of the same family, such as 2b for 27b; none.",
     ),
@@ -128,12 +155,13 @@ DeviceMemory = Annotated[
     _option(
         "--device-memory",
         metavar="SIZE",
+        group=_MEMORY,
         help="Use at most this much, e.g. 24GiB; of several GPUs, as 24GiB,16GiB.",
     ),
 ]
 HostMemory = Annotated[
     str | None,
-    _option("--host-memory", metavar="SIZE", help="Use at most this much host memory."),
+    _option("--host-memory", metavar="SIZE", group=_MEMORY, help="Use at most this much host memory."),
 ]
 
 EndpointUrl = Annotated[
@@ -141,6 +169,7 @@ EndpointUrl = Annotated[
     _option(
         "--endpoint",
         metavar="URL",
+        group=_MODEL,
         help="Chat with a server instead of loading; -m is its name for the model. The key, where it wants"
         " one, is read from LOCALGEMMA_API_KEY.",
     ),
@@ -150,12 +179,13 @@ EndpointDialect = Annotated[
     _option(
         "--endpoint-dialect",
         metavar="KIND",
+        group=_MODEL,
         help="auto asks the server; openai; for RK3588 boards rkllama, rkllama-api, rkllm, rkllm-1.2.",
     ),
 ]
 EndpointTimeout = Annotated[
     float,
-    _option("--endpoint-timeout", metavar="SECONDS", help="How long a server may stay silent."),
+    _option("--endpoint-timeout", metavar="SECONDS", group=_MODEL, help="How long a server may stay silent."),
 ]
 
 Overflow = Annotated[
@@ -163,6 +193,7 @@ Overflow = Annotated[
     _option(
         "--on-overflow",
         metavar="HOW",
+        group=_MEMORY,
         help="When the context is full: trim drops the oldest turns, summarize puts a summary in"
         " their place, error stops. Default: trim in a chat.",
     ),
@@ -170,33 +201,53 @@ Overflow = Annotated[
 
 File = Annotated[
     list[str] | None,
-    _option("--file", "-f", metavar="PATH", help="Attach a text file; may be given several times."),
+    _option(
+        "--file", "-f", metavar="PATH", group=_FILES, help="Attach a text file; may be given several times."
+    ),
 ]
 Session = Annotated[
     str | None,
-    _option("--session", metavar="NAME", help="Go on with the saved conversation of that name, or begin it."),
+    _option(
+        "--session",
+        metavar="NAME",
+        group=_FILES,
+        help="Go on with the saved conversation of that name, or begin it.",
+    ),
 ]
 Continue = Annotated[
-    bool, _option("--continue", "-c", help="Go on with the latest saved conversation, and its model.")
+    bool,
+    _option(
+        "--continue", "-c", group=_FILES, help="Go on with the latest saved conversation, and its model."
+    ),
 ]
-NoSave = Annotated[bool, _option("--no-save", help="Keep nothing of this chat on disk.")]
-Plain = Annotated[bool, _option("--plain", help="Show answers as the model writes them, not as Markdown.")]
+NoSave = Annotated[bool, _option("--no-save", group=_FILES, help="Keep nothing of this chat on disk.")]
+Plain = Annotated[
+    bool, _option("--plain", group=_OUTPUT, help="Show answers as the model writes them, not as Markdown.")
+]
 Sanitize = Annotated[
-    bool, _option("--sanitize", help="Make control characters visible in a pipe too, as on a terminal.")
+    bool,
+    _option(
+        "--sanitize", group=_OUTPUT, help="Make control characters visible in a pipe too, as on a terminal."
+    ),
 ]
 Accessible = Annotated[
-    bool, _option("--accessible", help="For screen readers: nothing is drawn again, no spinner, no bar.")
+    bool,
+    _option(
+        "--accessible", group=_OUTPUT, help="For screen readers: nothing is drawn again, no spinner, no bar."
+    ),
 ]
-Vi = Annotated[bool, _option("--vi/--no-vi", help="Edit the prompt with vi's keys.")]
+Vi = Annotated[bool, _option("--vi/--no-vi", group=_OUTPUT, help="Edit the prompt with vi's keys.")]
 
-Json = Annotated[bool, _option("--json", help="Print one JSON object.")]
-JsonLines = Annotated[bool, _option("--jsonl", help="Print JSON Lines as the answer comes.")]
+Json = Annotated[bool, _option("--json", group=_OUTPUT, help="Print one JSON object.")]
+JsonLines = Annotated[bool, _option("--jsonl", group=_OUTPUT, help="Print JSON Lines as the answer comes.")]
 Interactive = Annotated[
     bool,
-    _option("--interactive", "-i", help="Go on chatting after what came through the pipe."),
+    _option("--interactive", "-i", group=_OUTPUT, help="Go on chatting after what came through the pipe."),
 ]
-Quiet = Annotated[bool, _option("--quiet", "-q", help="No progress and no notices on stderr.")]
-Verbose = Annotated[bool, _option("--verbose", "-v", help="Say what is done and why; tracebacks for errors.")]
+Quiet = Annotated[bool, _option("--quiet", "-q", group=_OUTPUT, help="No progress and no notices on stderr.")]
+Verbose = Annotated[
+    bool, _option("--verbose", "-v", group=_OUTPUT, help="Say what is done and why; tracebacks for errors.")
+]
 
 _BENCH = "What is measured"
 

@@ -1,5 +1,6 @@
 """Completion at the prompt: commands, their arguments, and paths."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,6 +9,7 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion, Path
 from prompt_toolkit.document import Document
 
 from localgemma_cli.chat.slash import COMMANDS, RENDERS
+from localgemma_cli.planning.model_names import selectable_models
 from localgemma_cli.render.sanitize import one_line
 
 _PATHS = ("/file", "/export")
@@ -50,6 +52,8 @@ class ChatCompleter(Completer):
             words, argument = [f"{key}=" for key in self._keys], argument.split(" ")[-1]
         elif name == "/load":
             words = self._names()
+        elif name == "/model":
+            words = selectable_models()
         for word in words:
             if word.startswith(argument):
                 yield Completion(word, -len(argument), display=one_line(word))
@@ -58,6 +62,8 @@ class ChatCompleter(Completer):
         """Names with blanks in quotes, as they have to be typed."""
         for found in self._paths.get_completions(Document(begun), event):
             whole = begun + found.text
+            if os.path.isdir(os.path.expanduser(whole)):
+                whole += "/"
             text = f'"{whole}"' if " " in whole else whole
             yield Completion(text, -len(begun), display=one_line(found.display_text))
 

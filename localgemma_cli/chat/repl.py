@@ -43,6 +43,7 @@ from localgemma_cli.chat.waiting import Keystrokes, ends_a_line, lines_of, notic
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, unforeseen
 from localgemma_cli.render.base import Answer
+from localgemma_cli.render.messages import has_colour
 from localgemma_cli.render.progress import describe
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.text import normalize
@@ -91,7 +92,7 @@ class Repl:
         output = (PlainTextOutput if is_dumb_terminal() else create_output)(self._terminal)
         with create_app_session(output=output):  # given directly, it would rule the prompt's dumb form out
             self._prompt: PromptSession[str] = PromptSession(
-                "> ",
+                [("bold ansigreen" if has_colour(self._terminal) else "", "> ")],
                 multiline=True,
                 prompt_continuation="  ",
                 key_bindings=self._enter.bindings(editing),

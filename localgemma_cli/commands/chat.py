@@ -29,7 +29,8 @@ def _version(wanted: bool) -> None:
 def chat(
     ctx: typer.Context,
     prompt: Annotated[
-        list[str] | None, typer.Argument(help="The prompt, or - for standard input. Without one: a chat.")
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help="The prompt, or - for standard input. Without one: a chat."),
     ] = None,
     model: options.Model = None,
     preset: options.Preset = None,
@@ -79,7 +80,15 @@ def chat(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> int:
-    """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script."""
+    """Chat with Google's Gemma on your own machine, or get one answer for a pipe or a script.
+
+    \b
+    Examples:
+      localgemma -m 9b --preset speed
+      localgemma -m demo "Who are you?"
+      git diff | localgemma "Summarize:"
+      localgemma --json - < question.txt
+    """
     from localgemma_cli.chat.incoming import is_stdin, read_incoming
     from localgemma_cli.commands.consent import agree_to_download
     from localgemma_cli.commands.switching import Switching

@@ -9,16 +9,18 @@ import typer
 
 from localgemma_cli import options
 from localgemma_cli.commands.consent import agreed, can_ask
+from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.json import write_line
+from localgemma_cli.render.messages import lead_in_colour
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sessions.exchange import FORMS, form_of, read, shown, written
 from localgemma_cli.sessions.files import write_new
 from localgemma_cli.sessions.store import Store, Summary, default_path
 from localgemma_cli.text import decode_utf8, read_file
 
-history = typer.Typer(invoke_without_command=True)
+history = typer.Typer(cls=CommandGroup, invoke_without_command=True)
 Which = Annotated[str, typer.Argument(metavar="NAME", help="Its name, or its number in `history list`.")]
 _AROUND = 60  # characters shown on each side of what a search found
 _IMPORT_LIMIT = 64 * 2**20  # bytes
@@ -90,7 +92,7 @@ def export(
     which: Which,
     file: Annotated[str, typer.Argument(help=f"Ends in {', '.join(FORMS)}; - prints JSON Lines.")] = "-",
 ) -> None:
-    """Write a conversation to a file: Markdown, the OpenAI form (.json), or a message per line (.jsonl).
+    """Write a conversation to a file: .md, .json (OpenAI's form) or .jsonl.
 
     Example: localgemma history export 12 rivers.md
     """
@@ -149,7 +151,8 @@ def remove(
 def open_store() -> Store:
     store = Store(default_path())
     if store.notice:
-        standard_streams().say(f"warning: {one_line(store.notice)}")
+        streams = standard_streams()
+        streams.say(f"warning: {one_line(store.notice)}", lead_in_colour(streams.stderr))
     return store
 
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from localgemma_cli import options
 from localgemma_cli.commands.consent import agreed, can_ask
+from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import Streams, expanded, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
@@ -23,7 +26,8 @@ if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
     from localgemma_cli.backends.local.weights_cache import Kept
     from localgemma_cli.planning.hardware import Hardware
 
-models = typer.Typer(invoke_without_command=True)
+_WIDE = 76  # columns; what a line of the list needs
+models = typer.Typer(cls=CommandGroup, invoke_without_command=True)
 
 
 @models.callback()
@@ -43,7 +47,7 @@ def list_models(
         bool, typer.Option("--verify", help="Read the kept 4-bit copies whole, and check them.")
     ] = False,
 ) -> None:
-    """List the models, their size as they are stored, what of them is on disk, and their kept 4-bit copies.
+    """List the models, their size, and what of them is on disk.
 
     Example: localgemma models list --json
     """
@@ -58,13 +62,20 @@ def list_models(
         return
     for row in rows:
         size = gigabytes(int(str(row["weights_bytes"])))
-        streams.show(f"{row['name']:<20} {size:>8}  {_where(row):<21}  {row['id']}\n    {row['summary']}")
+        streams.show(_line(row, size, str(row["id"])))
+        streams.show(
+            fill(
+                str(row["summary"]),
+                get_terminal_size().columns,
+                initial_indent="    ",
+                subsequent_indent="    ",
+            )
+        )
     if own:
         streams.show(Block("\nYour own, from models.toml:"))
     for row in own:
         what = row["id"] or row["endpoint"] or row["adapter"]
-        name = one_line(str(row["name"]))
-        streams.show(f"{name:<20} {'':>8}  {_where(row):<21}  {one_line(str(what))}")
+        streams.show(_line(row, "", str(what)))
     if copies:
         streams.show(
             Block("\nKept 4-bit copies, which make loading quick; `localgemma models rm NAME` removes them:")
@@ -73,6 +84,15 @@ def list_models(
         trouble = f"  ({copy.problem}: it will be made again)" if copy.problem else ""
         source = one_line(copy.source)
         streams.show(f"{one_line(copy.model):<5} {gigabytes(copy.size):>8}  {source}{trouble}")
+
+
+def _line(row: Mapping[str, object], size: str, what: str) -> Block:
+    """Side by side, or one below the other on a narrow terminal."""
+    name, where, what = one_line(str(row["name"])), _where(row), one_line(what)
+    wide = f"{name:<20} {size:>8}  {where:<21}  {what}"
+    return Block(
+        wide if get_terminal_size().columns >= _WIDE else f"{name:<20} {size:>8}\n    {where}\n    {what}"
+    )
 
 
 @models.command("rm")
@@ -116,7 +136,7 @@ def pull_model(
     quiet: options.Quiet = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Accepted; this command never asks.")] = False,
 ) -> None:
-    """Download a model, or what is still missing of it; says first whether it will fit on this machine.
+    """Download a model, or what is missing of it; says first whether it fits.
 
     Example: localgemma models pull 2b
     """

@@ -62,9 +62,10 @@ def plan(
             write_line(streams.stdout, {"plans": [each.to_dict() for each in plans]})
         else:
             from localgemma_cli.render.console import SafeConsole
-            from localgemma_cli.render.plan import plans_table
+            from localgemma_cli.render.plan import NARROW, plans_list, plans_table
 
-            SafeConsole(streams.stdout).print(plans_table(plans))
+            console = SafeConsole(streams.stdout)
+            console.print(plans_list(plans) if console.width < NARROW else plans_table(plans))
         return
     _, one = planned(choice, hardware)
     if json:

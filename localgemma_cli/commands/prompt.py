@@ -19,7 +19,9 @@ from localgemma_cli.render.progress import on_stderr
 
 
 def prompt(
-    prompt: Annotated[list[str] | None, typer.Argument(help="The prompt, or - for standard input.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT", help="The prompt, or - for standard input.")
+    ] = None,
     model: options.Model = None,
     adapter: options.Adapter = None,
     revision: options.Revision = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from localgemma_cli.environment import Streams, data_folder
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, SavingError, UsageError
-from localgemma_cli.render.messages import error_text
+from localgemma_cli.render.messages import error_text, lead_in_colour
 from localgemma_cli.render.sanitize import one_line
 from localgemma_cli.sampling import Mode, OnOverflow, Sampling
 
@@ -69,7 +69,7 @@ class Talk:
     def explain(self) -> None:
         if not self.manner.quiet:
             for warning in self.target.warnings:
-                self.streams.say(one_line(f"warning: {warning}"))
+                self.streams.say(one_line(f"warning: {warning}"), lead_in_colour(self.streams.stderr))
         if self.manner.verbose:
             for reason in self.target.reasons:
                 self.streams.say(reason)

@@ -1,10 +1,13 @@
 """What people call a model elsewhere, and the name it has here."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
 from localgemma_cli.planning.catalog import MODEL_NAMES, catalogue
+from localgemma_cli.planning.host import hub_cache
+from localgemma_cli.planning.own_models import own_models
 
 _TAIL = re.compile(r"(-(it|instruct|chat|text|latest|pt|fp16|bf16|q\d[\w-]*|qat|gguf|awq))+$")
 _SIZE = re.compile(r"e?\d+[bm]")
@@ -34,3 +37,14 @@ def _bare(name: str) -> str:
     last = name.lower().rsplit("/", 1)[-1]
     plain = re.sub(r"[\s:_.-]+", "-", last.replace("gemma", "", 1)).strip("-")
     return _TAIL.sub("", plain)
+
+
+def models_on_disk() -> list[str]:
+    """The hub ids in the cache of the hub's client, read from its folders; whole or in part."""
+    folders = sorted(hub_cache(os.environ).glob("models--*--*"))
+    return ["/".join(each.name.split("--", 2)[1:]) for each in folders if each.is_dir()]
+
+
+def selectable_models() -> list[str]:
+    """All that `--model` can name without a path: known here, the user's own, and what is on disk."""
+    return list(dict.fromkeys([*MODEL_NAMES, *own_models(), *models_on_disk()]))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # rich takes a tenth of a second to import, and `--json` need
     from rich.table import Table
     from rich.text import Text
 
+NARROW = 76  # columns; the table of all plans needs as many
 _STYLES: Mapping[str, str] = {"fits": "green", "offload": "yellow", "no": "red"}
 
 
@@ -60,13 +61,29 @@ def plans_table(plans: Sequence[LoadPlan]) -> Table:
     return table
 
 
-def _cell(plan: LoadPlan | None) -> Text:
+def plans_list(plans: Sequence[LoadPlan]) -> Text:
+    """The same for a narrow terminal: each model with its presets below it."""
+    from rich.text import Text
+
+    presets = tuple(dict.fromkeys(plan.preset for plan in plans))
+    cells = {(plan.model.name, plan.preset): plan for plan in plans}
+    models = tuple(dict.fromkeys(plan.model.name for plan in plans))
+    widest = max(map(len, presets), default=0)
+    text = Text()
+    for name in models:
+        text.append(f"{name}\n", "bold")
+        for preset in presets:
+            text.append(f"  {preset:<{widest}}  ").append(_cell(cells.get((name, preset)), 8)).append("\n")
+    return text.append(_caption(plans, len(cells) == len(models) * len(presets)))
+
+
+def _cell(plan: LoadPlan | None, width: int = 0) -> Text:
     from rich.text import Text
 
     if plan is None:
         return Text("—")
     verdict = _verdict(plan)
-    cell = Text(f"{gigabytes(plan.memory.total_bytes)} ")
+    cell = Text(f"{gigabytes(plan.memory.total_bytes):>{width}} ")
     return cell.append(verdict, _STYLES[verdict])
 
 

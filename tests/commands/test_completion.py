@@ -2,9 +2,16 @@
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from support.program import COMMAND, Program
+
+from localgemma_cli.chat.complete import ChatCompleter
+from localgemma_cli.sessions.store import Store
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -33,3 +40,54 @@ done
         ["bash", "-c", script], env=env, cwd=program.folder, capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[:3] == ["history", "--accessible", "export"]
+
+
+def completed(program: Program, *words: str) -> list[str]:
+    """What bash is offered for the last of the words."""
+    line = {"COMP_WORDS": "\n".join(["localgemma", *words]), "COMP_CWORD": str(len(words))}
+    probe = (
+        "import sys; from localgemma_cli.cli import run\n"
+        "from localgemma_cli.environment import standard_streams\n"
+        "try: run([], standard_streams())\n"
+        "finally: print('LOADED', sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    env = {**program.env, **line, "_LOCALGEMMA_COMPLETE": "complete_bash"}
+    done = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True, check=False)
+    *offered, loaded = done.stdout.splitlines()
+    assert loaded == "LOADED []", done.stdout + done.stderr
+    return [each for each in offered if each]
+
+
+def test_values_are_completed_without_importing_anything_heavy(program: Program) -> None:
+    (program.config / "models.toml").write_text('[mine]\nrepository = "demo"\n')
+    presets = program.config / "presets"
+    presets.mkdir()
+    (presets / "my-own.toml").write_text('inherits = "memory"\n')
+    (program.folder / "hub" / "hub" / "models--google--gemma-2-2b-it" / "blobs").mkdir(parents=True)
+    (program.folder / "hub" / "hub" / "models--me--moon" / "blobs").mkdir(parents=True)
+    store = Store(program.folder / "home" / "data" / "conversations.sqlite")
+    store.create(None, name="rivers")
+    store.close()
+    assert completed(program, "-m", "m") == ["mine", "me/moon"]
+    assert completed(program, "--preset", "m") == ["memory", "memory_extreme", "my-own"]
+    assert completed(program, "--template", "al") == ["alpaca", "alpaca-chat"]
+    assert completed(program, "--session", "r") == ["rivers"]
+    assert completed(program, "history", "show", "r") == ["rivers"]
+    assert completed(program, "models", "rm", "") == ["2b", "me/moon"]
+    assert completed(program, "models", "pull", "system-2") == ["system-2b", "system-27b"]
+    (program.config / "models.toml").write_text("[mine")
+    assert completed(program, "-m", "m") == []
+
+
+def test_in_the_chat_models_are_completed_and_a_folder_ends_in_a_slash(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file.txt").touch()
+    completer = ChatCompleter(("temperature",), lambda: ["rivers"])
+
+    def offered(text: str) -> list[str]:
+        return [each.text for each in completer.get_completions(Document(text), CompleteEvent())]
+
+    assert offered(f"/file {tmp_path}/f") == [f"{tmp_path}/file.txt", f"{tmp_path}/folder/"]
+    assert offered(f"see @{tmp_path}/fo") == [f"{tmp_path}/folder/"]
+    assert "27b" in offered("/model 2")
+    assert offered("/load r") == ["rivers"]

@@ -1,0 +1,99 @@
+"""What the shell's Tab offers for a value: models, presets, conversations. Imports nothing heavy."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from localgemma_cli.environment import cache_folder
+from localgemma_cli.errors import LocalGemmaError
+from localgemma_cli.planning.catalog import catalogue
+from localgemma_cli.planning.choices import (
+    ASSISTANTS,
+    ATTENTIONS,
+    DEVICES,
+    DTYPES,
+    PROMPT_FORMS,
+    QUANTIZATIONS,
+)
+from localgemma_cli.planning.model_names import models_on_disk, selectable_models
+from localgemma_cli.planning.own_models import AUTO, own_models
+
+_MANY = 50  # conversations that are offered
+
+
+def first_word(environ: Mapping[str, str]) -> str | None:
+    """The word behind the program's name; None while it is still being typed."""
+    words = environ.get("COMP_WORDS", environ.get("_TYPER_COMPLETE_ARGS", "")).split()
+    place = environ.get("COMP_CWORD", "")
+    typing = int(place) < 2 if place.isdecimal() else len(words) < 3
+    return None if typing or len(words) < 2 else words[1]
+
+
+def offer_values(command: Any, path: str = "") -> None:
+    """Of every option and argument below `command` that has some."""
+    for name, inner in getattr(command, "commands", {}).items():
+        offer_values(inner, f"{path} {name}".strip())
+    for param in command.params:
+        values = _ARGUMENTS.get((path, param.name)) or _VALUES.get(param.name)
+        if values is not None:
+            param._custom_shell_complete = _completer(values)
+
+
+def _completer(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str], list[str]]:
+    def completions(_context: Any, _param: Any, begun: str) -> list[str]:
+        with suppress(LocalGemmaError, OSError):  # a damaged file of the user's is not the shell's matter
+            return [each for each in values() if each.startswith(begun)]
+        return []
+
+    return completions
+
+
+def _presets() -> Iterable[str]:
+    from localgemma_cli.planning.presets import load_presets
+
+    return load_presets()
+
+
+def _conversations() -> Iterable[str]:
+    from localgemma_cli.sessions.store import Store, default_path
+
+    if not default_path().exists():
+        return []
+    store = Store(default_path())
+    try:
+        return [each.name or str(each.id) for each in store.summaries(limit=_MANY)]
+    finally:
+        store.close()
+
+
+def _sessions() -> Iterable[str]:
+    """Only names: a number would begin a conversation of that name."""
+    return [each for each in _conversations() if not each.isdecimal()]
+
+
+def _removable() -> Iterable[str]:
+    """Models of which something is on disk, by the name that is shorter to type."""
+    downloaded = set(models_on_disk())
+    names = {facts.id: facts.name for facts in catalogue()}
+    own = [each.name for each in own_models().values() if {each.repository, each.adapter} & downloaded]
+    copies = cache_folder() / "weights"
+    kept = [each.name[:-13] for each in copies.iterdir()] if copies.is_dir() else []  # NAME-DIGEST
+    return dict.fromkeys([*(names.get(each, each) for each in sorted(downloaded)), *own, *kept])
+
+
+_VALUES: Mapping[str, Callable[[], Iterable[str]]] = {
+    "model": selectable_models,
+    "preset": _presets,
+    "session": _sessions,
+    "template": lambda: (AUTO, *PROMPT_FORMS),
+    "assistant": lambda: (*ASSISTANTS, *selectable_models()),
+    "device": lambda: DEVICES,
+    "dtype": lambda: DTYPES,
+    "quantization": lambda: QUANTIZATIONS,
+    "attention": lambda: ATTENTIONS,
+    "which": _conversations,
+}
+_ARGUMENTS: Mapping[tuple[str, str], Callable[[], Iterable[str]]] = {
+    ("models pull", "name"): selectable_models,
+    ("models rm", "name"): _removable,
+}
