@@ -10,7 +10,12 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from localgemma_cli.backends.local.detokenize import Detokenizer
 from localgemma_cli.backends.local.forms import Form, form_of, own_template, template_error
 from localgemma_cli.backends.local.markers import Markers, markers_for, spread
-from localgemma_cli.backends.local.templates import TemplateFailed, render_bounded, render_trusted
+from localgemma_cli.backends.local.templates import (
+    TemplateExceeds,
+    TemplateFailed,
+    render_bounded,
+    render_trusted,
+)
 from localgemma_cli.conversation import Message, folded
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.choices import PromptForm
@@ -178,9 +183,11 @@ class Prompter:
             raise template_error(self.form, error) from error
 
     def _tried(self, messages: Sequence[tuple[str, str]], *, opens: bool = True) -> str | None:
-        """None where the template refuses."""
+        """None where the template refuses; a UsageError where it does not come to an end."""
         try:
             return self._attempt(messages, opens)
+        except TemplateExceeds as error:
+            raise template_error(self.form, error) from error
         except TemplateFailed:
             return None
 

@@ -20,7 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-CPU_SECONDS = 2.0  # and
+CPU_SECONDS = 1.0  # a prompt takes some milliseconds; and
 _BYTES_PER_SECOND = 10e6  # more for a long conversation
 _MEMORY_BYTES = 192 << 20  # beyond what it starts with, and
 _MEMORY_PER_BYTE = 32  # more for each byte that is asked
@@ -114,13 +114,13 @@ def _answer(line: str) -> dict[str, Any]:
         for piece in compiled(asked["template"]).generate(**asked["variables"]):
             longest -= len(piece)
             if longest < 0:
-                return {"error": "it writes too much text"}
+                return {"error": "it writes too much text", "exceeds": True}
             pieces.append(piece)
         return {"text": "".join(pieces)}
     except MemoryError:
-        return {"error": "it needs too much memory"}
+        return {"error": "it needs too much memory", "exceeds": True}
     except RecursionError:
-        return {"error": "it calls itself without end"}
+        return {"error": "it calls itself without end", "exceeds": True}
     except Exception as error:  # a template may raise anything
         what = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         return {"error": what[:_MESSAGE_CHARACTERS], "line": getattr(error, "lineno", None)}

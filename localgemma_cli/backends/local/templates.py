@@ -32,6 +32,10 @@ class TemplateFailed(Exception):
         self.line = line
 
 
+class TemplateExceeds(TemplateFailed):
+    """It is no refusal: the template does not come to an end within its limits."""
+
+
 def render_trusted(template: str, variables: Mapping[str, Any]) -> str:
     """One of the package's own; TemplateFailed where it refuses."""
     try:
@@ -68,7 +72,8 @@ class _Renderer:
                 self._end()  # an answer that nobody waited for must not be taken for the next
                 raise
         if "text" not in answer:
-            raise TemplateFailed(str(answer.get("error")), answer.get("line"))
+            kind = TemplateExceeds if answer.get("exceeds") else TemplateFailed
+            raise kind(str(answer.get("error")), answer.get("line"))
         return str(answer["text"])
 
     def _ask(self, asked: str) -> dict[str, Any]:
@@ -80,7 +85,7 @@ class _Renderer:
         longest = _ANSWER_BYTES + _ANSWER_PER_BYTE * len(asked)
         line = _line(process, longest, _WALL_SECONDS + len(asked) / 1e6)
         if not line.endswith("\n"):
-            raise TemplateFailed(_why(process.wait(), bool(line)))
+            raise TemplateExceeds(_why(process.wait(), bool(line)))
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -125,7 +130,7 @@ def _why(code: int, wrote: bool) -> str:
     if wrote:
         return "it writes too much text"
     if code in (-9, -27):  # by the clock, or by the system's own (SIGPROF)
-        return f"it takes more than {CPU_SECONDS:g} seconds"
+        return f"it takes more than {CPU_SECONDS:g} s of processor time"
     return "its process ended"
 
 

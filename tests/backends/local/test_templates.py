@@ -88,17 +88,27 @@ def test_whatever_a_template_does_it_is_named_in_bounded_time_and_memory(how: st
 
 
 def test_the_time_and_memory_of_a_template_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=f"more than {CPU_SECONDS:g} seconds"):
+    with pytest.raises(UsageError, match=f"more than {CPU_SECONDS:g} s of"):
         prompter(WITHOUT_END["nested loops"] + SAID)
     with pytest.raises(UsageError, match="too much memory"):
         prompter(TOO_MUCH["times"] + SAID)
     with pytest.raises(UsageError, match="too much text"):
         prompter(TOO_MUCH["text"] + SAID)
     monkeypatch.setattr(templates, "_WALL_SECONDS", 0.05)  # where the system limits no processor time
-    with pytest.raises(UsageError, match="seconds"):
+    with pytest.raises(UsageError, match="processor time"):
         prompter(WITHOUT_END["nested loops"] + SAID)
     monkeypatch.undo()
     assert prompter(SAID + GENERATION).text([Message("user", "after all that")])
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_a_template_that_has_no_end_for_one_role_is_named_at_once(role: str) -> None:
+    endless = WITHOUT_END["nested loops"]
+    template = (
+        f"{{% if messages | map(attribute='role') | select('eq', '{role}') | list %}}{endless}{{% endif %}}"
+    )
+    with pytest.raises(UsageError, match="processor time"):
+        prompter(template + SAID)
 
 
 def test_a_users_own_file_is_named_and_a_later_turn_may_be_refused(tmp_path: Path) -> None:
@@ -178,9 +188,9 @@ CHATML = (
 )
 
 
-def added(names: tuple[str, ...], template: str) -> PreTrainedTokenizerBase:
+def added(names: tuple[str, ...], template: str, *, normalized: bool) -> PreTrainedTokenizerBase:
     tokenizer = with_template(template)
-    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+    tokenizer.add_tokens([AddedToken(name, normalized=normalized) for name in names])
     return tokenizer
 
 
@@ -197,10 +207,11 @@ def added(names: tuple[str, ...], template: str) -> PreTrainedTokenizerBase:
     ],
     ids=["chatml", "brackets", "made of roles"],
 )
+@pytest.mark.parametrize("normalized", [False, True])
 def test_added_marks_that_are_not_flagged_special_are_control_tokens(
-    names: tuple[str, ...], template: str
+    names: tuple[str, ...], template: str, normalized: bool
 ) -> None:
-    tokenizer = added(names, template)
+    tokenizer = added(names, template, normalized=normalized)
     subject = Prompter(tokenizer)
     ids = tokenizer.convert_tokens_to_ids(list(names))
     said = "".join(names) + "".join(reversed(names))
