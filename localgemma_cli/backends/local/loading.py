@@ -22,6 +22,7 @@ _SMALL, _TOKENIZER = (
     16 << 20,
     256 << 20,
 )  # bytes; Gemma 3's tokenizer_config.json has 1.2 MB, its tokenizer 34
+_TEMPLATE = 1 << 20
 _LONGEST = 200  # characters of what a library says
 _HELD = 1 << 20  # bytes
 
@@ -57,10 +58,23 @@ def require_objects(folder: Path) -> None:
     for name in _OBJECTS:
         if os.path.lexists(folder / name):
             _require_sense(Fields(_object(folder / name), str(folder / name)))
+    for path in (folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")):
+        if os.path.lexists(path):
+            _require_text(path)
+    size = (folder / "tokenizer.json").stat().st_size
+    if size > _TOKENIZER:
+        raise _unreadable(
+            folder / "tokenizer.json", ValueError(f"it is larger than {_TOKENIZER / 1e6:.0f} MB")
+        )
+
+
+def _require_text(path: Path) -> None:
     try:
-        read_bytes(folder / "tokenizer.json", _TOKENIZER)
+        read_bytes(path, _TEMPLATE).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, ValueError(f"byte {error.start} is not UTF-8")) from None
     except (OSError, ValueError) as error:
-        raise _unreadable(folder / "tokenizer.json", error) from None
+        raise _unreadable(path, error) from None
 
 
 def _object(path: Path) -> dict[str, object]:

@@ -45,6 +45,14 @@ def piped(name: str) -> Callable[[Path], None]:
     return change
 
 
+def folder_for(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return change
+
+
 SPOILED = {
     "more layers": (config(num_hidden_layers=1000, layer_types=None), "lacks"),
     "fewer layers": (config(num_hidden_layers=4, layer_types=None), "more layers"),
@@ -72,8 +80,15 @@ SPOILED = {
     "tokenizer class": (written("tokenizer_config.json", '{"tokenizer_class": [1]}'), "tokenizer"),
     "special tokens": (written("special_tokens_map.json", "{"), r"special_tokens_map\.json"),
     "template number": (written("tokenizer_config.json", '{"chat_template": 5}'), "chat_template"),
+    "template bytes": (
+        lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ '\xff' }}"),
+        "byte 4",
+    ),
+    "template size": (written("chat_template.jinja", "x" * 2_000_000), "larger than 1 MB"),
+    "template folder": (folder_for("chat_template.jinja"), "it is a folder"),
     "template pipe": (piped("chat_template.json"), "ordinary"),
     "config pipe": (piped("generation_config.json"), "ordinary"),
+    "config folder": (folder_for("config.json"), "it is a folder"),
     "weights pipe": (piped("model.safetensors"), "ordinary"),
 }
 
