@@ -56,6 +56,8 @@ class ChatSession:
     totals: Totals = field(default_factory=Totals)
     rewind: int = 0  # turns that the next question replaces
     checked: bool = False  # whether the token ids are known to be the model's
+    earlier: tuple[Turn, ...] = ()  # on the screen, and no more in the conversation: left out, or summed up
+    summaries: int = 0  # of the conversation's first turns, which are not on the screen
 
     def __post_init__(self) -> None:
         self.conversation = replace(self.conversation, system=system_for(self.mode, self.system))
@@ -71,6 +73,7 @@ class ChatSession:
         with self.recorder.question(text, self.system) as recording:
             renderer = Both(self.make_renderer(self.render), recording)
             conversation, answer = run_turn(backend, kept, text, settings, renderer, cancel)
+        self._note_shortened(kept, conversation.without_last(1))
         self.recorder.turns_removed(self.conversation.turns[len(kept.turns) :])
         self.conversation = conversation.with_places([recording.turn])
         self.attachments, self.rewind = [], 0
@@ -79,7 +82,7 @@ class ChatSession:
     def go_on(self, backend: Backend, cancel: Cancel) -> Answer:
         """The last answer, continued from where it ended; a server that cannot is asked to in words."""
         self._own_ids(backend)
-        turn = self._last(1)
+        turn = self._in_context(1)
         if turn.finish_reason == "stop":
             raise UsageError("The last answer came to its end.", "Ask for more in your own words.")
         if not backend.continues:
@@ -92,17 +95,32 @@ class ChatSession:
         return self._noted(answer)
 
     def undo(self, count: int) -> Sequence[Turn]:
-        """The turns that are gone; UsageError where there are not as many."""
+        """The turns that are gone, as the screen counts them; UsageError where there are not as many.
+
+        Where that is more than the model still has, what it had lost before them comes back.
+        """
         self._last(count)
-        removed = self.conversation.turns[-count:]
-        self.conversation = self.conversation.without_last(count)
-        self.recorder.turns_removed(removed)
+        removed = self._shown[-count:]
+        more = count - len(self.conversation.turns) + self.summaries
+        if more <= 0:
+            self.conversation = self.conversation.without_last(count)
+            self.recorder.turns_removed(removed)
+        else:
+            here, copied = self.conversation.turns, self.conversation.turns[: self.summaries]
+            back = replace(self.conversation, turns=self.earlier[: len(self.earlier) - more])
+            self.earlier, self.summaries = (), 0
+            if any(turn.saved is not None for turn in copied):  # /summarize went on in a copy: so does this
+                self.recorder.turns_removed(here[len(copied) :])
+                back = self.recorder.fork(back)
+            else:
+                self.recorder.turns_removed(removed)
+            self.conversation = back
         self.last = None
         return removed
 
     def replaces(self, count: int) -> str:
         """The question `count` turns back; the next one takes its place and that of all after it."""
-        question = self._last(count).question.content
+        question = self._in_context(count).question.content
         self.rewind = count
         return question
 
@@ -117,6 +135,7 @@ class ChatSession:
         self._own_ids(backend)
         count = len(self.conversation.turns) - 1
         shorter = summarized(backend, self.conversation, count, self.settings.sampling, cancel)
+        self._note_shortened(self.conversation, shorter)
         self.conversation, self.last = self.recorder.fork(shorter), None
         return count
 
@@ -126,6 +145,7 @@ class ChatSession:
         self.recorder.go_on_with(session)
         self.checked = False
         self.last, self.rewind, self.attachments = None, 0, []
+        self.earlier, self.summaries = (), 0
 
     def replay(self) -> None:
         """Show the last turns that fit one screen, and say how many there are before them."""
@@ -161,9 +181,33 @@ class ChatSession:
             self.conversation = with_own_ids(self.conversation, backend, self.say)
             self.checked = True
 
+    @property
+    def _shown(self) -> tuple[Turn, ...]:
+        """What is on the screen."""
+        return (*self.earlier, *self.conversation.turns[self.summaries :])
+
+    def _note_shortened(self, before: Conversation, after: Conversation) -> None:
+        """The oldest turns have gone, or a summary has taken their place."""
+        same = 0
+        for old, new in zip(reversed(before.turns), reversed(after.turns), strict=False):
+            if old is not new:
+                break
+            same += 1
+        gone = before.turns[: len(before.turns) - same]
+        if gone:
+            self.earlier += gone[self.summaries :]
+            self.summaries = len(after.turns) - same
+
+    def _in_context(self, count: int) -> Turn:
+        """As `_last`, of those that the model still has."""
+        turn = self._last(count)
+        if count > len(self.conversation.turns) - self.summaries:
+            raise UsageError("That turn is no longer in the context.", "Go back to it with /undo, and ask.")
+        return turn
+
     def _last(self, count: int) -> Turn:
         """The turn so many back."""
-        turns = self.conversation.turns
+        turns = self._shown
         if not turns:
             raise UsageError("Nothing has been said yet.", "Ask something first.")
         if count > len(turns):

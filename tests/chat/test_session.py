@@ -204,6 +204,34 @@ def test_a_full_context_drops_the_oldest_turns_and_says_which() -> None:
     assert [turn.question.content for turn in chat.turns] == questions[len(gone) :]
 
 
+def test_undo_counts_what_is_on_the_screen(store: Store) -> None:
+    chat = Chat(store)
+    questions = fill(chat, 12)
+    assert len(chat.turns) < 12
+    with pytest.raises(UsageError, match="has 12 turns, not 13"):
+        chat.do("/undo 13")
+    chat.do("/undo 2")
+    chat.do("/undo 8")
+    assert f"taken back: 8 turns, from “{questions[2][:30]}" in chat.said[-1]
+    for turns in (chat.turns, store.conversation(1, "demo").turns):
+        assert [turn.question.content for turn in turns] == questions[:2]
+    chat.ask("What is 9b?")
+    chat.session.summarize(chat.backend, Cancel())
+    assert len(chat.turns) == 2
+    with pytest.raises(UsageError, match="no longer in the context"):
+        chat.do("/edit 2")
+    chat.do("/undo 2")
+    assert "taken back: 2 turns, from “Question 1" in chat.said[-1]
+    assert [turn.question.content for turn in chat.turns] == questions[:1]
+    chat.ask("What is 2b?")
+    saved = store.conversation(chat.session.recorder.session or 0, "demo").turns
+    assert [turn.question.content for turn in saved] == [questions[0], "What is 2b?"]
+    assert len(store.conversation(1, "demo").turns) == 3  # before the summary: they stay saved
+    chat.do("/undo 2")
+    with pytest.raises(UsageError, match="Nothing has been said"):
+        chat.do("/undo")
+
+
 def test_a_full_context_is_summarized_where_that_is_wanted(store: Store) -> None:
     chat = Chat(store)
     chat.session.settings = replace(chat.session.settings, on_overflow=OnOverflow.SUMMARIZE)
