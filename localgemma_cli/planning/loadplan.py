@@ -8,7 +8,6 @@ from localgemma_cli.planning.adapter import adapter_bytes
 from localgemma_cli.planning.catalog import ModelFacts
 from localgemma_cli.planning.checks import cautions, refuse
 from localgemma_cli.planning.choices import (
-    DTYPE_BYTES,
     Assistant,
     Attention,
     CacheKind,
@@ -235,17 +234,17 @@ def _across(
 
 
 def _load(facts: ModelFacts, settled: Settled, hardware: Hardware) -> Load:
-    kept = facts.adapter if settled.weights.kind != "none" else None
+    shape, adapter, merged = facts.architecture, facts.adapter, settled.weights.kind == "none"
+    if adapter and adapter.separates_head(merged=merged):
+        shape = replace(shape, tied_head=False)
     return Load(
-        architecture=facts.architecture,
+        architecture=shape,
         weights=settled.weights,
         attention=settled.attention,
         cache=settled.cache,
         context=settled.context,
         device=hardware.device,
-        adapter_bytes=adapter_bytes(kept, facts.architecture, DTYPE_BYTES[settled.weights.dtype])
-        if kept
-        else 0,
+        adapter_bytes=adapter_bytes(adapter, shape) if adapter and not merged else 0,
     )
 
 

@@ -20,16 +20,25 @@ from localgemma_cli.backends.local.formats.choose import as_the_files_are, own_l
 from localgemma_cli.backends.local.formats.complete import require_complete
 from localgemma_cli.backends.local.loading import loading
 from localgemma_cli.backends.local.packing import tune_linears
-from localgemma_cli.errors import DoesNotFitError
+from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.planning.spread import Share
+
+# Where transformers looks for an adapter to attach by itself; ours are attached below, or not wanted.
+_NO_ADAPTER = "no-adapter"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def load_model(
     plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path | None = None
 ) -> PreTrainedModel:
     """NotFoundError for a checkpoint that is damaged or incomplete, DoesNotFitError where memory runs out."""
+    if adapter is None and all((folder / name).is_file() for name in _ADAPTER_FILES):
+        raise NotFoundError(
+            f"{folder} holds a whole model and an adapter besides.",
+            f"For both: --adapter {folder}; for the model alone, move adapter_config.json out of the folder.",
+        )
     progress(LoadProgress("preparing to load"))
     with loading("model", folder):
         if folder.is_dir():
@@ -55,6 +64,8 @@ def _loaded(plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path 
             **pretrained_arguments(plan),
             **as_the_files_are(plan, folder),
             offload_buffers=True,
+            adapter_kwargs={"subfolder": _NO_ADAPTER},
+            ignore_mismatched_sizes=True,  # told below, in words of our own
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -62,7 +73,17 @@ def _loaded(plan: LoadPlan, folder: Path, progress: ProgressSink, adapter: Path 
         )
     if info["missing_keys"]:  # transformers would go on with random weights in their place
         raise incomplete(folder, sorted(info["missing_keys"]))
+    if info["mismatched_keys"]:
+        raise _other_shapes(folder, *min(info["mismatched_keys"]))
     return _ready(model, plan, adapter, progress)
+
+
+def _other_shapes(folder: Path, name: str, stored: Sequence[int], expected: Sequence[int]) -> NotFoundError:
+    return NotFoundError(
+        f"The weights in {folder} are not those of its config.json: {name} is {tuple(stored)},"
+        f" not {tuple(expected)}.",
+        "Download the model again, or take it in another format; other programs' packed weights do not load.",
+    )
 
 
 def _ready(

@@ -51,7 +51,8 @@ def tune_linears(
     else:
         return
     embedding = model.get_input_embeddings()
-    if in_file(embedding.weight) and not hasattr(embedding, "_hf_hook"):
+    plain = isinstance(embedding, nn.Embedding) and not hasattr(embedding, "_hf_hook")  # no adapter's
+    if plain and in_file(embedding.weight):
         scale = getattr(embedding, "embed_scale", None)
         model.set_input_embeddings(EmbeddingTable(embedding.weight.detach(), model.dtype, scale))
 
@@ -66,6 +67,8 @@ def _replace(model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module], pro
     for done, module in enumerate(modules):
         progress(LoadProgress("packing weights", done, len(modules), unit="tensors"))
         if isinstance(module, nn.ModuleDict):  # an adapter's matrices: peft looks at their weight
+            continue
+        if getattr(module, "lora_magnitude_vector", None):  # DoRA weighs its layer's
             continue
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):  # a hook moves offloaded weights

@@ -119,7 +119,8 @@ def test_beside_4_bit_weights_its_bytes_are_counted(form: dict[str, Any], base: 
     get_peft_model(model, LoraConfig(r=8, task_type="CAUSAL_LM", **form)).save_pretrained(tmp_path)
     plan = plan_for(base, "memory", adapter=str(tmp_path), dtype="bfloat16")
     loaded = load_model(plan, base, lambda _: None, tmp_path)
-    own = [value for name, value in loaded.named_parameters() if "lora_" in name or "modules_to_save" in name]
+    own = [value for name, value in loaded.named_parameters() if "lora_" in name]
+    own += [loaded.get_input_embeddings().weight] * len(form.get("modules_to_save", ()))
     alone = replace(plan.model, adapter=None, stored=StoredFormat("nf4", plan.nested_quantization))
     without = make_plan(alone, "memory", probe("cpu"), Overrides(dtype="bfloat16"), load_presets())
     assert plan.memory.weights_bytes - without.memory.weights_bytes == sum(value.nbytes for value in own)
