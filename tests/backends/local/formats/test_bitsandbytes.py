@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from support.checkpoints import add_tokenizer, greedy, loaded, plan_for, same_logits, tiny
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from support.checkpoints import add_tokenizer, greedy, loaded, logits, plan_for, same_logits, tiny
+from support.families import with_tokenizer, write_seeing
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
 # What unsloth's 4-bit repositories say; their compute dtype is not this machine's.
 NF4 = BitsAndBytesConfig(
@@ -77,3 +78,30 @@ def test_the_repositorys_own_form_wins_and_the_plan_says_so(checkpoint: tuple[st
         reason = next(each for each in plan.reasons if words in each)
         assert "kept as the repository stores them" in reason
         assert (f"preset {preset} says" if asked is None else f"--quantization {asked} says") in reason
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_layers_left_in_16_bits_are_found_in_a_model_with_eyes(released: bool, tmp_path: Path) -> None:
+    """Dynamic 4-bit checkpoints list them by names of the whole model, which are not the decoder's."""
+    whole = write_seeing(tmp_path / "whole", released=released)
+    kept = ["model.language_model.layers.1.mlp", "model.language_model.layers.2.self_attn"]
+    form = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.float32,
+        llm_int8_skip_modules=["lm_head", "multi_modal_projector", "vision_tower", *kept],
+    )
+    how = {"dtype": torch.float32, "device_map": {"": "cpu"}, "attn_implementation": "eager"}
+    model = Gemma3ForConditionalGeneration.from_pretrained(whole, quantization_config=form, **how)
+    model.save_pretrained(tmp_path / "packed")
+    packed = with_tokenizer(tmp_path / "packed")
+    ours = loaded(packed, "memory", dtype="float32")
+    reference = Gemma3ForConditionalGeneration.from_pretrained(packed, **how).eval()
+    assert same_logits(ours, reference)
+    kinds = {name: type(module).__name__ for name, module in ours.named_modules()}
+    assert kinds["model.layers.1.mlp.up_proj"] != "Linear4bit" == kinds["model.layers.0.mlp.up_proj"]
+    config = json.loads((packed / "config.json").read_text())
+    for wrong in (None, [], ["model.layers.0.mlp"]):  # the files say it whatever the config says
+        config["quantization_config"]["llm_int8_skip_modules"] = wrong
+        (packed / "config.json").write_text(json.dumps(config))
+        assert torch.equal(logits(loaded(packed, "memory", dtype="float32")), logits(ours))
