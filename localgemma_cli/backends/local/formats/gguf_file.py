@@ -5,6 +5,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import math
 import os
+import re
 import struct
 from collections import Counter
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
+from localgemma_cli.backends.local.formats.gguf_settings import KNOWN, settings, unknown
 from localgemma_cli.documents import name_or, open_file, reason, shown
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.planning.architecture import StoredFormat
@@ -52,6 +54,9 @@ _KEYS = {  # llama.cpp's name of a number, and config.json's
 _MOST_TENSORS, _MOST_PAIRS, _MOST_ITEMS = 100_000, 10_000, 20_000_000
 _LONGEST_NAME, _MOST_TEXT = 65_535, 16 << 20  # bytes
 _MOST_DIMENSIONS, _MOST_ALIGNMENT = 4, 1 << 20
+_TENSORS = re.compile(r"(token_embd|output_norm|output|blk\.\d+\.(attn|ffn|post)_\w+)\.weight")
+_OF_OTHER_PARTS = ("vision.", "mm.", "v.")  # eyes, which are not loaded
+_SHORT = 1024  # items of a list that is kept: one for each layer
 # The two whose attention is scaled by the width of a head in the residual stream, not by its own: 27b.
 _SCALED_BY_HIDDEN = {("gemma2", 46), ("gemma3", 62)}
 
@@ -94,10 +99,12 @@ class Gguf:
         return StoredFormat("gguf", detail=_TYPES.get(kind, f"type {kind}"))
 
     def config(self) -> dict[str, object]:
-        """The same as a config.json."""
+        """The same as a config.json; NotFoundError where the answer depends on something not known here."""
         kind = str(self.values["general.architecture"])
+        self._require_known(kind)
         found = {name: self.values.get(f"{kind}.{key}") for key, name in _KEYS.items()}
         config = {name: value for name, value in found.items() if value is not None}
+        config |= settings(self.path, kind, self.values, config)
         layers, heads, hidden = (
             config.get(name) for name in ("num_hidden_layers", "num_attention_heads", "hidden_size")
         )
@@ -115,6 +122,16 @@ class Gguf:
             "tie_word_embeddings": "output.weight" not in self.tensors,
             **self._special_ids(),
         }
+
+    def _require_known(self, kind: str) -> None:
+        known = (*_KEYS, *KNOWN)
+        for key in self.values:
+            own = key.removeprefix(f"{kind}.")
+            if own != key and own not in known and not own.startswith(_OF_OTHER_PARTS):
+                raise unknown(self.path, f"{shown(key)} is not known here")
+        for name in self.tensors:
+            if not name.startswith(_OF_OTHER_PARTS) and not _TENSORS.fullmatch(name):
+                raise unknown(self.path, f"the tensor {shown(name)} is in no Gemma that is known here")
 
     def _special_ids(self) -> dict[str, object]:
         names = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
@@ -196,7 +213,7 @@ def _value(file: BinaryIO, kind: int) -> object:
     if kind == _STRING:
         return _text(file, _MOST_TEXT)
     if kind == _ARRAY:
-        return _skipped_array(file)
+        return _array(file)
     value = _scalar(file, _form(kind))
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("it holds a number that is infinite or none")
@@ -209,8 +226,10 @@ def _form(kind: int) -> str:
     return _SCALARS[kind]
 
 
-def _skipped_array(file: BinaryIO) -> Array:
+def _array(file: BinaryIO) -> "Array | tuple[float, ...]":
     kind, count = _number(file, "<I"), _number(file, "<Q")
+    if kind in _SCALARS and count <= _SHORT:
+        return tuple(_scalar(file, _SCALARS[kind]) for _ in range(count))
     if count > _MOST_ITEMS:
         raise ValueError("it holds a list that is longer than any vocabulary")
     if kind != _STRING:

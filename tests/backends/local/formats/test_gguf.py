@@ -1,8 +1,10 @@
 """GGUF files, written by the gguf package as llama.cpp's converter lays Gemma out."""
 
+import copy
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -49,7 +51,12 @@ def gguf_name(name: str, family: str) -> str:
     return f"blk.{layer}.{LAYER_NAMES[inner]}.weight"
 
 
-def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationType) -> PreTrainedModel:
+def write_gguf(
+    path: Path,
+    model: PreTrainedModel,
+    kind: gguf.GGMLQuantizationType,
+    edit: Callable[[gguf.GGUFWriter], None] = lambda _: None,
+) -> PreTrainedModel:
     """Writes the file; returns the model with the weights that it holds, in float32."""
     config = model.config
     family = config.model_type
@@ -70,6 +77,7 @@ def write_gguf(path: Path, model: PreTrainedModel, kind: gguf.GGMLQuantizationTy
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if family == "gemma3_text":
         writer.add_rope_freq_base(1_000_000.0)
+    edit(writer)
     add_vocabulary(writer)
     held = {}
     for name, weight in dense_state(model).items():
@@ -261,3 +269,113 @@ def test_a_whole_answer_through_the_program(file: Path) -> None:
     answer = json.loads(done.stdout)
     assert answer["plan"]["model"]["stored"] == "GGUF Q8_0"
     assert answer["usage"]["completion_tokens"] > 0
+
+
+def sharp(family: str, **more: object) -> PreTrainedModel:
+    """Attention that looks somewhere: what it sees then depends on the positions."""
+    model = tiny(
+        family, num_hidden_layers=6, sliding_window=4, **copy.deepcopy(more)
+    )  # transformers adds to it
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("q_norm.weight", "k_norm.weight")):
+                parameter.fill_(2.0)
+            elif name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter.mul_(2.0)
+    return model
+
+
+LINEAR = {"rope_type": "linear", "factor": 8.0}
+SAYINGS = {  # what the file says, and config.json would
+    "linear": (
+        {"rope_scaling": LINEAR},
+        lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), w.add_rope_scaling_factor(8.0)),
+    ),
+    "linear unnamed": ({"rope_scaling": LINEAR}, lambda w: w.add_rope_scaling_factor(8.0)),
+    "linear of old": ({"rope_scaling": LINEAR}, lambda w: w.add_float32(f"{w.arch}.rope.scale_linear", 8.0)),
+    "none": (
+        {},
+        lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.NONE), w.add_rope_scaling_factor(8.0)),
+    ),
+    "pattern": (
+        {"layer_types": [*["sliding_attention"] * 2, "full_attention"] * 2},
+        lambda w: w.add_uint32(f"{w.arch}.attention.sliding_window_pattern", 3),
+    ),
+    "flags": (
+        {"layer_types": [*["full_attention"] * 3, *["sliding_attention"] * 3]},
+        lambda w: w.add_array(f"{w.arch}.attention.sliding_window_pattern", [False] * 3 + [True] * 3),
+    ),
+}
+LOCAL = (
+    {"rope_local_base_freq": 500.0},
+    lambda w: w.add_float32("gemma3.rope.freq_base_swa", 500.0),
+)
+CASES = [
+    (family, name, *saying)
+    for family in ("gemma2", "gemma3_text")
+    for name, saying in (SAYINGS | ({"local": LOCAL} if family == "gemma3_text" else {})).items()
+]
+
+
+@pytest.mark.parametrize(("family", "name", "settings", "edit"), CASES, ids=lambda each: str(each)[:20])
+def test_what_a_file_says_of_positions_is_as_a_config_says_it(
+    family: str,
+    name: str,
+    settings: dict[str, object],
+    edit: Callable[[gguf.GGUFWriter], None],
+    tmp_path: Path,
+) -> None:
+    reference = write_gguf(tmp_path / "m.gguf", sharp(family, **settings), F16, edit)
+    model = loaded(tmp_path / "m.gguf", "exact", dtype="float32")
+    assert torch.allclose(logits(model), logits(reference), atol=1e-4)
+    if settings:
+        plain = write_gguf(tmp_path / "plain.gguf", sharp(family), F16)
+        assert not torch.allclose(logits(model), logits(plain), atol=1e-3), "the setting must show"
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (lambda w: w.add_rope_scaling_type(gguf.RopeScalingType.YARN), "yarn"),
+        (lambda w: w.add_float32("gemma2.attention.scale", 0.2), "attention.scale"),
+        (lambda w: w.add_rope_dimension_count(32), "rope.dimension_count"),
+        (lambda w: w.add_float32("gemma2.rope.global.freq_base", 5.0), "rope.global.freq_base"),
+        (lambda w: w.add_array("gemma2.attention.sliding_window_pattern", [True]), "1 of 3 layers"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.ones(32, np.float32)), "rope_freqs"),
+        (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(256, np.float32)), "attn_q.bias"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_what_changes_the_answer_and_is_not_known_is_refused(
+    edit: Callable[[gguf.GGUFWriter], None], match: str, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "m.gguf", tiny("gemma2"), F16, edit)
+    with pytest.raises(NotFoundError, match=match) as caught:
+        resolve(str(tmp_path / "m.gguf"), revision=None, offline=True)
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["gemma3n", "gemma4"])
+def test_newer_gemmas_are_named_and_sent_to_safetensors(kind: str, tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", kind)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(NotFoundError, match=f"is a {kind}") as caught:
+        resolve(str(tmp_path / "m.gguf"), revision=None, offline=True)
+    assert "safetensors" in caught.value.hint
+
+
+def test_a_file_without_weights_or_with_no_alignment_is_refused(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    for edit in (lambda w: w.add_block_count(3), lambda w: w.add_uint32("general.alignment", 0)):
+        writer = gguf.GGUFWriter(path, "gemma2")
+        edit(writer)
+        writer.add_embedding_length(64)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        with pytest.raises(NotFoundError):
+            resolve(str(path), revision=None, offline=True)
