@@ -6,6 +6,7 @@ from localgemma_cli.documents import is_number, name_or, shown
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.planning.architecture import Architecture, Family, Gemma4Parts, StoredFormat
 from localgemma_cli.planning.fields import Fields
+from localgemma_cli.planning.other_formats import OTHER_FORM
 
 Config = Mapping[str, object]
 
@@ -175,6 +176,10 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     """How a pre-quantized checkpoint is stored; None for an ordinary one."""
     whole = Fields(config, f"config.json of {name}")
     part = whole.part("quantization_config") or whole.part("compression_config")
+    if _is_mlx(config.get("quantization")) or (part and _is_mlx(part.values)):
+        raise NotFoundError(
+            f"{name} is packed for MLX, Apple's library, which localgemma does not load.", OTHER_FORM
+        )
     if part is None:
         return None
     stored = part.values
@@ -193,8 +198,13 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
         return StoredFormat("w8a8")
     raise NotFoundError(
         f"{name} is stored in a quantized form that localgemma does not load ({name_or(method, 'unnamed')}).",
-        "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8.",
+        OTHER_FORM,
     )
+
+
+def _is_mlx(form: object) -> bool:
+    """As mlx_lm writes it: bits and groups, and no method."""
+    return isinstance(form, Mapping) and {"bits", "group_size"} <= form.keys() and "quant_method" not in form
 
 
 def _is_w8a8(stored: Config) -> bool:

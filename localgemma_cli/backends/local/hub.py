@@ -6,7 +6,7 @@ The files lie in the hub client's own cache folder, so every other tool finds th
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -32,6 +32,7 @@ from localgemma_cli.backends.local.hub_transfer import Listing, download, list_f
 from localgemma_cli.documents import read_object, reason
 from localgemma_cli.errors import LocalGemmaError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.planning.other_formats import is_adapter, refuse_other_formats
 
 _ADAPTER = "adapter_config.json"
 _PATIENCE_SECONDS = 10.0
@@ -175,13 +176,14 @@ def _update(repo: Repo, copy: Path | None, largest: int | None, progress: Progre
 
 
 def _check_loadable(repo: Repo, listing: Listing) -> None:
+    refuse_other_formats(listing.names, repo.model_id)
     names = {file.name for file in listing.files}
     if not any(name.endswith(".safetensors") for name in names):
         raise NotFoundError(
-            f"{repo.model_id} has no safetensors weights, the only ones loaded: pickle files can run code.",
+            f"{repo.model_id} has no safetensors weights, the only ones loaded.",
             "Pick a model or a --revision with .safetensors files.",
         )
-    if "adapter_config.json" not in names:
+    if not is_adapter(names):
         _check_tokenizer(repo, listing)
 
 
@@ -246,7 +248,16 @@ class _Meter:
 
 
 def _config_in(folder: Path, name: str) -> Path | None:
-    return next((folder / each for each in (name, _ADAPTER) if (folder / each).is_file()), None)
+    names = {each.name for each in folder.iterdir()} if folder.is_dir() else set()
+    found = _config_among(names, name)
+    return folder / found if found else None
+
+
+def _config_among(names: Collection[str], name: str) -> str | None:
+    """An adapter's own where there is no whole model: trainers leave its base's config.json beside it."""
+    if is_adapter(names):
+        name = _ADAPTER
+    return next((each for each in (name, _ADAPTER) if each in names), None)
 
 
 def _without(model_id: str, name: str) -> NotFoundError:
@@ -256,9 +267,11 @@ def _without(model_id: str, name: str) -> NotFoundError:
 def _download_config(repo: Repo, name: str) -> Path:
     listing = list_files(repo, _PATIENCE_SECONDS)
     by_name = {file.name: file for file in listing.files}
-    config = by_name.get(name) or by_name.get(_ADAPTER)
-    if config is None:
+    refuse_other_formats(listing.names, repo.model_id)
+    found = _config_among(by_name, name)
+    if found is None:
         raise _without(repo.model_id, name)
+    config = by_name[found]
     _check_access(repo, listing)
     path = repo.snapshot(listing.commit) / config.name
     if not is_whole(path, config):

@@ -14,6 +14,7 @@ from huggingface_hub import constants
 
 from localgemma_cli.backends.local.safetensors_file import shards_of
 from localgemma_cli.environment import make_private
+from localgemma_cli.planning.other_formats import is_adapter
 
 _REVISION = re.compile(r"\w[\w.+@-]*(/\w[\w.+@-]*)*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -94,7 +95,7 @@ def cached(model_id: str, revision: str | None = None) -> Path | None:
 
 def missing_in(folder: Path) -> list[str]:
     """What a loader would look for in vain; an adapter brings no config, and need not bring a tokenizer."""
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if folder.is_dir() and is_adapter({each.name for each in folder.iterdir()}):
         needed = {"adapter_model.safetensors"}
     else:
         needed = {"config.json", "tokenizer.json", *_weights_in(folder)}

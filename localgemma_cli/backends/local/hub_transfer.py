@@ -59,6 +59,7 @@ class Listing:
     commit: str
     gated: bool
     files: tuple[RepoFile, ...]
+    names: tuple[str, ...] = ()  # of everything at the top of the repository
 
 
 def list_files(repo: Repo, patience: float) -> Listing:
@@ -78,12 +79,14 @@ def list_files(repo: Repo, patience: float) -> Listing:
 
 def _listing(info: Any, repo: Repo) -> Listing:
     """Raises one of the errors that a JSON of another form gives."""
-    siblings = [each for each in info.get("siblings") or () if _is_wanted(each["rfilename"])]
+    listed = info.get("siblings") or ()
+    siblings = [each for each in listed if _is_wanted(each["rfilename"])]
     files = {file.name: file for file in map(_file, siblings)}
     if not COMMIT.fullmatch(info["sha"]):
         raise ValueError("no commit")
     gated = repo.gated if info.get("gated") is None else bool(info["gated"])
-    return Listing(info["sha"], bool(gated), tuple(files.values()))
+    names = tuple(each["rfilename"] for each in listed if not re.search(r"[/\\]", each["rfilename"]))
+    return Listing(info["sha"], bool(gated), tuple(files.values()), names)
 
 
 def _is_wanted(name: str) -> bool:

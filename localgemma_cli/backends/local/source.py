@@ -15,11 +15,12 @@ from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.adapter import Adapter, adapter_of
 from localgemma_cli.planning.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
 from localgemma_cli.planning.model_names import nearest_model
+from localgemma_cli.planning.other_formats import is_adapter, no_part_of_a_repository, refuse_other_formats
 from localgemma_cli.planning.own_models import OwnModel, own_models
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:\S+")
 _ADAPTER_CONFIG = "adapter_config.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ def _resolve_known(
         folder = Path(str(files("localgemma_cli.demo") / "model")) if facts.bundled else None
         return Source(facts, folder, revision, offline)
     path = expanded(model)
-    if path.is_dir() and (path / _ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file():
-        return _adapted(None, model, revision, offline, force)
     if path.is_dir():
+        there = _names_in(path)
+        if is_adapter(there):
+            return _adapted(None, model, revision, offline, force)
+        refuse_other_formats(there, model, on_disk=path)
         facts = facts_from_config(_local_config(path), name=model, id=model, force=force)
         return Source(_with_the_stored_head(facts, path), path, revision, offline)
     if path.is_file():
@@ -83,6 +86,8 @@ def _resolve_known(
             return _adapted(None, model, revision, offline, force)
         facts = facts_from_config(config, name=model, id=model, force=force)
         return Source(_with_the_stored_head(facts, cached(model, revision)), None, revision, offline)
+    if _HUB_FILE.fullmatch(model):
+        raise no_part_of_a_repository(model)
     names = (*MODEL_NAMES, *others)
     nearest = nearest_model(model, others)
     raise NotFoundError(
@@ -253,7 +258,6 @@ def fetch(source: Source, progress: ProgressSink, largest_update: int | None = N
     A copy on disk is brought up to date where that takes no more than `largest_update` bytes.
     """
     if source.folder is not None:
-        _refuse_pickles(source.folder)
         return source.folder
     from localgemma_cli.backends.local import hub
 
@@ -302,13 +306,13 @@ def _about_the_assistant() -> Iterator[None]:
         raise type(error)(f"The assistant: {error.message}", hint) from error
 
 
-def _refuse_pickles(folder: Path) -> None:
-    if any(folder.glob("*.safetensors")) or not any(any(folder.glob(kind)) for kind in _PICKLES):
-        return
-    raise NotFoundError(
-        f"{folder} has no safetensors weights, the only ones loaded: pickle files can run code.",
-        "Convert it where you trust it (transformers' save_pretrained writes safetensors).",
-    )
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [each.name for each in folder.iterdir()]
+    except OSError as error:
+        raise NotFoundError(
+            f"{folder} cannot be read: {reason(error)}.", "Check its permissions, or give another folder."
+        ) from None
 
 
 def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import add_tokenizer, greedy, loaded, logits, plan_for, tiny
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
-from localgemma_cli.backends.local.source import fetch, resolve
+from localgemma_cli.backends.local.source import resolve
 from localgemma_cli.errors import NotFoundError
 
 
@@ -113,9 +113,8 @@ def test_pickles_are_refused_and_the_reason_is_said(name: str, tmp_path: Path) -
     model = tiny("gemma2")
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / name)
-    source = resolve(str(add_tokenizer(tmp_path)), revision=None, offline=True)
     with pytest.raises(NotFoundError, match="pickle files can run code"):
-        fetch(source, lambda _: None)
+        resolve(str(add_tokenizer(tmp_path)), revision=None, offline=True)
 
 
 def test_the_program_refuses_them_with_exit_4(tmp_path: Path) -> None:

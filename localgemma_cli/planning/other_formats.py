@@ -1,0 +1,85 @@
+"""Weights that are not loaded: what they are by the names of files, and what to take instead."""
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from localgemma_cli.errors import NotFoundError
+
+OTHER_FORM = (
+    "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8."
+)
+_CONVERT = (
+    "Convert it where you trust it (transformers' save_pretrained writes safetensors), or pick another."
+)
+_OTHER = "Pick a model, or a --revision, with .safetensors files."
+_BY_NAME = (  # a pattern of file names, what they are, and what to do
+    (
+        r".*\.rkllm",
+        "for Rockchip's boards (.rkllm)",
+        "Serve it on the board, and give its address: --endpoint",
+    ),
+    (r"openvino_.*", "for OpenVINO", _OTHER),
+    (r".*\.(onnx|onnx_data)", "as ONNX", _OTHER),
+    (r".*\.(tflite|task|litertlm)", "for LiteRT and MediaPipe", _OTHER),
+    (r"tf_model.*|.*\.(keras|weights\.h5)", "for TensorFlow or Keras", _OTHER),
+    (r".*\.msgpack", "for Flax", _OTHER),
+    (r".*\.sbs", "for gemma.cpp", _OTHER),
+    (r".*\.npz", "for MLX", _OTHER),
+    (r".*\.nemo", "for NeMo", _OTHER),
+    (r".*\.(mlmodel|mlpackage|mlmodelc)", "for Core ML", _OTHER),
+)
+_PICKLES = r".*\.(bin|pt|pth|ckpt)"
+_PACKED = {"quantize_config.json": "GPTQ", "hf_quant_config.json": "NVIDIA's ModelOpt form"}
+
+
+def is_adapter(names: Collection[str]) -> bool:
+    """Whether a folder or a repository of these files is an adapter, and no whole model."""
+    is_whole = _has_weights(names) or any(name.endswith(".safetensors.index.json") for name in names)
+    return "adapter_config.json" in names and not is_whole
+
+
+def refuse_other_formats(names: Collection[str], model: str, *, on_disk: Path | None = None) -> None:
+    """A NotFoundError where the weights are none that is loaded; `on_disk`: the folder that they are in."""
+    if packed := next((_PACKED[name] for name in sorted(names) if name in _PACKED), None):
+        raise NotFoundError(
+            f"{model} is stored in a quantized form that localgemma does not load ({packed}).",
+            OTHER_FORM,
+        )
+    if _has_weights(names) or is_adapter(names):
+        return
+    if files := sorted(name for name in names if name.lower().endswith(".gguf")):
+        raise _gguf_only(model, files, on_disk)
+    for pattern, what, hint in _BY_NAME:
+        if any(re.fullmatch(pattern, name) for name in names):
+            raise NotFoundError(f"{model} has its weights only {what}, which localgemma does not load.", hint)
+    if any(re.fullmatch(_PICKLES, name) for name in names):
+        raise NotFoundError(
+            f"{model} has no safetensors weights, the only ones loaded: pickle files can run code.",
+            _CONVERT if on_disk else _OTHER,
+        )
+
+
+def no_part_of_a_repository(model: str) -> NotFoundError:
+    """Of `org/name:Q4_K_M`, as other programs name one GGUF file among several."""
+    repository = model.partition(":")[0]
+    return NotFoundError(
+        f"{model} names a file of a repository, and GGUF files are loaded from disk only.",
+        f"Download it (hf download {repository} FILE.gguf --local-dir .), then: localgemma -m ./FILE.gguf",
+    )
+
+
+def _has_weights(names: Collection[str]) -> bool:
+    """Of a whole model."""
+    return any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
+
+
+def _gguf_only(model: str, files: list[str], on_disk: Path | None) -> NotFoundError:
+    if on_disk:
+        hint = f"Give the file itself: localgemma -m {on_disk / files[0]}"
+    else:
+        get = f"hf download {model} {files[0]} --local-dir ."
+        hint = f"Download one of its files ({get}), then: localgemma -m ./{files[0]}"
+    return NotFoundError(
+        f"{model} has its weights as GGUF only, which is loaded file by file, from disk.", hint
+    )
