@@ -32,7 +32,8 @@ from localgemma_cli.text import parse_json
 _UNKNOWN = Usage(None, None, None)
 _CUT_SHORT = ("length", "max_tokens", "max_length", "token_limit")
 _AFTER_SECONDS = 5.0  # for the counts, once the answer is whole
-_LONGEST_ANSWER = 2_000_000  # characters, more than any model writes
+_LONGEST_ANSWER = 4_000_000  # characters, more than any model writes
+_PIECE_COST = 16  # of them: each piece takes memory of its own
 
 
 class RemoteBackend:
@@ -118,7 +119,7 @@ class RemoteBackend:
         with closing(self._opened(messages, sampling, cancel)) as exchange:
             try:
                 for piece in self._in_order(dialect.pieces(exchange.chunks())):
-                    length += len(piece.text) + len(piece.thinking)
+                    length += len(piece.text) + len(piece.thinking) + _PIECE_COST
                     if length > _LONGEST_ANSWER:
                         raise _endless(self._endpoint)
                     if piece.finish and not finished:
@@ -225,7 +226,7 @@ def _reason(text: str) -> str:
 
 def _endless(endpoint: Endpoint) -> EndpointError:
     return EndpointError(
-        f"{endpoint.root} sent more than {_LONGEST_ANSWER:,} characters.", "--max-new-tokens sets a limit."
+        f"{endpoint.root} sent an answer that does not end.", "--max-new-tokens sets a limit."
     )
 
 
