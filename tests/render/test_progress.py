@@ -1,0 +1,88 @@
+"""The row that says what is being waited for, on a real terminal."""
+
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+import pyte
+import pytest
+
+from localgemma_cli.environment import Streams
+from localgemma_cli.events import LoadProgress
+from localgemma_cli.render.progress import on_stderr
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+
+
+@contextmanager
+def terminal(columns: int) -> Iterator[tuple[TextIO, "Screen"]]:
+    """Its end for a program, and what a person sees."""
+    import fcntl
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    os.set_blocking(ours, False)
+    with open(theirs, "w", encoding="utf-8") as stream:
+        yield stream, Screen(ours, columns)
+    os.close(ours)
+
+
+class Screen:
+    def __init__(self, descriptor: int, columns: int) -> None:
+        self._descriptor, self._screen = descriptor, pyte.Screen(columns, 24)
+        self._stream = pyte.ByteStream(self._screen)
+        self.raw = b""
+
+    def rows(self) -> list[str]:
+        """Those with something in them."""
+        try:
+            data = os.read(self._descriptor, 1 << 16)
+        except BlockingIOError:
+            data = b""
+        self.raw += data
+        self._stream.feed(data)
+        return [row.rstrip() for row in self._screen.display if row.strip()]
+
+    def wait(self, words: str) -> list[str]:
+        deadline = time.monotonic() + 60
+        while not any(words in row for row in self.rows()):
+            assert time.monotonic() < deadline, self.rows()
+            time.sleep(0.01)
+        return self.rows()
+
+
+def test_one_row_that_makes_room_for_others_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal(40) as (stderr, screen):
+        streams = Streams(sys.stdin, stderr, stderr)
+        with on_stderr(stderr, quiet=False) as progress:
+            progress(LoadProgress("reading the prompt:", 512, 3021, "tokens"))
+            (row,) = screen.wait("reading the prompt: 512 of ")
+            assert len(row) <= 39
+            assert row.endswith(" s")
+            progress(LoadProgress("\x1b]0;title\x07" + "many words " * 20))
+            assert len(screen.wait("many words")) == 1
+            streams.say("Something to say meanwhile.")
+            rows = screen.wait("many words")
+            assert rows[0] == "Something to say meanwhile."
+            assert len(rows) == 2
+        assert screen.rows() == ["Something to say meanwhile."]
+        assert b"title\x07" not in screen.raw
+
+
+@pytest.mark.parametrize(("quiet", "kind"), [(True, "xterm"), (False, "dumb")])
+def test_none_where_it_is_not_wanted_or_cannot_be_erased(
+    monkeypatch: pytest.MonkeyPatch, quiet: bool, kind: str
+) -> None:
+    monkeypatch.setenv("TERM", kind)
+    with terminal(80) as (stderr, screen):
+        with on_stderr(stderr, quiet=quiet) as progress:
+            progress(LoadProgress("loading"))
+            time.sleep(0.7)
+        assert screen.rows() == []
+        assert screen.raw == b""
