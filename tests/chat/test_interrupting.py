@@ -1,5 +1,6 @@
 """Ctrl-C wherever something takes its time: the prompt is back within half a second, and nothing is lost."""
 
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.chat_server import HOLD, ChatServer, Reply, delta, ending, event, sse
 from support.checkpoints import tiny
 from support.models import DEMO
 from support.patience import patience
-from support.program import Program
+from support.program import COMMAND, Program
 from support.terminal import SPINNER, Terminal, answer_to
 
 LIMIT = 0.5  # seconds
@@ -122,3 +124,28 @@ def test_ctrl_c_while_connecting(program: Program, state: str) -> None:
         interrupt(terminal, f"connecting, {state}", draft="Hello")
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
+
+
+def test_one_answer_says_what_it_waits_for_and_leaves_no_trace(program: Program) -> None:
+    with ChatServer() as server:
+        server.answers(Reply((HOLD,)), sse("Good."))
+        ask = shlex.join([*COMMAND, "--endpoint", server.url])
+        shell = f"{ask} Hello > first; echo status $?; {ask} Hello > second; echo status $?"
+        with Terminal(program, shell=shell, interactive=True) as terminal:
+            terminal.wait(rf"[{SPINNER}] waiting for the server · \d+ s")
+            terminal.type("\x03")
+            terminal.wait("status 130")
+            terminal.wait("status 0")
+            terminal.wait_for_end()
+            assert terminal.text.replace("^C", "").split() == ["status", "130", "status", "0"]
+    assert [(program.folder / name).read_text() for name in ("first", "second")] == ["\n", "Good.\n"]
+
+
+def test_nothing_turns_for_those_who_want_it_quiet_or_read_aloud(program: Program) -> None:
+    for option in ("-q", "--accessible"):
+        with ChatServer() as server:
+            server.answers(Reply((1.5, event(delta("Good.")), ending())))
+            with Terminal(program, [option, "--endpoint", server.url, "Hello"]) as terminal:
+                assert terminal.wait_for_end() == 0
+                assert terminal.text.split() == ["Good."]
+                assert not any(character.encode() in terminal.raw for character in SPINNER)
