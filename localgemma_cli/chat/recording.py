@@ -47,7 +47,7 @@ class Recorder:
         with self._recording(self.attempt(lambda store: self._begin(store, text, system))) as recording:
             try:
                 yield recording
-            except ENDINGS:  # the program is ending: what came is kept
+            except (*ENDINGS, OSError):  # the program is ending, or its terminal is gone: what came is kept
                 raise
             except BaseException:
                 recording.forget()
@@ -59,7 +59,7 @@ class Recorder:
         with self._recording(turn.saved, turn.answer) as recording:
             try:
                 yield recording
-            except ENDINGS:
+            except (*ENDINGS, OSError):
                 raise
             except BaseException:
                 recording.restore(turn)

@@ -44,8 +44,9 @@ def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
 
     def resume(_signal: int, _frame: FrameType | None) -> None:
-        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # a shell had it meanwhile
-        resumed()
+        with suppress(termios.error, OSError):  # this comes with a hang-up, too
+            termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # a shell had it meanwhile
+            resumed()
 
     handlers: dict[int, Any] = {getattr(signal, name): _leave for name in _ENDS} | {signal.SIGCONT: resume}
     handlers[signal.SIGINT] = signal.default_int_handler  # from here on, leaving takes more than an exit

@@ -101,7 +101,8 @@ def _answer(
                 case Finished():
                     answer = Answer("".join(text), event, "".join(thought))
     except BaseException:
-        renderer.abort()
+        with suppress(OSError):  # the terminal is gone, which is no reason to lose the first one
+            renderer.abort()
         raise
     renderer.finish(answer)
     return answer
