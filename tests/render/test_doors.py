@@ -2,6 +2,8 @@
 
 import ast
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,3 +157,25 @@ def test_what_libraries_write_is_kept_back() -> None:
     out = streams()
     assert LibraryStream(out.stderr, shown=False).write("UserWarning") == 11
     assert not written(out)
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_warnings_logs_and_bars_of_libraries_are_for_those_who_ask(verbose: bool) -> None:
+    code = (
+        "import logging, sys, warnings\n"
+        "from localgemma_cli.environment import mind_libraries, standard_streams\n"
+        "streams = standard_streams()\n"
+        f"mind_libraries(streams, verbose={verbose})\n"
+        "handler = logging.StreamHandler()\n"  # as transformers makes one while it is imported
+        "logging.getLogger('lib').addHandler(handler)\n"
+        "logging.getLogger('lib').warning('of a\\x1b[2J handler')\n"
+        "logging.getLogger('other').warning('of the last\\x1b[2J resort')\n"
+        "warnings.warn('of Python\\x1b[2J', stacklevel=1)\n"
+        "sys.stderr.write('a bar')\n"
+        "standard_streams().say('our own')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "our own" in done.stderr
+    assert "\x1b" not in done.stderr
+    for theirs in ("of a", "of the last", "of Python", "a bar"):
+        assert (theirs in done.stderr) is verbose
