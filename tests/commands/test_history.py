@@ -1,10 +1,12 @@
 """`localgemma history` as a process of its own."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
-from support.program import Program
+from support.program import COMMAND, Program
 from support.terminal import Terminal
 
 from localgemma_cli.conversation import Message, Turn
@@ -137,3 +139,51 @@ def test_a_folder_without_permission_is_an_error_with_a_hint(program: Program) -
     done = program("history", "list")
     assert done.returncode == 1
     assert "cannot be saved" in done.stderr
+
+
+def test_a_title_goes_with_the_conversation_and_show_hides_nothing(program: Program, store: Store) -> None:
+    said = "0 --> 1 --> 2\n<!-- keep me -->\r\n\nend  "
+    id = store.create(None, title="Arrows & <!-- 0 -->")
+    store.add(id, Turn(Message("user", said), Message("assistant", said), "length"), "demo")
+    assert program("history", "export", str(id), "a.md").returncode == 0
+    assert program("history", "import", "a.md").returncode == 0
+    assert store.conversation(id + 1, "").title == "Arrows & <!-- 0 -->"
+    assert store.conversation(id + 1, "").turns[0].question.content == said
+    assert program("history", "show", str(id)).stdout.count("<!-- keep me -->") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("history", "show", "9" * 5000), 4),
+        (("--session", "2026", "-m", "demo", "hi"), 4),
+        (("history", "import", "endless.jsonl"), 2),
+        (("-m", "demo", "--system-file", "/dev/zero", "hi"), 2),
+    ],
+)
+def test_what_has_no_end_is_one_line(
+    program: Program, store: Store, words: tuple[str, ...], code: int
+) -> None:
+    (program.folder / "endless.jsonl").symlink_to("/dev/zero")
+    done = program(*words)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert len(done.stderr.splitlines()) == 2
+    assert len(done.stderr) < 500
+
+
+def test_without_room_the_answer_is_given_and_the_exit_code_says_it_is_not_saved(
+    program: Program, store: Store
+) -> None:
+    store.close()
+    command = f"ulimit -f 32; exec {shlex.join(COMMAND)} -m demo --session rivers --max-new-tokens 4 Hello"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        cwd=program.folder,
+        env=program.env,
+        timeout=240,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.strip()
+    assert "cannot be used" in done.stderr

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from localgemma_cli.conversation import Message, Turn
-from localgemma_cli.errors import NotFoundError, SavingError
+from localgemma_cli.conversation import Conversation, Message, Turn
+from localgemma_cli.errors import NotFoundError, SavingError, UsageError
 from localgemma_cli.sessions.store import Store
 
 
@@ -208,3 +208,53 @@ def test_two_writers_on_one_session_lose_nothing(path: Path) -> None:
     for name in ("a", "b"):
         own = [(question, answer) for question, answer, _ in turns if question.startswith(name)]
         assert own == [(f"{name} {number}", f"answer {name} {number}") for number in range(200)]
+
+
+def test_a_number_is_never_a_name(path: Path) -> None:
+    store = Store(path)
+    store.create(None, name="trip")
+    for make in (
+        lambda: store.create(None, name="2"),
+        lambda: store.session("2", None),
+        lambda: store.rename(1, name="0002"),
+        lambda: store.import_conversation(Conversation(None, (turn("q", "a"),)), "2"),
+        lambda: store.create(None, name=" \n"),
+    ):
+        with pytest.raises(UsageError, match="name cannot be"):
+            make()
+    assert [each.handle for each in store.summaries()] == ["trip"]
+
+
+def test_a_session_named_like_a_number_before_is_reached_by_its_own(path: Path) -> None:
+    store = Store(path)
+    store.create(None, name="first")
+    named = store.create(None, name="two")
+    with sqlite3.connect(path) as connection:  # as an earlier version could
+        connection.execute("UPDATE sessions SET name = '1' WHERE id = ?", (named,))
+        connection.execute("UPDATE sessions SET name = '77' WHERE id = 1")
+    assert store.find("1") == 1
+    assert store.find(str(named)) == named
+    assert {each.handle for each in store.summaries()} == {"1", "2"}
+    assert store.named("77") is None
+    with pytest.raises(NotFoundError) as caught:
+        store.find("77")
+    assert "has the number 1" in caught.value.hint
+
+
+def test_a_list_finds_names_and_titles_are_of_what_was_asked(path: Path) -> None:
+    store = Store(path)
+    file = "File notes.txt:\n```\nFile x:\nsecret\n```\n\n"
+    store.add(store.create(None, name="Holiday"), turn(f"{file}Sum it\nup, please", "Done."), "m")
+    store.add(store.create(None), turn(file.rstrip("\n"), "What about it?"), "m")
+    assert [each.title for each in store.summaries()] == ["notes.txt", "Sum it up, please"]
+    assert [each.name for each in store.summaries("holi")] == ["Holiday"]
+
+
+def test_what_a_damaged_blob_holds_is_no_surprise(path: Path) -> None:
+    store = Store(path)
+    session = store.create(None)
+    store.add(session, turn("q", "a", (1, 2, 3)), "m")
+    for blob, ids in ((b"\1\0\0\0\2", (1,)), (b"", ()), ("text", None), (7, None)):
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE turns SET tokens = ?", (blob,))
+        assert store.conversation(session, "m").turns[0].answer.token_ids == ids
