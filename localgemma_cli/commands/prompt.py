@@ -49,12 +49,14 @@ def prompt(
     with on_stderr(streams.stderr, quiet=False) as progress:
         folder = fetch_tokenizer(source, progress)
 
+    from localgemma_cli.backends.local.loading import loading
     from localgemma_cli.backends.local.prompting import Prompter
     from localgemma_cli.backends.local.tokenizer import load_tokenizer
 
-    prompter = Prompter(load_tokenizer(folder), form, source.facts.form)
     messages = Conversation(text).messages(incoming.prompt)
-    rendered, ids = prompter.text(messages), prompter.encode(messages)
+    with loading("tokenizer", folder):
+        prompter = Prompter(load_tokenizer(folder), form, source.facts.form)
+        rendered, ids = prompter.text(messages), prompter.encode(messages)
     if json:
         write_line(streams.stdout, {"text": rendered, "ids": ids})
         return

@@ -92,6 +92,11 @@ def _require_sense(own: Fields) -> None:
     template = own.values.get("chat_template")
     if template is not None and not isinstance(template, str | dict | list):
         raise own.fault("chat_template", "a text, or several by name")
+    for key in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = own.values.get(key)
+        content = value.get("content") if isinstance(value, dict) else value
+        if value is not None and not (isinstance(content, str) and content):
+            raise own.fault(key, "a token's text")
     own.require_ids(("bos_token_id", "eos_token_id", "pad_token_id"), 1 << 31)
 
 

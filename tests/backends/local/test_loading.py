@@ -79,6 +79,8 @@ SPOILED = {
     "tokenizer config": (written("tokenizer_config.json", "[]"), r"tokenizer_config\.json"),
     "tokenizer class": (written("tokenizer_config.json", '{"tokenizer_class": [1]}'), "tokenizer"),
     "special tokens": (written("special_tokens_map.json", "{"), r"special_tokens_map\.json"),
+    "no text of a token": (written("special_tokens_map.json", '{"bos_token": {}}'), "bos_token"),
+    "empty token": (written("special_tokens_map.json", '{"eos_token": ""}'), "eos_token"),
     "template number": (written("tokenizer_config.json", '{"chat_template": 5}'), "chat_template"),
     "template bytes": (
         lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ '\xff' }}"),
