@@ -24,6 +24,12 @@ class ChatCompleter(Completer):
         self._paths = PathCompleter(expanduser=True)
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+        try:
+            yield from self._found(document, event)
+        except Exception:  # names that no folder can be read by, names that are not saved: a Tab ends no chat
+            return
+
+    def _found(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
         before = document.text_before_cursor
         mention = _MENTION.search(before)
         if mention:

@@ -2,11 +2,14 @@
 
 import threading
 
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 from prompt_toolkit.key_binding import KeyPress
 from support.chat_server import HOLD, ChatServer, Reply, Request, delta, error, event, sse
 from support.program import Program
 from support.terminal import Terminal, paste
 
+from localgemma_cli.chat.complete import ChatCompleter
 from localgemma_cli.chat.terminal import key_presses
 from localgemma_cli.chat.waiting import lines_of, notice
 
@@ -83,6 +86,15 @@ def test_tab_and_enter_typed_fast_complete(program: Program) -> None:
             assert "[conversation 1, 1 turn]" in terminal.enter("/load riv\t")
             assert "render             plain" in terminal.enter("/set render pl\t")
             assert "no command /zz" in terminal.enter("/zz\t\t")
+
+
+def test_a_tab_ends_no_chat() -> None:
+    def broken() -> list[str]:
+        raise OSError("the disk is gone")
+
+    completer = ChatCompleter((), broken)
+    for text in ("/load x", "/file a\0b/c", "@a\0b/c", "/file \ud800/x"):
+        assert not list(completer.get_completions(Document(text), CompleteEvent(completion_requested=True)))
 
 
 def test_lines_of_keys() -> None:
