@@ -185,3 +185,14 @@ def test_what_only_looks_like_a_stop_is_kept() -> None:
         "".join(piece.text for piece in until_stop(parts, ("<end_of_turn>", "<eos>")))
         == "a <end_of_line> b <eo"
     )
+
+
+ODD = (None, "x", 5, [], [None], ["x"], [5, {}], {"0": 1}, [{"delta": "x"}], [{"delta": ["x"], "message": 5}])
+
+
+@pytest.mark.parametrize("odd", [*ODD, [{"delta": {"content": {"a": 1}}}], [[["x"]]], [{"finish_reason": 5}]])
+def test_what_is_no_choice_or_message_says_nothing_in_any_dialect(odd: object) -> None:
+    data = json.dumps({"choices": odd, "message": odd, "usage": {"prompt_tokens": 10**400}, "usages": odd})
+    streams = ((pieces, f"data: {data}\n\n"), (old_pieces, f"{data}\n"), (chat_pieces, f"{data}\n"))
+    for parsed, stream in streams:
+        assert "".join(piece.text for piece in parsed([stream.encode()])) == ""
