@@ -185,7 +185,12 @@ EndpointDialect = Annotated[
 ]
 EndpointTimeout = Annotated[
     float,
-    _option("--endpoint-timeout", metavar="SECONDS", group=_MODEL, help="How long a server may stay silent."),
+    _option(
+        "--endpoint-timeout",
+        metavar="SECONDS",
+        group=_MODEL,
+        help="How long a server may take for each piece of an answer.",
+    ),
 ]
 
 Overflow = Annotated[

@@ -39,7 +39,9 @@ class GroupedCommand(TyperCommand):
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *GROUPS)}
         for param in self.get_params(ctx):
             if record := param.get_help_record(ctx):
-                usual = "Arguments" if param.param_type_name == "argument" else "Other options"
+                if is_argument := param.param_type_name == "argument":
+                    record = (record[0].split(" <")[0], record[1])  # without Python's name of its type
+                usual = "Arguments" if is_argument else "Other options"
                 sections.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(record)
         if not any(sections[name] for name in GROUPS):
             sections["Options"] = sections.pop("Other options", [])
@@ -60,6 +62,9 @@ class CommandGroup(TyperGroup):
 
 
 class ChatCommand(GroupedCommand):
+    def format_usage(self, ctx: Any, formatter: Any) -> None:
+        formatter.write_usage(ctx.command_path.strip(), " ".join(self.collect_usage_pieces(ctx)))
+
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Other commands"):
             formatter.write_dl(_COMMANDS, col_max=column(formatter.width))

@@ -90,9 +90,9 @@ def _line(row: Mapping[str, object], size: str, what: str) -> Block:
     """Side by side, or one below the other on a narrow terminal."""
     name, where, what = one_line(str(row["name"])), _where(row), one_line(what)
     wide = f"{name:<20} {size:>8}  {where:<21}  {what}"
-    return Block(
-        wide if get_terminal_size().columns >= _WIDE else f"{name:<20} {size:>8}\n    {where}\n    {what}"
-    )
+    if (columns := get_terminal_size().columns) >= _WIDE:
+        return Block(wide if len(wide) < columns else f"{name:<20} {size:>8}  {where}\n    {what}")
+    return Block(f"{name:<20} {size:>8}\n    {where}\n    {what}")
 
 
 @models.command("rm")
