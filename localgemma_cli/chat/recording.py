@@ -141,12 +141,12 @@ class Recorder:
         if self.attempt(lambda store: store.remove_unused(made, named=True)):
             self.session, self.name, self._made = None, name, None
 
-    def leave(self) -> int | None:
-        """The session that stays at the end of a chat, if there is one: not one that nothing was said in."""
+    def leave(self) -> str | None:
+        """What the session is found by that stays at the end of a chat: not one that nothing was said in."""
         if (session := self.session) is None or self.store is None:
             return None
         gone = self.attempt(lambda store: store.remove_unused(session, named=False))
-        return None if gone or self.store is None else session
+        return None if gone else self.attempt(lambda store: store.handle(session))
 
     def attempt(self, action: Callable[[Store], Value]) -> Value | None:
         """What `action` gives; None where nothing is saved, from the first failure on."""

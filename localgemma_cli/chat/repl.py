@@ -322,7 +322,10 @@ class Repl:
             self._frame.report(finished.error)
             self._session.say("[broken off; the answer so far stays in the conversation]")
         elif finished.finish_reason == "interrupted":
-            self._session.say("[interrupted; the answer so far stays, and /continue goes on with it]")
+            if self._session.conversation.turns[-1].answer.content:
+                self._session.say("[interrupted; the answer so far stays, and /continue goes on with it]")
+            else:
+                self._session.say("[interrupted before the answer began; /retry asks again]")
         elif finished.finish_reason == "length":
             self._session.say("[cut off: the answer reached its longest length; /continue goes on with it]")
         self._session.say("")

@@ -50,6 +50,8 @@ def list_conversations(
     if json:
         write_line(streams.stdout, {"conversations": [_row(each) for each in found]})
         return
+    if not found:
+        streams.say(_nothing(query))
     for each in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated))
         streams.show(f"{each.id:>4}  {when}  {_counted(each):>9}  {_title(each)}")
@@ -82,6 +84,8 @@ def search(
         rows = [{"conversation": id, "question": q, "answer": a} for id, q, a in found]
         write_line(streams.stdout, {"turns": rows})
         return
+    if not found:
+        streams.say(_nothing(words))
     for id, question, answer in found:
         streams.show(f"{id:>4}  {one_line(_around(words, question))}")
         streams.show(f"      {one_line(_around(words, answer))}")
@@ -154,6 +158,10 @@ def open_store() -> Store:
         streams = standard_streams()
         streams.say(f"warning: {one_line(store.notice)}", lead_in_colour(streams.stderr))
     return store
+
+
+def _nothing(words: list[str] | None) -> str:
+    return "No saved conversation has that." if words else "Nothing is saved yet."
 
 
 def _counted(each: Summary) -> str:

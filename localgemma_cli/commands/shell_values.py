@@ -1,5 +1,7 @@
 """What the shell's Tab offers for a value: models, presets, conversations. Imports nothing heavy."""
 
+import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -19,6 +21,7 @@ from localgemma_cli.planning.model_names import models_on_disk, selectable_model
 from localgemma_cli.planning.own_models import AUTO, own_models
 
 _MANY = 50  # conversations that are offered
+_SPECIAL = {"": r"[^\w@%+=:,./-]", '"': r'[\\$`"]', "'": r"(?!)"}  # to bash, within such quotes
 
 
 def first_word(environ: Mapping[str, str]) -> str | None:
@@ -42,10 +45,20 @@ def offer_values(command: Any, path: str = "") -> None:
 def _completer(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str], list[str]]:
     def completions(_context: Any, _param: Any, begun: str) -> list[str]:
         with suppress(LocalGemmaError, OSError):  # a damaged file of the user's is not the shell's matter
-            return [each for each in values() if each.startswith(begun)]
+            return [_on_the_line(each, os.environ) for each in values() if each.startswith(begun)]
         return []
 
     return completions
+
+
+def _on_the_line(value: str, environ: Mapping[str, str]) -> str:
+    """As it has to stand on bash's command line, which takes it as it is; other shells quote by themselves."""
+    if environ.get("_LOCALGEMMA_COMPLETE") != "complete_bash":
+        return value
+    words, place = environ.get("COMP_WORDS", "").split("\n"), environ.get("COMP_CWORD", "")
+    word = words[int(place)] if place.isdecimal() and int(place) < len(words) else ""
+    opened = word[:1] if word[:1] in ("'", '"') else ""
+    return re.sub(_SPECIAL[opened], r"\\\g<0>", value)
 
 
 def _presets() -> Iterable[str]:

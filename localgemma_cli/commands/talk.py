@@ -1,5 +1,6 @@
 """What the chat command does once its options are read: load, answer, or hand over to the chat."""
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -144,7 +145,8 @@ class Talk:
             recorder.wait()
             saved = recorder.leave()
         if saved is not None and not self.manner.quiet:
-            self.streams.say(f"[saved: localgemma --session {saved} goes on with it]")
+            name = one_line(shlex.quote(saved))
+            self.streams.say(f"[saved: localgemma --session {name} goes on with it]")
         return 0
 
     def _status(self, first: str) -> "AbstractContextManager[ProgressSink]":

@@ -36,7 +36,7 @@ class Summary:
     @property
     def handle(self) -> str:
         """What it is found by: its name, if that is no number."""
-        return str(self.id) if self.name is None or as_number(self.name) is not None else self.name
+        return _handle(self.id, self.name)
 
 
 def default_path() -> Path:
@@ -192,6 +192,12 @@ class Store:
                 rows = self._rows("SELECT id FROM sessions WHERE name = ?", (normalize(wanted).strip(),))
         return cast(int, rows[0]["id"]) if rows else None
 
+    def handle(self, session: int) -> str:
+        """As a summary's."""
+        with self._reading():
+            rows = self._rows("SELECT name FROM sessions WHERE id = ?", (session,))
+        return _handle(session, rows[0]["name"] if rows else None)
+
     def last_model(self, session: int) -> str | None:
         """Whose the last answer there is."""
         with self._reading():
@@ -300,6 +306,10 @@ def _storable(values: Sequence[object]) -> list[object]:
 def _summary(row: sqlite3.Row) -> Summary:
     title = row["title"] or _cut(subject_of(row["first"] or ""))
     return Summary(row["id"], row["name"], title, row["turns"], row["updated"], row["model"] or "")
+
+
+def _handle(id: int, name: str | None) -> str:
+    return str(id) if name is None or as_number(name) is not None else name
 
 
 def _cut(text: str) -> str:

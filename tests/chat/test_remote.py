@@ -24,14 +24,14 @@ def interrupt_before_the_first_byte(terminal: Terminal, server: ChatServer) -> N
     while not server.posts:
         terminal.read()
     terminal.type("\x03")
-    terminal.wait(r"\[interrupted")
+    terminal.wait(r"\[interrupted before the answer began; /retry")
     terminal.wait_for_prompt()
 
 
 def interrupt_the_second(terminal: Terminal, said: str) -> None:
     terminal.wait(said)
     terminal.type("\x03")
-    terminal.wait(r"\[interrupted", count=2)
+    terminal.wait(r"\[interrupted; the answer so far stays")
     terminal.wait_for_prompt()
 
 
@@ -134,8 +134,10 @@ def test_continue_goes_on_with_the_answer_where_the_server_can(
         assert goes_on == {"continue_final_message": True, "add_generation_prompt": False}
         terminal.enter("Second")
         assert contents(server)[-2:] == ["assistant: Half an answer.", "user: Second"]
+        terminal.enter("/save two words")
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
+        assert terminal.text.count("--session 'two words' goes on with it") == 2
     assert "Half an answer." in program("history", "show", "1").stdout
 
 

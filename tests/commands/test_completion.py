@@ -67,11 +67,15 @@ def test_values_are_completed_without_importing_anything_heavy(program: Program)
     (program.folder / "hub" / "hub" / "models--me--moon" / "blobs").mkdir(parents=True)
     store = Store(program.folder / "home" / "data" / "conversations.sqlite")
     store.create(None, name="rivers")
+    store.create(None, name="trip to $(Rome)")
     store.close()
     assert completed(program, "-m", "m") == ["mine", "me/moon"]
     assert completed(program, "--preset", "m") == ["memory", "memory_extreme", "my-own"]
     assert completed(program, "--template", "al") == ["alpaca", "alpaca-chat"]
     assert completed(program, "--session", "r") == ["rivers"]
+    assert completed(program, "--session", "trip\\ t") == [r"trip\ to\ \$\(Rome\)"]  # bash takes it as it is
+    assert completed(program, "--session", "'tr") == ["trip to $(Rome)"]
+    assert completed(program, "history", "rm", '"tr') == [r"trip to \$(Rome)"]
     assert completed(program, "history", "show", "r") == ["rivers"]
     assert completed(program, "models", "rm", "") == ["2b", "me/moon"]
     assert completed(program, "models", "pull", "system-2") == ["system-2b", "system-27b"]

@@ -46,6 +46,17 @@ def test_list_is_latest_first_and_cannot_drive_the_terminal(program: Program, st
     assert "lake" not in program("history", "list", "danube").stdout
 
 
+def test_where_nothing_is_found_that_is_said(program: Program) -> None:
+    for words, said in (
+        ([], "Nothing is saved yet."),
+        (["list", "danube"], "No saved conversation has that."),
+        (["search", "danube"], "No saved conversation has that."),
+    ):
+        done = program("history", *words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{said}\n")
+    assert program("history", "list", "--json").stderr == ""
+
+
 def test_show_by_name_or_number(program: Program, store: Store) -> None:
     assert program("history", "show", "rivers").stdout == program("history", "show", "1").stdout
     assert "## Gemma\n\nThe **Danube**." in program("history", "show", "1").stdout
