@@ -74,4 +74,5 @@ def plan(
         from localgemma_cli.render.console import SafeConsole
         from localgemma_cli.render.plan import plan_text
 
-        SafeConsole(streams.stdout).print(plan_text(one))
+        console = SafeConsole(streams.stdout)
+        console.print(plan_text(one, console.width))

@@ -52,7 +52,7 @@ def _completer(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str],
 
 
 def _on_the_line(value: str, environ: Mapping[str, str]) -> str:
-    """As it has to stand on bash's command line, which takes it as it is; other shells quote by themselves."""
+    """As it has to stand on a command line: bash takes it as it is, other shells quote by themselves."""
     if environ.get("_LOCALGEMMA_COMPLETE") != "complete_bash":
         return value
     words, place = environ.get("COMP_WORDS", "").split("\n"), environ.get("COMP_CWORD", "")

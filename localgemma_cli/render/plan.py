@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from localgemma_cli.planning.choices import gigabytes
@@ -18,8 +19,8 @@ NARROW = 76  # columns; the table of all plans needs as many
 _STYLES: Mapping[str, str] = {"fits": "green", "offload": "yellow", "no": "red"}
 
 
-def plan_text(plan: LoadPlan) -> str:
-    """One plan as aligned lines, without colour and without a newline at the end."""
+def plan_text(plan: LoadPlan, columns: int) -> str:
+    """One plan as aligned lines, without colour and without a newline at the end; long ones are indented."""
     memory = plan.memory
     rows = (
         ("model", f"{plan.model.name}: {plan.model.summary}"),
@@ -37,7 +38,13 @@ def plan_text(plan: LoadPlan) -> str:
         *_headed("why", plan.reasons),
         *_headed("warning", plan.warnings),
     )
-    return "\n".join(f"{head:<10} {one_line(line)}" for head, line in rows)
+    return "\n".join(_row(head, one_line(line), columns) for head, line in rows)
+
+
+def _row(head: str, line: str, columns: int) -> str:
+    lead = f"{head:<10} "
+    indent = " " * len(lead)
+    return fill(line, columns, initial_indent=lead, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def plans_table(plans: Sequence[LoadPlan]) -> Table:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.chat_server import ChatServer, sse
 from support.program import COMMAND, Program
 from support.terminal import Terminal
 
@@ -186,15 +187,18 @@ def test_without_room_the_answer_is_given_and_the_exit_code_says_it_is_not_saved
     program: Program, store: Store
 ) -> None:
     store.close()
-    command = f"ulimit -f 32; exec {shlex.join(COMMAND)} -m demo --session rivers --max-new-tokens 4 Hello"
-    done = subprocess.run(
-        ["bash", "-c", command],
-        capture_output=True,
-        text=True,
-        cwd=program.folder,
-        env=program.env,
-        timeout=240,
-    )
+    with ChatServer() as server:
+        server.answers(sse("Hello"))
+        words = [*COMMAND, "--endpoint", server.url, "--session", "rivers", "-"]
+        done = subprocess.run(
+            ["bash", "-c", f"ulimit -f 32; exec {shlex.join(words)}"],
+            input="Hello " * 20_000,  # more than the limit holds, however little else is written
+            capture_output=True,
+            text=True,
+            cwd=program.folder,
+            env=program.env,
+            timeout=240,
+        )
     assert done.returncode == 1, done.stderr
     assert done.stdout.strip()
     assert "cannot be used" in done.stderr

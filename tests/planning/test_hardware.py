@@ -182,7 +182,7 @@ from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, plan_all
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.plan import plan_text
-print(plan_text(plan_all(probe(), Overrides(), load_presets())[0]))
+print(plan_text(plan_all(probe(), Overrides(), load_presets())[0], 80))
 loaded = {"torch", "transformers", "accelerate", "bitsandbytes", "numpy", "rich"} & set(sys.modules)
 sys.exit(f"imported {loaded}" if loaded else 0)
 """

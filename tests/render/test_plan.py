@@ -26,7 +26,7 @@ def printed(table, colours=None):
 
 def test_one_plan_shows_its_parts_its_sum_and_its_reasons(presets):
     plan = make_plan(lookup("27b"), None, describe("cuda", 24 * GIB, 64 * GIB), Overrides(), presets)
-    lines = plan_text(plan).splitlines()
+    lines = plan_text(plan, 200).splitlines()
     heads = [line[:10].strip() for line in lines]
     assert heads[:6] == ["model", "preset", "weights", "cache", "workspace", "total"]
     assert "preset     memory, on cuda" in lines
@@ -36,14 +36,18 @@ def test_one_plan_shows_its_parts_its_sum_and_its_reasons(presets):
     assert len([line for line in lines if line.startswith("why") or line.startswith(" ")]) == len(
         plan.reasons
     )
-    assert "\x1b" not in plan_text(plan)
+    assert "\x1b" not in plan_text(plan, 200)
+    narrow = plan_text(plan, 40).splitlines()
+    assert max(map(len, narrow)) <= 40
+    assert all(line[10] == " " != line[11] for line in narrow)  # a row's words below each other
+    assert " ".join(line[11:] for line in narrow) == " ".join(line[11:] for line in lines)
 
 
 def test_layers_elsewhere_are_shown_where_they_are(presets):
     plan = make_plan(lookup("27b"), None, describe("cuda", 8 * GIB, 8 * GIB), Overrides(), presets)
     assert plan.memory.host_bytes
     assert plan.memory.disk_bytes
-    text = plan_text(plan)
+    text = plan_text(plan, 200)
     assert f"on host    {plan.memory.host_bytes / 1e9:.1f} GB" in text
     assert f"on disk    {plan.memory.disk_bytes / 1e9:.1f} GB" in text
     assert "usable: offload" in text
@@ -52,9 +56,9 @@ def test_layers_elsewhere_are_shown_where_they_are(presets):
 
 def test_a_compiled_plan_says_so(presets):
     plan = make_plan(lookup("2b"), "speed", describe("cuda", 24 * GIB, None), Overrides(), presets)
-    assert "eager attention, compiled (reduce-overhead)" in plan_text(plan)
+    assert "eager attention, compiled (reduce-overhead)" in plan_text(plan, 200)
     exact = make_plan(lookup("2b"), "exact", describe("cuda", 24 * GIB, None), Overrides(), presets)
-    assert "eager attention, recorded (graph)" in plan_text(exact)
+    assert "eager attention, recorded (graph)" in plan_text(exact, 200)
 
 
 def test_all_plans_fit_in_80_columns_with_every_verdict(presets):
