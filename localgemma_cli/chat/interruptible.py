@@ -84,9 +84,10 @@ class InterruptibleBackend:
 
         def job() -> None:
             try:
-                if not cancel.is_set():
-                    for item in work():
-                        came.put((item,))
+                if cancel.is_set():
+                    raise _Left
+                for item in work():
+                    came.put((item,))
                 came.put(None)
             except BaseException as error:  # whatever it is, the thread that waits raises it
                 came.put(error)

@@ -9,8 +9,9 @@ from localgemma_cli.chat.interrupt import cancelling
 from localgemma_cli.chat.recording import Recorder
 from localgemma_cli.chat.turn import Settings, run_turn
 from localgemma_cli.conversation import Conversation
-from localgemma_cli.errors import ExitCode
-from localgemma_cli.render.base import Both, Renderer
+from localgemma_cli.errors import ExitCode, InterruptedAnswer
+from localgemma_cli.events import Finished, Timing, Usage
+from localgemma_cli.render.base import Answer, Both, Renderer
 from localgemma_cli.sampling import Mode, system_for
 
 
@@ -31,7 +32,11 @@ def answer_once(
         recorder.question(prompt, conversation.system) as recording,
     ):
         renderer = Both(make_renderer(), recording)
-        _, answer = run_turn(backend, told, prompt, settings, renderer, cancel)
+        try:
+            _, answer = run_turn(backend, told, prompt, settings, renderer, cancel)
+        except InterruptedAnswer:  # before it began; who reads an envelope is told of its end all the same
+            answer = Answer("", Finished("interrupted", Usage(None, None, None), Timing(0.0, None, 0.0)))
+            renderer.finish(answer)
     if answer.finished.error is not None:
         raise answer.finished.error
     if recorder.failed:  # what was asked for is only half done

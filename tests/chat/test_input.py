@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 
 from support.program import Program
 from support.terminal import Terminal, answer_to, paste
@@ -134,9 +133,9 @@ def test_completion_on_tab_and_by_itself(program: Program) -> None:
 def test_vi_mode_from_the_config_file(program: Program) -> None:
     (program.config / "config.toml").write_text('vi = true\nmodel = "demo"\n')
     with Terminal(program) as terminal:
-        terminal.wait("exact · /help")
+        terminal.wait("exact · insert · /help")
         terminal.type("/hexp\x1b")
-        time.sleep(0.7)
+        terminal.wait("exact · normal · /help")
         terminal.type("hrl")
         terminal.wait("> /help")
         terminal.type("\r")

@@ -200,7 +200,8 @@ def test_whatever_is_edited_the_pasted_characters_are_known(steps: list[tuple[st
                 case "paste":
                     tracker.paste(text)
                 case "delete":
-                    buffer.delete_before_cursor(len(text))
+                    # (the library doubles what is before the cursor where it is asked for more than that)
+                    buffer.delete_before_cursor(min(len(text), buffer.cursor_position))
                 case "left":
                     buffer.cursor_left(len(text))
                 case "kill":

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.models import DEMO
 
+from localgemma_cli.backends.remote.dialect import ServerError
 from localgemma_cli.cli import Manners, _tell, run
 from localgemma_cli.conversation import Message, Turn
 from localgemma_cli.environment import LibraryStream, Streams, standard_streams
@@ -22,7 +23,7 @@ FILE = EVIL.replace("/", "")
 RAW = {chr(code) for code in (*range(0x20), *range(0x7F, 0xA0), *range(0x2028, 0x202F))} - {"\n", "\t"}
 
 
-OWN_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of tables; there are none in the name
+OWN_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of tables and messages; there are none in the name
 
 
 class Tty(io.StringIO):
@@ -38,11 +39,12 @@ def everyone(kind: type[LocalGemmaError]) -> list[type[LocalGemmaError]]:
 @pytest.mark.parametrize("manners", [Manners(False, False), Manners(False, True), Manners(True, False)])
 def test_every_error_is_told_safely(kind: type[LocalGemmaError], manners: Manners) -> None:
     streams = Streams(io.StringIO(), Tty(), Tty())
+    error = ServerError(EVIL) if kind is ServerError else kind(EVIL, EVIL)
     with pytest.raises(kind) as caught:
-        raise kind(EVIL, EVIL) from ValueError(EVIL)
+        raise error from ValueError(EVIL)
     assert _tell(caught.value, manners, streams) == kind.exit_code
-    told = streams.stderr.getvalue()  # type: ignore[attr-defined]
-    assert FORGED in told
+    told = OWN_COLOURS.sub("", streams.stderr.getvalue())  # type: ignore[attr-defined]
+    assert FORGED in told or kind is ServerError  # whose words others quote
     assert not RAW & set(told)
     assert manners.verbose or not any(line.startswith(FORGED) for line in told.splitlines())
 
@@ -139,7 +141,7 @@ def test_no_file_of_the_users_own_brings_a_name_raw(
     for text in (f"{json.dumps(EVIL)} = 1\n", f"[mine]\n{json.dumps(EVIL)} = 1\n", EVIL):
         file.write_text(text)
         run(["plan", "-m", "mine", "--offline"], standard_streams())
-        told = out.getvalue() + err.getvalue()
+        told = OWN_COLOURS.sub("", out.getvalue() + err.getvalue())
         assert told
         assert not RAW & set(told)
         assert not any(line.startswith(FORGED) for line in told.splitlines())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,18 @@ def names_in(folder: Path) -> set[str]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def partials(home: Path) -> list[Path]:
-    return [p for p in home.rglob("*.incomplete") if p.stat().st_size]
+    return [p for p in home.rglob("*.incomplete") if size_of(p)]
+
+
+def size_of(path: Path) -> int:
+    """In bytes; 0 for what has just gone."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0

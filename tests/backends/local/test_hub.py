@@ -22,6 +22,7 @@ from support.hub_calls import (
     partials,
     run,
     run_all,
+    size_of,
     start,
     wait_until,
 )
@@ -107,7 +108,7 @@ def test_a_stopped_process_leaves_what_the_next_one_resumes(
     env = hub.environment(tmp_path)
     hub.hold(SHARDS[0], after=700_000)
     child = start(env)
-    wait_until(lambda: any(p.stat().st_size == 700_000 for p in partials(tmp_path)))
+    wait_until(lambda: any(size_of(p) == 700_000 for p in partials(tmp_path)))
     child.send_signal(how)
     _, err = child.communicate(timeout=patience(3))
     assert child.returncode == -how

@@ -121,7 +121,7 @@ def test_a_second_load_maps_the_copy_and_nf4_has_one_of_its_own(checkpoint: Path
         stages: set[str] = set()
         plan = plan_for(checkpoint, quantization=kind, dtype="float32")
         load_model(plan, checkpoint, lambda told: stages.add(told.stage))
-        return stages
+        return stages - {"preparing to load"}
 
     assert stages_of_loading("int4") == {"quantizing"}
     answer = greedy(load(checkpoint))

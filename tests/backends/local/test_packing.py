@@ -92,7 +92,7 @@ def test_a_model_is_tuned_to_the_processor_and_to_no_other_type() -> None:
 @torch.inference_mode()
 def test_a_widened_models_answers_are_the_plain_ones() -> None:
     plain, widened = demo(torch.bfloat16), demo(torch.bfloat16)
-    _replace(widened, WidenedLinear)
+    _replace(widened, WidenedLinear, lambda _: None)
     for question in ("What is the memory preset?", "How do I get JSON?", "Who made Gemma?", "Hello!"):
         chat = [{"role": "user", "content": question}]
         ids = demo_tokenizer().apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
