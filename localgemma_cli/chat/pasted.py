@@ -1,6 +1,7 @@
 """What at the prompt was typed, and what only pasted: pasted text is text, whatever it looks like."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -9,7 +10,8 @@ if TYPE_CHECKING:
     from prompt_toolkit.buffer import Buffer
 
 Spans = tuple[tuple[int, int], ...]  # [begin, end) in order, none touching the next
-_REMEMBERED = 60  # pasted pieces that were cut out, as many as the prompt's kill ring holds
+_REMEMBERED = 100  # texts of which something pasted was cut out; the prompt's kill ring holds 60 pieces
+_ONE_WORD = re.compile(r"[^\s@]+")
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,17 @@ class PasteTracker:
 
     def __init__(self, buffer: "Buffer", known: dict[str, Spans]) -> None:
         self._buffer, self._known = buffer, known
-        self._text, self._index = "", 0
+        self._text, self._back = "", 1
         self.pasted: Spans = ()
         self._pasting = False
-        self._cut: list[str] = []
+        self._gone: list[Line] = []
+        self._cut = (0, "")  # by the last change, where it was typed
         buffer.on_text_changed += lambda _: self._changed()
 
     def begin(self, line: Line) -> None:
         """The prompt's text was set to that one."""
-        self._text, self.pasted, self._index = line.text, line.pasted, 0
+        self._keep()
+        self._text, self.pasted, self._back = line.text, line.pasted, 1
 
     def paste(self, text: str) -> None:
         self._pasting = True
@@ -125,20 +129,62 @@ class PasteTracker:
             self._known.pop(line.text, None)
 
     def _changed(self) -> None:
-        text, index = self._buffer.text, self._buffer.working_index
-        if index != self._index and self._buffer.cursor_position == 0:  # another line of the history
+        text = self._buffer.text
+        # Counted from the newest line: older ones are still being loaded.
+        back = len(self._buffer._working_lines) - self._buffer.working_index
+        if back != self._back and self._buffer.cursor_position == 0:  # another line of the history
             if self.pasted:
                 self._known[self._text] = self.pasted
             self.pasted = self._known.get(text, ())
         else:
             begin, end, length = difference(self._text, text, self._buffer.cursor_position)
-            gone = list(_within(self.pasted, begin, end))
+            gone = any(True for _ in _within(self.pasted, begin, end))
             came = text[begin : begin + length]
-            by_paste = self._pasting or bool(gone) or self._is_cut_out(came)
-            self._cut = [*self._cut, *(self._text[first:last] for first, last in gone)][-_REMEMBERED:]
+            by_paste = self._pasting or gone or self._comes_back(begin, came)
+            if gone:
+                self._keep()
+            self._cut = (begin, "" if gone else self._text[begin:end])
             self.pasted = replaced(self.pasted, begin, end, length, by_paste=by_paste)
-        self._text, self._index = text, index
+        self._text, self._back = text, back
 
-    def _is_cut_out(self, text: str) -> bool:
-        """Whether what was cut out comes back: a yank, or an undo."""
-        return len(text) > 1 and any(piece in text for piece in self._cut if len(piece) > 1)
+    def _keep(self) -> None:
+        """The prompt's text as it is, before something of it goes."""
+        line = Line(self._text, self.pasted)
+        last = self._gone[-1] if self._gone else Line()
+        at = last.text.find(line.text)
+        if line.pasted and (at < 0 or last.part(at, at + len(line.text)) != line):
+            self._gone = [*self._gone, line][-_REMEMBERED:]
+
+    def _comes_back(self, begin: int, text: str) -> bool:
+        """Whether that was pasted before: a yank, an undo, a word of an earlier line.
+
+        What only goes on with a word, as a completion does, is part of what was typed.
+        """
+        at, cut = self._cut
+        before = self._text[:begin]
+        if begin == at and text.startswith(cut):  # the completion of a word puts it in anew
+            before, text = before + cut, text[len(cut) :]
+        goes_on = before[-1:].strip() and _ONE_WORD.fullmatch(text)
+        text = text.strip()  # a line that vi puts below another has an end more
+        if len(text) < 2 or goes_on:
+            return False
+        here = (Line(self._text, self.pasted), *self._gone)
+        earlier = (Line(*each) for each in self._known.items())
+        return any(_has_pasted(line, text) for line in (*here, *earlier)) or any(
+            map(text.__contains__, _parts(here))
+        )
+
+
+def _has_pasted(line: Line, text: str) -> bool:
+    """Whether `text` is anywhere in it, and there not only typed."""
+    at = line.text.find(text)
+    while at >= 0:
+        if not line.typed(at, at + len(text)):
+            return True
+        at = line.text.find(text, at + 1)
+    return False
+
+
+def _parts(lines: Iterable[Line]) -> Iterator[str]:
+    """What was pasted of them; one character says nothing."""
+    return (line.text[begin:end] for line in lines for begin, end in line.pasted if end - begin > 1)

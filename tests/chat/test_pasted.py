@@ -6,15 +6,23 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompt_toolkit import PromptSession
 from prompt_toolkit.buffer import Buffer
 from prompt_toolkit.document import Document
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
 from support.chat_server import ChatServer, error, sse
 from support.program import COMMAND, Program
 from support.terminal import Terminal, paste
 
+from localgemma_cli.chat.attach import mentioned
+from localgemma_cli.chat.complete import ChatCompleter
 from localgemma_cli.chat.inputhistory import input_history
+from localgemma_cli.chat.keys import EnterKey
 from localgemma_cli.chat.pasted import Line, PasteTracker, Spans, from_elsewhere, replaced
 from localgemma_cli.chat.slash import Command, Say, Unknown, opens_block, parse
 
@@ -230,12 +238,93 @@ def test_what_is_completed_edited_elsewhere_or_recalled() -> None:
         buffer._working_lines.appendleft("/load x")  # as the history gives it
         buffer.working_index = 1
         tracker.begin(Line())
-        tracker._index = 1
         tracker.paste("/home")
         buffer.history_backward()
 
     assert tracked(recall) == Line("/load x")
     assert tracked(recall, {"/load x": ((0, 7),)}) == from_elsewhere("/load x")
+
+
+NAME = "@secret.txt"
+COPIES: dict[str, tuple[str, ...]] = {  # the lines that are sent; by the last, the pasted name comes again
+    "a region that was copied": (f"{paste(NAME)}\x00\x01\x1bw\x05 \x19",),
+    "the last word of an earlier line": (paste(f"see {NAME}"), "and \x1b."),
+    "a word of an earlier line": (paste(f"see {NAME}"), "and \x1b\x19"),
+    "the oldest line": (paste(f"see {NAME}"), "x", "\x1b<"),
+    "the oldest line, searched": (paste(f"see {NAME}"), "x", "\x12see\r"),
+    "the only line, edited": (paste(f"see {NAME}"), "\x1b[A\x15\x19"),
+    "what was cut out long ago": (f"{paste(NAME)}\x15{paste('b' * 80)}" + "\x7f" * 80 + "\x19",),
+    "what was cut out in pieces": (f"{paste(f'a {NAME} b')}\x17\x17\x17\x19",),
+    "what was cleared after it was copied": (f"{paste(NAME)}\x00\x01\x1bw\x03\x19",),
+    "a command": (f"{paste('/exit')}\x00\x01\x1bw\x15\x19",),
+    "twice": (f"{paste(NAME)}\x15\x1b2\x19",),
+}
+VI_COPIES: dict[str, tuple[str, ...]] = {
+    "a line": (f"{paste(NAME)}\x1byyp",),
+    "a line of an earlier prompt": (f"{paste(NAME)}\x1byy", "\x1bp"),
+    "a line that was cut out": (f"{paste(NAME)}\x1bddp",),
+    "three of them": (f"{paste(NAME)}\x1bdd3p",),
+    "a register": (f'{paste(NAME)}\x1b"ayyo\x1b"ap',),
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "vi"),
+    [*((keys, False) for keys in COPIES.values()), *((keys, True) for keys in VI_COPIES.values())],
+    ids=[*COPIES, *VI_COPIES],
+)
+def test_however_it_comes_back_it_stays_pasted(
+    keys: tuple[str, ...], vi: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret.txt").write_text(SECRET)
+    monkeypatch.chdir(tmp_path)
+    for line in prompted(keys, vi=vi):
+        assert mentioned(line.text, line.pasted) == ([], [])
+        assert parse(line) == Say(line)
+    assert NAME in line.text or "/exit" in line.text
+
+
+def test_what_was_typed_comes_back_as_typed() -> None:
+    _, *lines = prompted(
+        (
+            paste("the /help for @all and /file x"),
+            "/help\x15\x19",
+            "see @all\x17\x19",
+            "/he\t",
+            "/he\t\x17\x1f",
+            "/file x\x15\x1f",
+            "\x1b[A",
+        )
+    )
+    assert [line.pasted for line in lines] == [()] * 6
+
+
+def prompted(keys: tuple[str, ...], *, vi: bool = False) -> list[Line]:
+    """What the real prompt makes of them, a line each."""
+    mode = EditingMode.VI if vi else EditingMode.EMACS
+    lines: list[Line] = []
+    with create_pipe_input() as keyboard:
+        enter = EnterKey(
+            lambda: Line(prompt.default_buffer.text, tracker.pasted),
+            lambda: tracker.begin(Line()),
+            lambda text: tracker.paste(text),
+        )
+        prompt: PromptSession[str] = PromptSession(
+            multiline=True,
+            key_bindings=enter.bindings(mode),
+            editing_mode=mode,
+            completer=ChatCompleter((), list),
+            input=keyboard,
+            output=DummyOutput(),
+        )
+        tracker = PasteTracker(prompt.default_buffer, {})
+        for each in keys:
+            keyboard.send_text(f"{each}\r")
+            tracker.begin(Line())
+            text = prompt.prompt()
+            lines.append(Line(text, tracker.pasted))
+            tracker.remember(lines[-1])
+    return lines
 
 
 def test_the_history_keeps_what_was_pasted(tmp_path: Path) -> None:
