@@ -5,9 +5,10 @@ import shutil
 import socket
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ from support.models import DEMO
 from support.patience import patience
 from support.program import COMMAND, Program
 from support.terminal import SPINNER, Terminal, answer_to
+
+from localgemma_cli.backends.remote.backend import connect
+from localgemma_cli.backends.remote.endpoint import parse_endpoint
+from localgemma_cli.chat.interruptible import InterruptibleBackend
+from localgemma_cli.conversation import Message
+from localgemma_cli.errors import InterruptedAnswer
+from localgemma_cli.sampling import Sampling
 
 LIMIT = 0.5  # seconds
 
@@ -50,6 +58,21 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(DEMO / name, folder / name)
     return folder
+
+
+def test_a_ctrl_c_that_comes_before_the_work_is_begun() -> None:
+    """So fast on Enter that the thread finds it set."""
+    cancel = threading.Event()
+    cancel.set()
+    with ChatServer() as server:
+        server.answers(sse("Never."))
+        remote = connect(parse_endpoint(server.url, environ={}), lambda _: None, lambda _: None)
+        backend = InterruptibleBackend(remote, lambda: cancel, lambda _: nullcontext(lambda _: None))
+        with pytest.raises(InterruptedAnswer):
+            list(backend.stream((Message("user", "Hi"),), Sampling(), cancel))
+        with pytest.raises(InterruptedAnswer):
+            backend.count(())
+        assert not server.posts
 
 
 def test_ctrl_c_in_every_state_of_a_local_answer(program: Program, slow_model: Path) -> None:
