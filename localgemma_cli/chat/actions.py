@@ -29,6 +29,7 @@ from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.documents import shown
 from localgemma_cli.errors import UsageError
+from localgemma_cli.render.base import Answer
 from localgemma_cli.render.sanitize import Block, one_line
 from localgemma_cli.sampling import Sampling, checked
 
@@ -154,10 +155,20 @@ def _set(session: ChatSession, facts: Facts, argument: str) -> None:
 
 
 def _stats(session: ChatSession, facts: Facts, argument: str) -> None:
-    if session.last is None:
+    if not session.totals.answers:
         session.say("Nothing has been answered yet.")
         return
-    usage, timing = session.last.finished.usage, session.last.finished.timing
+    if session.last is not None:
+        _stats_of(session, session.last)
+    total = session.totals
+    session.say(
+        f"this chat: {counted(total.answers, 'answer')}, {total.generated} tokens written,"
+        f" {total.prefilled} read, {total.cached} taken from the cache"
+    )
+
+
+def _stats_of(session: ChatSession, answer: Answer) -> None:
+    usage, timing = answer.finished.usage, answer.finished.timing
     if usage.prompt_tokens is not None:
         cached = usage.cached_prompt_tokens or 0
         session.say(
@@ -167,11 +178,6 @@ def _stats(session: ChatSession, facts: Facts, argument: str) -> None:
     rate = timing.decode_tokens_per_second
     speed = f", {rate:.1f} tokens/s" if rate is not None else ""
     session.say(f"first token after {timing.time_to_first_token_seconds:.2f} s{speed}")
-    total = session.totals
-    session.say(
-        f"this chat: {counted(total.answers, 'answer')}, {total.generated} tokens written,"
-        f" {total.prefilled} read, {total.cached} taken from the cache"
-    )
 
 
 def _copy(session: ChatSession, facts: Facts, argument: str) -> Outcome:
@@ -214,7 +220,10 @@ def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling
         new = getattr(Sampling(), name) if value == "off" else KEYS[name](value)
     except ValueError:
         raise UsageError(f"{name} cannot be {shown(value)}.", "Give a number, or off.") from None
-    return checked(replace(sampling, **{name: new}))
+    try:
+        return checked(replace(sampling, **{name: new}))
+    except UsageError as error:  # no option was typed here
+        raise UsageError(error.message.removeprefix("--"), error.hint) from error
 
 
 _ACTIONS: Mapping[str, Callable[[ChatSession, Facts, str], Outcome]] = {

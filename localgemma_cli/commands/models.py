@@ -16,7 +16,7 @@ from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.planning.choices import gigabytes
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
-from localgemma_cli.planning.model_names import nearest_model
+from localgemma_cli.planning.model_names import models_on_disk, nearest_model
 from localgemma_cli.planning.own_models import OwnModel, own_models
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import on_stderr
@@ -56,9 +56,11 @@ def list_models(
     rows = [_row(facts) for facts in catalogue()]
     own = [_own_row(each) for each in own_models().values()]
     copies = kept_copies(verify=verify)
+    others = _other_rows()
     streams = standard_streams()
     if json:
-        write_line(streams.stdout, {"models": rows, "own": own, "kept": [_kept_row(copy) for copy in copies]})
+        kept = [_kept_row(copy) for copy in copies]
+        write_line(streams.stdout, {"models": rows, "own": own, "other": others, "kept": kept})
         return
     for row in rows:
         size = gigabytes(int(str(row["weights_bytes"])))
@@ -76,6 +78,10 @@ def list_models(
     for row in own:
         what = row["id"] or row["endpoint"] or row["adapter"]
         streams.show(_line(row, "", str(what)))
+    if others:
+        streams.show(Block("\nOther downloads in the hub's cache:"))
+    for row in others:
+        streams.show(f"{one_line(str(row['id']))}  {_where(row)}")
     if copies:
         streams.show(
             Block("\nKept 4-bit copies, which make loading quick; `localgemma models rm NAME` removes them:")
@@ -194,9 +200,9 @@ def _agreed(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
     if yes:
         return True
     if not can_ask(streams):
-        streams.say(one_line(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it too"))
+        streams.say(one_line(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it"))
         return False
-    return agreed(streams, f"Remove the downloaded {one_line(model_id)} as well, {gigabytes(size)}?")
+    return agreed(streams, f"Remove the downloaded {one_line(model_id)}, {gigabytes(size)}?")
 
 
 def _row(facts: ModelFacts) -> dict[str, object]:
@@ -233,6 +239,15 @@ def _own_row(own: OwnModel) -> dict[str, object]:
         "on_disk": bool(parts) and all(expanded(each).is_dir() or _cached(each) for each in parts),
         "disk_bytes": sum(map(_downloaded, parts)),
     }
+
+
+def _other_rows() -> list[dict[str, object]]:
+    """What is on disk under no name of this program's or the user's."""
+    listed = {facts.id for facts in catalogue()}.union(*(_ids_of(name) for name in own_models()))
+    sizes = {each: _downloaded(each) for each in models_on_disk() if each not in listed}
+    return [
+        {"id": each, "on_disk": _cached(each), "disk_bytes": size} for each, size in sizes.items() if size
+    ]
 
 
 def _where(row: Mapping[str, object]) -> str:

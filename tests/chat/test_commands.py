@@ -56,7 +56,7 @@ def test_conversation_commands(program: Program) -> None:
         assert f"of which {prompt - 1} were in the cache and 1 were read" in text
         assert "this chat: 4 answers" in text
         assert "Usage: /retry [KEY=VALUE ...]" in enter("/retry warmer")
-        assert "top-p is out of range" in enter("/retry top_p=7")
+        assert "\ntop-p is out of range" in enter("/retry top_p=7")  # no option
         text = enter("/set temperature=0.25") + enter("/set top_k 7") + enter("/set top_k off")
         assert "temperature        0.25" in text
         assert re.search(r"top_k +7[\s\S]*top_k +off", text)
@@ -69,6 +69,7 @@ def test_conversation_commands(program: Program) -> None:
         assert re.search(r"1\. What is 9b\? +\d+ +█+\n2\. What does[\s\S]*room left", enter("/show context"))
         assert "Usage: /show WHAT" in enter("/show off")
         assert "taken back: 2 turns, from “What is 9b?”" in enter("/undo 2")
+        assert "this chat: 4 answers" in enter("/stats")
         enter("What is 9b?")
         terminal.type("/edit\r")
         terminal.wait(r"> What is 2b\? please")

@@ -71,6 +71,10 @@ def downloaded(program: Program) -> Path:
 
 
 def test_downloaded_weights_stay_unless_it_is_agreed(program: Program, downloaded: Path) -> None:
+    listed = program("models", "list")
+    assert "Other downloads in the hub's cache:\norg/tiny  0.0 MB of it on disk\n" in listed.stdout
+    other = json.loads(program("models", "list", "--json").stdout)["other"]
+    assert other == [{"id": "org/tiny", "on_disk": False, "disk_bytes": 1000}]
     done = program("models", "rm", "org/tiny")
     assert (done.returncode, done.stdout) == (0, "")
     assert "--yes" in done.stderr
