@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -14,8 +15,16 @@ from localgemma_cli.errors import SavingError
 _BUSY_SECONDS = 20.0
 _TRY_SECONDS = 0.1  # of it; in between, a Ctrl-C is heard
 _PARTS = ("", "-wal", "-shm")  # of one database in WAL mode
-_DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT)
+_DAMAGE = (
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_FORMAT,
+    sqlite3.SQLITE_CONSTRAINT,
+)
 _VERSIONS = 100  # more there will not be: the number is damaged
+
+_GLANCE = "SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1"
 
 # A turn is written when its question is asked: `finish` stays null until the answer is whole. Only finished
 # turns are in `words`, the full-text index, so that what it holds of a turn changes as a whole.
@@ -92,6 +101,8 @@ def _replaced(path: Path) -> tuple[sqlite3.Connection, str | None]:
 def _opened(path: Path) -> sqlite3.Connection:
     make_private(path.parent)
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "rb") as file:  # private from its first byte on
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is no ordinary file")
         formats = file.read(20)[18:]
     if set(formats) - {1, 2}:  # SQLite takes such a file for one of a later version
         raise sqlite3.DatabaseError("damaged")
@@ -101,11 +112,9 @@ def _opened(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         _migrate(connection)
-        if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-            raise sqlite3.DatabaseError("damaged")
-        connection.execute("SELECT rowid FROM words WHERE words MATCH 'a' LIMIT 1").fetchone()
         if not _definitions().items() <= _definitions(connection).items():
             raise sqlite3.DatabaseError("damaged")
+        _mend(connection)
         connection.text_factory = _text
     except BaseException:
         connection.close()
@@ -129,6 +138,53 @@ def _migrate(connection: sqlite3.Connection) -> None:
             for statement in _statements(migration):
                 connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
+
+def _mend(connection: sqlite3.Connection) -> None:
+    """Indices that are damaged are made anew; for the turns themselves that cannot be: an error."""
+    if not _is_fine(connection, "quick_check"):
+        raise sqlite3.DatabaseError("damaged")
+    if not _is_fine(connection, "integrity_check"):  # looks also at what indices hold
+        with transaction(connection):
+            connection.execute("REINDEX")
+            if not _is_fine(connection, "integrity_check"):
+                raise sqlite3.DatabaseError("damaged")
+    try:
+        connection.execute(_GLANCE).fetchall()
+    except sqlite3.DatabaseError as error:
+        if not is_of_the_index(error):
+            raise
+        with transaction(connection):
+            rebuild_index(connection)
+            connection.execute(_GLANCE).fetchall()
+
+
+def _is_fine(connection: sqlite3.Connection, check: str) -> bool:
+    return bool(connection.execute(f"PRAGMA {check}(1)").fetchone()[0] == "ok")
+
+
+def mend_index(connection: sqlite3.Connection) -> None:
+    """Make the full-text index anew where it is damaged; within a transaction."""
+    try:
+        connection.execute("INSERT INTO words (words) VALUES ('integrity-check')")
+    except sqlite3.DatabaseError as error:
+        if not is_of_the_index(error):
+            raise
+        rebuild_index(connection)
+
+
+def is_of_the_index(error: sqlite3.DatabaseError) -> bool:
+    """Whether it may be: SQLite tells it as any other damage, or as a number that is there twice."""
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CORRUPT or str(error) == "constraint failed"
+
+
+def rebuild_index(connection: sqlite3.Connection) -> None:
+    """From the finished turns, which hold all of it; within a transaction."""
+    connection.execute("INSERT INTO words (words) VALUES ('delete-all')")
+    connection.execute(
+        "INSERT INTO words (rowid, question, answer)"
+        " SELECT id, question, answer FROM turns WHERE finish IS NOT NULL"
+    )
 
 
 def _definitions(connection: sqlite3.Connection | None = None) -> dict[str, str]:

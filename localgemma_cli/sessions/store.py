@@ -14,7 +14,7 @@ from localgemma_cli.conversation import Conversation, FinishReason, Message, Tur
 from localgemma_cli.environment import data_folder
 from localgemma_cli.errors import NotFoundError, SavingError
 from localgemma_cli.sessions.names import as_number, checked_name
-from localgemma_cli.sessions.schema import connect, transaction
+from localgemma_cli.sessions.schema import connect, is_of_the_index, mend_index, rebuild_index, transaction
 from localgemma_cli.sessions.titles import subject_of
 from localgemma_cli.text import normalize, repair_surrogates
 
@@ -49,6 +49,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         self._connection, self.notice = connect(path)
         self._path, self._lock = path, RLock()
+        self._index_is_checked = False
         self.waiting: Callable[[], None] = lambda: None  # called while another writes; may raise
 
     def together(self) -> AbstractContextManager[None]:
@@ -221,7 +222,7 @@ class Store:
                 " OR instr(lower(ifnull(s.title, '') || char(10) || ifnull(s.name, '')), lower(?))"
             )
             values = (words, query, query.strip())
-        with self._reading():
+        with self._writing() if words else self._reading():
             rows = self._rows(
                 f"{_SUMMARIES} {matching} ORDER BY last DESC, s.id DESC LIMIT ?", (*values, limit)
             )
@@ -232,7 +233,7 @@ class Store:
         words = _phrases(query)
         if not words:
             return []
-        with self._reading():
+        with self._writing():
             rows = self._rows(
                 f"SELECT session, question, answer FROM turns WHERE id IN ({_MATCHING}) ORDER BY id DESC",
                 (words, query),
@@ -240,10 +241,19 @@ class Store:
         return [(row["session"], row["question"], row["answer"]) for row in rows]
 
     def _inserted(self, statement: str, values: Sequence[object]) -> int:
-        return cast(int, self._connection.execute(statement, _storable(values)).lastrowid)
+        return cast(int, self._written(statement, values).lastrowid)
 
     def _run(self, statement: str, values: Sequence[object]) -> None:
-        self._connection.execute(statement, _storable(values))
+        self._written(statement, values)
+
+    def _written(self, statement: str, values: Sequence[object]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, _storable(values))
+        except sqlite3.DatabaseError as error:  # by the triggers: not all damage is seen by the check
+            if not (is_of_the_index(error) and self._connection.in_transaction):
+                raise
+            rebuild_index(self._connection)
+            return self._connection.execute(statement, _storable(values))
 
     def _rows(self, statement: str, values: Sequence[object]) -> list[sqlite3.Row]:
         cursor = self._connection.cursor()
@@ -268,7 +278,14 @@ class Store:
                 yield
             else:
                 with transaction(self._connection, self.waiting):
+                    self._check_index()
                     yield
+
+    def _check_index(self) -> None:
+        """Once, before what needs it: it takes ten times as long as to open the file."""
+        if not self._index_is_checked:
+            mend_index(self._connection)
+            self._index_is_checked = True
 
     def _failed(self, error: sqlite3.Error) -> SavingError:
         if isinstance(error, sqlite3.IntegrityError) and "sessions.name" in str(error):

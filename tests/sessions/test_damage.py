@@ -5,8 +5,10 @@ import os
 import random
 import resource
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,52 @@ def test_one_bad_byte_anywhere_stops_no_chat(path: Path) -> None:
         if store.notice:
             (aside,) = path.parent.glob("*-damaged-*.sqlite")
             assert aside.read_bytes() == damaged, place
+
+
+def test_a_damaged_index_is_made_anew_and_loses_nothing(path: Path) -> None:
+    saved(path)
+    damages = [
+        "UPDATE words_data SET block = zeroblob(length(block)) WHERE id > 10",  # the words themselves
+        "UPDATE words_data SET block = x'' WHERE id = 1",  # how many there are
+    ]
+    content = path.read_bytes()
+    for damage in damages:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(damage)
+            connection.commit()
+        store = Store(path)
+        assert store.notice is None, damage
+        assert len(store.search("answer")) == 8, damage
+        for session in store.summaries()[:4]:
+            store.remove(session.id)
+        store.add(store.create(None), turn("after the damage"), "m")
+        assert len(store.search("answer")) == 4, damage
+        assert store.search("damage"), damage
+        store.close()
+        path.write_bytes(content)
+
+
+def test_a_turn_that_an_index_left_out_is_found_again(path: Path) -> None:
+    content = saved(path)
+    with closing(sqlite3.connect(path)) as connection:
+        page = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'turns_of_session'")
+        start = (page.fetchone()[0] - 1) * 4096
+    damaged = bytearray(content)
+    damaged[start + 4095] ^= 2  # the number of the first turn: entries fill a page from its end
+    path.write_bytes(damaged)
+    store = Store(path)
+    assert store.notice is None
+    assert [each.turns for each in store.summaries()] == [1] * 8
+    for session in store.summaries():
+        assert store.conversation(session.id, "m").turns
+        store.remove(session.id)
+
+
+@pytest.mark.parametrize("device", ["fifo", "/dev/zero"])
+def test_what_is_no_file_is_not_read_without_end(path: Path, device: str) -> None:
+    os.mkfifo(path) if device == "fifo" else path.symlink_to(device)
+    with pytest.raises(SavingError, match="it is no ordinary file"):
+        Store(path)
 
 
 def test_with_the_clock_set_back_the_latest_is_still_the_latest(

@@ -159,12 +159,20 @@ class Prompter:
         rendered = rendering(lambda text: self._control.sub(markers.broken, text))
         control = self._control.findall(rendered)
         if control != self._control.findall(self._render([(each.role, "x") for each in messages])):
+            self._require_marks_kept(messages, markers)
             apart = rendering(lambda text: spread(text, markers))
             if self._control.findall(apart) != control:
                 if self.form.file is not None:
                     raise template_error(self.form, TemplateFailed("it makes control tokens of what is said"))
                 rendered = apart
         return rendered, markers
+
+    def _require_marks_kept(self, messages: Sequence[Message], markers: Markers) -> None:
+        """A UsageError for a template that takes out what keeps letters apart, as `encode('ascii')` does."""
+        probe = f"localgemma{markers.joint}mark{markers.edge}probe"
+        if markers.without(probe) in self._render([(each.role, probe) for each in messages]):
+            why = "it takes characters out of what is said, which could make control tokens of it"
+            raise template_error(self.form, TemplateFailed(why))
 
     def _with_one_bos(self, rendered: str) -> str:
         """The template's text behind one `<bos>`, whether it writes none, one or several."""
