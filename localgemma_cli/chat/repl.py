@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event as Cancel
 from threading import current_thread, main_thread
-from typing import TextIO
+from typing import Any, TextIO
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.application import get_app, run_in_terminal
@@ -41,7 +41,7 @@ from localgemma_cli.chat.session import ChatSession
 from localgemma_cli.chat.terminal import key_presses, pressed, read_ahead, unechoed
 from localgemma_cli.chat.waiting import Keystrokes, ends_a_line, lines_of, notice
 from localgemma_cli.environment import Streams
-from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, unforeseen
+from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.messages import has_colour
 from localgemma_cli.render.progress import describe
@@ -125,7 +125,9 @@ class Repl:
                 try:
                     self._hold_back(draft)
                     self._typing.begin(draft)
-                    text = self._prompt.prompt(default=draft.text, pre_run=self._before_prompt)
+                    text = self._prompt.prompt(
+                        default=draft.text, pre_run=self._before_prompt, set_exception_handler=False
+                    )
                     line = Line(text, self._typing.pasted)
                     self._typing.remember(line)
                     with self._at_work():
@@ -364,11 +366,27 @@ class Repl:
 
     def _before_prompt(self) -> None:
         """While the prompt is up: keep the bar fresh until the model is there, and leave where it failed."""
+        asyncio.get_running_loop().set_exception_handler(self._failed_at_prompt)
         if not self._load.done.is_set() or self._load.error is not None:
             get_app().create_background_task(self._watch())
         if self._in_editor:
             self._in_editor = False
             get_app().current_buffer.open_in_editor()
+
+    def _failed_at_prompt(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """What a key began has failed: one line, and the text stays; the library would show a traceback."""
+        match context.get("exception"):
+            case None:
+                return
+            case UnicodeDecodeError():
+                told: LocalGemmaError = UsageError(
+                    "The editor saved no UTF-8 text.", "Your text is as before."
+                )
+            case OSError(strerror=reason):
+                told = UsageError(f"The editor cannot be used: {reason}.", "Check TMPDIR and EDITOR.")
+            case error:
+                told = unforeseen(error)
+        run_in_terminal(partial(self._frame.report, told))
 
     async def _watch(self) -> None:
         await asyncio.sleep(0)  # lets the prompt be drawn first

@@ -169,3 +169,23 @@ def test_a_server_s_words_cannot_drive_the_terminal(program: Program, server: Ch
         terminal.type("First\r")
         terminal.wait("red ␛")
         assert b"\x1b]0;title" not in terminal.raw
+
+
+def test_an_editor_that_fails_is_one_line_and_the_text_stays(program: Program, server: ChatServer) -> None:
+    editor, folder = program.folder / "editor", program.folder / "tmp"
+    editor.write_text("#!/bin/sh\nprintf 'caf\\351' > \"$1\"\n")
+    editor.chmod(0o755)
+    folder.mkdir()
+    server.answers(sse("Fine."))
+    here = program.with_environment(EDITOR=str(editor), VISUAL="", TMPDIR=str(folder))
+    with Terminal(here, ["--endpoint", server.url, "--no-save"]) as terminal:
+        terminal.wait("gemma-test · 127")
+        terminal.type("one\x18\x05")
+        terminal.wait(r"The editor saved no UTF-8 text\.\n.*\n> one")
+        assert list(folder.iterdir()) == []
+        folder.rmdir()
+        terminal.type(" two\x18\x05")
+        terminal.wait(r"The editor cannot be used: No such file or directory\.\n.*\n> one two")
+        terminal.enter("")
+        assert contents(server) == ["user: one two"]
+        assert "Exception" not in terminal.text
