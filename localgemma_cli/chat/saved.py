@@ -19,7 +19,8 @@ _LISTED = 20  # conversations
 def save(session: ChatSession, facts: Facts, argument: str) -> None:
     id, session.conversation = session.recorder.keep(session.conversation, session.system, argument or None)
     name = f" as {one_line(argument)}" if argument else ""
-    again = one_line(shlex.quote(argument or str(id)))
+    found_by = argument or session.recorder.attempt(lambda store: store.handle(id)) or str(id)
+    again = one_line(shlex.quote(found_by))
     session.say(f"[saved{name}: localgemma --session {again} goes on with it]")
 
 

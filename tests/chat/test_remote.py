@@ -135,9 +135,10 @@ def test_continue_goes_on_with_the_answer_where_the_server_can(
         terminal.enter("Second")
         assert contents(server)[-2:] == ["assistant: Half an answer.", "user: Second"]
         terminal.enter("/save two words")
+        terminal.enter("/save")
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
-        assert terminal.text.count("--session 'two words' goes on with it") == 2
+        assert terminal.text.count("--session 'two words' goes on with it") == 3
     assert "Half an answer." in program("history", "show", "1").stdout
 
 
