@@ -11,6 +11,9 @@ MASK = "***"
 SHORTEST_SECRET = 8  # characters; a shorter one (EMPTY, none) is a word like others, left out as it is
 _ESCAPED = re.compile(r"\\(?:u|x|u\{)0*([0-9a-fA-F]{2})\}?")
 
+_OCTAL = re.compile(r"\\([0-7]{3})")
+_CODES = re.compile(r"\b(\d{2,3})\b[\s,;]*")  # of characters
+
 
 def redacted(text: str, secret: str | None) -> str:
     """`text` without `secret`; WITHHELD where half of it is there, in another case, cut up or encoded."""
@@ -38,7 +41,9 @@ def _readings(text: str) -> list[str]:
     """The text, and what is in it where it is escaped for a URL (once or twice), a page or a string."""
     once = unquote(text)
     plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), html.unescape(once))
-    return list(dict.fromkeys((text, once, unquote(once), plain, text[::-1])))
+    octal = _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
+    codes = _CODES.sub(lambda match: chr(int(match[1])), text)
+    return list(dict.fromkeys((text, once, unquote(once), plain, octal, codes, text[::-1])))
 
 
 def _bare(text: str) -> str:

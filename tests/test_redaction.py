@@ -49,3 +49,14 @@ def test_base64_beside_anything_is_found() -> None:
     for before, after in itertools.product(range(6), range(4)):
         text = base64.b64encode(b"x" * before + KEY.encode() + b"y" * after).decode()
         assert redacted(text, KEY) == WITHHELD
+
+
+def test_a_key_as_numbers_of_its_characters() -> None:
+    key = "sk-the-key-of-this-test-4711"
+    for text in (
+        str([ord(character) for character in key]),
+        " ".join(str(ord(character)) for character in key),
+        "".join(f"\\{ord(character):03o}" for character in key),
+    ):
+        assert redacted(f"bad key {text}!", key) == WITHHELD
+    assert redacted("it has 12 of 345, 67 and 89 tokens", key) == "it has 12 of 345, 67 and 89 tokens"
