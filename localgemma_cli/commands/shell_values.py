@@ -80,7 +80,7 @@ def _conversations() -> Iterable[str]:
 
 
 def _sessions() -> Iterable[str]:
-    """Only names: a number would begin a conversation of that name."""
+    """Only names: a number stands for one without a name."""
     return [each for each in _conversations() if not each.isdecimal()]
 
 
