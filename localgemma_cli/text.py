@@ -32,25 +32,6 @@ def normalize(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-class SurrogateJoiner:
-    """Text that comes in pieces: the first half of a pair waits for the second."""
-
-    def __init__(self) -> None:
-        self._half = ""
-
-    def add(self, piece: str) -> str:
-        """What can be shown of it now."""
-        text, self._half = self._half + piece, ""
-        if text and "\ud800" <= text[-1] <= "\udbff":
-            text, self._half = text[:-1], text[-1]
-        return repair_surrogates(text)
-
-    def flush(self) -> str:
-        """What was still waiting when the text ended."""
-        half, self._half = self._half, ""
-        return repair_surrogates(half)
-
-
 def decode_utf8(data: bytes, name: str, *, hint: str | None = None) -> str:
     """UTF-8 with or without a byte order mark; UsageError, which calls the text `name`, for anything else."""
     try:

@@ -18,13 +18,11 @@ from localgemma_cli.planning.own_models import own_models
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.sessions.store import Store
 from localgemma_cli.text import (
-    SurrogateJoiner,
     decode_text,
     normalize,
     parse_json,
     read_bytes,
     read_text,
-    repair_surrogates,
 )
 
 HALVES = st.text(
@@ -49,16 +47,12 @@ def test_what_enters_becomes_whole_characters_and_lines(entered: str, text: str)
 
 
 @settings(derandomize=True, deadline=None)
-@given(HALVES, st.integers(0, 8))
-def test_all_text_can_be_written_and_is_normal_once_normalized(text: str, at: int) -> None:
+@given(HALVES)
+def test_all_text_can_be_written_and_is_normal_once_normalized(text: str) -> None:
     normal = normalize(text)
     normal.encode()
     assert normalize(normal) == normal
     assert not set(normal) & {"\r", "\0"}
-    joiner = SurrogateJoiner()
-    assert joiner.add(text[:at]) + joiner.add(text[at:]) + joiner.flush() == "".join(
-        repair_surrogates(text)
-    ) or any("\udc80" <= each <= "\udcff" for each in text)  # bytes of one character, apart in two pieces
 
 
 @settings(derandomize=True, deadline=None)
