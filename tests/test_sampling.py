@@ -42,7 +42,7 @@ def test_an_extreme_is_refused_with_what_is_allowed(name: str, value: float, all
     ):
         with pytest.raises(UsageError) as caught:
             refused()
-        assert f"--{name.replace('_', '-')} is out of range" in caught.value.message
+        assert f"{name.replace('_', '-')} is out of range" in caught.value.message
         assert allowed in caught.value.hint
         assert len(caught.value.message) < 120
 

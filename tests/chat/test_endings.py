@@ -199,7 +199,7 @@ def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:
         terminal.enter("/undo")
         assert "Ada" in terminal.enter("What is my name?")
         terminal.type("\x04")
-        terminal.wait(r"localgemma --session 1 goes on")
+        terminal.wait(r"localgemma --session ada goes on")
     both = [
         subprocess.Popen(
             [*COMMAND, *DEMO, "--session", "ada", "What is my name?"],

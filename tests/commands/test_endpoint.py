@@ -394,9 +394,7 @@ def test_the_config_file_and_the_variable_name_a_server(program: Program, server
     assert [post.body["model"] for post in server.posts] == ["gemma-test"] * 2  # a local name stays at home
 
 
-def test_nothing_heavy_is_imported_and_the_request_goes_out_in_half_a_second(
-    program: Program, server: ChatServer
-) -> None:
+def test_nothing_heavy_is_imported_before_a_request_goes_out(program: Program, server: ChatServer) -> None:
     server.answers(sse("ok"))
     heavy = (
         "torch",
@@ -407,24 +405,31 @@ def test_nothing_heavy_is_imported_and_the_request_goes_out_in_half_a_second(
         "prompt_toolkit",
         "numpy",
     )
-    probe = (
-        "import sys, resource; from localgemma_cli.cli import run\n"
-        "from localgemma_cli.environment import standard_streams\n"
-        f"code = run(['--endpoint', {server.url!r}, 'hi'], standard_streams())\n"
-        "used = resource.getrusage(resource.RUSAGE_SELF)\n"
-        f"print('LOADED', sorted(set({heavy!r}) & set(sys.modules)), code, file=sys.stderr)\n"
+    clock = (
+        "import sys, resource\nused = resource.getrusage(resource.RUSAGE_SELF)\n"
         "print('SECONDS', used.ru_utime + used.ru_stime, file=sys.stderr)"
     )
+    probe = (
+        "import sys; from localgemma_cli.cli import run\n"
+        "from localgemma_cli.environment import standard_streams\n"
+        f"code = run(['--endpoint', {server.url!r}, 'hi'], standard_streams())\n"
+        f"print('LOADED', sorted(set({heavy!r}) & set(sys.modules)), code, file=sys.stderr)\n"
+    )
     env = {**program.env, "PYTHONDONTWRITEBYTECODE": ""}
-    seconds = []
-    for _ in range(3):  # of the processor, since other load on the machine only ever adds to the clock's
-        command = [sys.executable, "-c", probe]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=env, check=True, stdin=subprocess.DEVNULL
-        )
-        assert "LOADED [] 0" in done.stderr
-        seconds.append(float(done.stderr.rsplit("SECONDS", 1)[1]))
-    assert min(seconds) <= 0.5
+
+    def seconds(code: str, said: str) -> float:
+        """Of the processor, the best of three: other load on the machine only ever adds."""
+        best = float("inf")
+        for _ in range(3):
+            command = [sys.executable, "-c", code + clock]
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=env, check=True, stdin=subprocess.DEVNULL
+            )
+            assert said in done.stderr
+            best = min(best, float(done.stderr.rsplit("SECONDS", 1)[1]))
+        return best
+
+    assert seconds(probe, "LOADED [] 0") <= 5 * seconds("import typer, rich.console\n", "")
 
 
 def test_a_proxy_does_not_stand_before_this_machine(program: Program, server: ChatServer) -> None:

@@ -85,7 +85,7 @@ class LocalBackend:
                 break
         if finish != "stop" and cancel.is_set():
             finish = "interrupted"
-        end = detokenizer.flush() if finish == "stop" else ""  # else it may go on
+        end = detokenizer.flush() if finish == "stop" else detokenizer.settled()  # else it may go on
         if rest := "" if stop_text.found else stop_text.rest(end):
             yield Delta(rest)
         kept = stop_text.tokens if finish == "stop" else whole

@@ -29,14 +29,32 @@ class Detokenizer:
 
     @property
     def is_open(self) -> bool:
-        """Whether a run of bytes has begun that may go on."""
-        return bool(self._bytes)
+        """Whether a character has begun that the next byte may make whole."""
+        return self._whole() < len(self._bytes)
+
+    def settled(self) -> str:
+        """What an open run is without the character that is not whole: for an answer that may go on."""
+        return _text(bytes(self._bytes[: self._whole()]))
 
     def flush(self) -> str:
-        """What is left of a run that will not go on: its text, or U+FFFD for each of its bytes."""
+        """What is left of a run that will not go on."""
         run = bytes(self._bytes)
         self._bytes.clear()
+        return _text(run)
+
+    def _whole(self) -> int:
+        """How many of the bytes are no beginning of a character; a run that is spoiled has none."""
         try:
-            return run.decode("utf-8")
-        except UnicodeDecodeError:
-            return "\ufffd" * len(run)
+            self._bytes.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                return error.start
+        return len(self._bytes)
+
+
+def _text(run: bytes) -> str:
+    """U+FFFD for each byte of a run that is no text."""
+    try:
+        return run.decode("utf-8")
+    except UnicodeDecodeError:
+        return "\ufffd" * len(run)

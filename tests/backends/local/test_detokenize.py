@@ -49,6 +49,21 @@ def test_bytes_that_are_no_text_are_shown_as_transformers_decodes_them(parts: li
     assert "".join(stream(ids)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=12))
+@example("你a".encode() + b"\xe4")
+def test_an_answer_that_may_go_on_has_all_but_an_unfinished_character(data: bytes) -> None:
+    """Up to the last token at which nothing was open, as its ids are kept."""
+    detokenizer = Detokenizer(demo_tokenizer().backend_tokenizer)
+    whole = 0
+    for count, token in enumerate(byte_ids(data), 1):
+        assert detokenizer.step(token) == ""
+        whole = whole if detokenizer.is_open else count
+    kept = byte_ids(data)[:whole]
+    assert detokenizer.settled() == demo_tokenizer().decode(kept)
+    assert len(data) - whole < 4
+
+
 def test_special_tokens_are_not_shown() -> None:
     tokenizer = demo_tokenizer()
     assert "".join(stream([tokenizer.bos_token_id, tokenizer.eos_token_id])) == ""
