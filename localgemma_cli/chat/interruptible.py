@@ -47,14 +47,16 @@ class InterruptibleBackend:
                 while isinstance(event := next(events), Reading):
                     tell(LoadProgress("reading the prompt:", event.done, event.total, "tokens"))
             yield event
-            yield from events
+            for event in events:
+                yield event
         except _Left:
             if event is None:
                 raise _stopped() from None
             seconds = time.perf_counter() - started
             yield Finished("interrupted", Usage(None, None, None), Timing(seconds, None, seconds))
-        except GeneratorExit:  # nobody wants the rest
-            cancel.set()
+        except GeneratorExit:
+            if not isinstance(event, Finished):  # nobody wants the rest
+                cancel.set()
             raise
 
     def count(self, messages: Sequence[Message]) -> int | None:
