@@ -1,6 +1,5 @@
 """The world outside may be odd: variables, folders and streams that nobody would set on purpose."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -64,14 +63,7 @@ def test_lists_need_no_folder_of_their_own(program: Program) -> None:
 )
 def test_streams_that_cannot_be_used(program: Program, line: str, code: int, says: str) -> None:
     shell = f"{' '.join(COMMAND)} {line}"
-    done = subprocess.run(
-        ["bash", "-c", shell],
-        capture_output=True,
-        text=True,
-        cwd=program.folder,
-        env=program.env,
-        timeout=240,
-    )
+    done = program.shell(shell)
     assert done.returncode == code
     assert says in done.stderr
     assert "unforeseen" not in done.stderr
@@ -80,14 +72,7 @@ def test_streams_that_cannot_be_used(program: Program, line: str, code: int, say
 
 def test_standard_input_and_a_commands_output_are_attached_as_files(program: Program) -> None:
     words = "-m demo --no-save --max-new-tokens 2 -f - -f <(echo two words) Explain"
-    done = subprocess.run(
-        ["bash", "-c", f"echo one | {' '.join(COMMAND)} {words}"],
-        capture_output=True,
-        text=True,
-        cwd=program.folder,
-        env=program.env,
-        timeout=240,
-    )
+    done = program.shell(f"echo one | {' '.join(COMMAND)} {words}")
     assert done.returncode == 0, done.stderr
     stdin, pipe = done.stderr.splitlines()
     assert stdin.startswith("[standard input: ")

@@ -74,14 +74,7 @@ def test_jsonl_streams_what_json_says(program: Program) -> None:
 
 def test_a_closed_pipe_ends_quietly(program: Program) -> None:
     shell = f"set -o pipefail; {' '.join(COMMAND)} -m demo 'What is the memory preset?' | head -c 5"
-    done = subprocess.run(
-        ["bash", "-c", shell],
-        capture_output=True,
-        text=True,
-        cwd=program.folder,
-        env=program.env,
-        timeout=600,
-    )
+    done = program.shell(shell)
     assert len(done.stdout) == 5
     assert done.stderr == ""
     assert done.returncode == 0
@@ -90,14 +83,7 @@ def test_a_closed_pipe_ends_quietly(program: Program) -> None:
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
 def test_a_full_disk_is_told(program: Program) -> None:
     shell = f"{' '.join(COMMAND)} -m demo Hello > /dev/full"
-    done = subprocess.run(
-        ["bash", "-c", shell],
-        capture_output=True,
-        text=True,
-        cwd=program.folder,
-        env=program.env,
-        timeout=600,
-    )
+    done = program.shell(shell)
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
@@ -150,14 +136,7 @@ def test_with_json_an_error_is_one_object_on_stderr(program: Program, words: lis
 
 def test_a_huge_prompt_is_refused_at_once(program: Program) -> None:
     shell = f"{' '.join(COMMAND)} -m demo - < /dev/zero"
-    done = subprocess.run(
-        ["bash", "-c", shell],
-        capture_output=True,
-        text=True,
-        cwd=program.folder,
-        env=program.env,
-        timeout=600,
-    )
+    done = program.shell(shell)
     assert done.returncode == 2
     assert "MiB" in done.stderr
 

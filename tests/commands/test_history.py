@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -190,15 +189,9 @@ def test_without_room_the_answer_is_given_and_the_exit_code_says_it_is_not_saved
     with ChatServer() as server:
         server.answers(sse("Hello"))
         words = [*COMMAND, "--endpoint", server.url, "--session", "rivers", "-"]
-        done = subprocess.run(
-            ["bash", "-c", f"ulimit -f 32; exec {shlex.join(words)}"],
-            input="Hello " * 20_000,  # more than the limit holds, however little else is written
-            capture_output=True,
-            text=True,
-            cwd=program.folder,
-            env=program.env,
-            timeout=240,
-        )
+        done = program.shell(
+            f"ulimit -f 32; exec {shlex.join(words)}", stdin="Hello " * 20_000
+        )  # more than the limit holds, however little else is written
     assert done.returncode == 1, done.stderr
     assert done.stdout.strip()
     assert "cannot be used" in done.stderr

@@ -45,6 +45,19 @@ class Program:
             done.args, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
         )
 
+    def shell(self, line: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """What bash makes of a line, for pipes and redirections; without `stdin` standard input is ours."""
+        return subprocess.run(
+            ["bash", "-c", line],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.env,
+            timeout=900,
+            check=False,
+        )
+
     def with_environment(self, **more: str) -> "Program":
         return Program(self.folder, {**self.environment, **more})
 
