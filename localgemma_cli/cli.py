@@ -31,7 +31,7 @@ from localgemma_cli.environment import (
 from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.messages import error_text, lead_in_colour
-from localgemma_cli.render.sanitize import Block, one_line
+from localgemma_cli.sanitize import Block, one_line
 
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes

@@ -15,7 +15,7 @@ from typing import TextIO
 import platformdirs
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.render.sanitize import for_people, visible
+from localgemma_cli.sanitize import for_people, visible
 
 
 class StatusLine:
@@ -204,6 +204,14 @@ def cache_folder() -> Path:
 def data_folder() -> Path:
     """What cannot be made again: conversations; `LOCALGEMMA_HOME/data` where that variable is set."""
     return _folder("data", platformdirs.user_data_path)
+
+
+def hub_cache(environ: Mapping[str, str]) -> Path:
+    """The folder that huggingface_hub 1.x keeps weights in (its constants.py), found without importing it."""
+    caches = environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = environ.get("HF_HOME", os.path.join(caches, "huggingface"))
+    legacy = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
+    return expanded(os.path.expandvars(environ.get("HF_HUB_CACHE", legacy)))
 
 
 def _folder(name: str, usual: Callable[[str], Path]) -> Path:

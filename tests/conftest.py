@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from support.program import Program
 
+pytest_plugins = ["support.machines"]
+
 # Before torch reads it, here and in the programs that tests start: two test processes share the processor.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Hook())
 
 
 @pytest.mark.parametrize(
-    "module", ["localgemma_cli.cli", "typer", "localgemma_cli.chat.oneshot", "torch", "transformers"]
+    "module", ["localgemma_cli.cli", "typer", "localgemma_cli.chat.one_shot", "torch", "transformers"]
 )
 def test_a_ctrl_c_that_an_import_swallows(program: Program, module: str) -> None:
     (program.folder / "sitecustomize.py").write_text(_SWALLOWING.format(module=module))

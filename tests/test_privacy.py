@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from localgemma_cli.chat.inputhistory import input_history
+from localgemma_cli.chat.terminal.input_history import input_history
 from localgemma_cli.environment import cache_folder, is_ours, make_private, private_opener
 from localgemma_cli.sessions.store import Store, default_path
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from localgemma_cli.chat.actions import _changed
+from localgemma_cli.chat.slash.actions import _changed
 from localgemma_cli.errors import UsageError
-from localgemma_cli.planning.own_models import own_models
+from localgemma_cli.models.own_models import own_models
 from localgemma_cli.sampling import Mode, Sampling, checked, sampling_for
 
 EXTREMES = [
@@ -78,7 +78,7 @@ def test_a_number_of_too_many_digits_is_refused_in_a_chat() -> None:
 def test_the_ends_of_what_is_allowed_give_an_answer(edge: dict[str, float]) -> None:
     import torch
 
-    from localgemma_cli.backends.local.decoding import make_sampler
+    from localgemma_cli.backends.pytorch.generation.decode import make_sampler
 
     sampler = make_sampler(checked(replace(Sampling(seed=1), **edge)), torch.device("cpu"))
     sampler.begin([1, 2, 3])

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.program import Program
 
-from localgemma_cli.chat.attach import read_attachment
-from localgemma_cli.commands.systemtext import read_system
+from localgemma_cli.chat.attachments import read_attachment
+from localgemma_cli.commands.system_text import read_system
 from localgemma_cli.config import read_config
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
-from localgemma_cli.planning.own_models import own_models
+from localgemma_cli.models.own_models import own_models
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.sessions.store import Store
 from localgemma_cli.text import (

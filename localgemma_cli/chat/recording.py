@@ -9,7 +9,8 @@ from typing import TypeVar
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, SavingError, unforeseen
 from localgemma_cli.render.base import Answer
-from localgemma_cli.sessions.store import Store, default_path
+from localgemma_cli.sessions.opening import open_store
+from localgemma_cli.sessions.store import Store
 
 _WRITE_SECONDS = 0.5  # between two writes of an answer that streams
 _LOOK_SECONDS = 0.05
@@ -94,7 +95,7 @@ class Recorder:
 
         Raises SavingError, and then nothing of it is saved that was not saved before.
         """
-        store = self.store or Store(default_path())
+        store = self.store or open_store()
         store.waiting = self.waiting
         try:
             with store.together():

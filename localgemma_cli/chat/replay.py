@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.outcome import counted
+from localgemma_cli.chat.slash.outcome import counted
 from localgemma_cli.conversation import Conversation, Turn
 from localgemma_cli.sessions.titles import files_and_words
 

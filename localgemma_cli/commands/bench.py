@@ -12,16 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from localgemma_cli import options
-from localgemma_cli.backends.local.benchmark import apart
-from localgemma_cli.backends.local.benchmark.job import ChatWorkload, Engine, Job, Workload
-from localgemma_cli.backends.local.source import Source, fetch
-from localgemma_cli.commands.bench_machine import Machine, describe_machine
-from localgemma_cli.commands.bench_report import Entry, Row, rows
+from localgemma_cli.bench import subprocess_runner as apart
+from localgemma_cli.bench.job import ChatWorkload, Engine, Job, Workload
+from localgemma_cli.bench.machine import Machine, describe_machine
+from localgemma_cli.bench.report import Entry, Row, rows
 from localgemma_cli.commands.consent import agree_to_download
-from localgemma_cli.commands.planned import Choice, source_of
+from localgemma_cli.commands.model_options import Choice, source_of
 from localgemma_cli.environment import Streams, expanded, standard_streams
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.models.resolve import Source, fetch
 from localgemma_cli.options import LoadFormat
 from localgemma_cli.planning.hardware import Hardware, probe
 from localgemma_cli.planning.plan import LoadPlan, make_plan, require_fits
@@ -287,7 +287,7 @@ def _show(
         }
         write_line(streams.stdout, report)
         return
-    from localgemma_cli.commands.bench_table import table
+    from localgemma_cli.bench.table import table
     from localgemma_cli.render.console import SafeConsole
 
     facts = source.facts

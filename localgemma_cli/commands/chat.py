@@ -12,8 +12,8 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.sampling import Mode, sampling_for
 
 if TYPE_CHECKING:  # what follows the parsing is imported where it is used: `--help` does without
-    from localgemma_cli.commands.target import Target
-    from localgemma_cli.planning.own_models import OwnModel
+    from localgemma_cli.chat.engine import Target
+    from localgemma_cli.models.own_models import OwnModel
 
 LITERAL = "localgemma.literal"  # in a context's `meta`: the prompt stands behind `--`
 # Options that make one word a question: none of them belongs to a mistyped command.
@@ -89,17 +89,17 @@ def chat(
       git diff | localgemma "Summarize:"
       localgemma --json - < question.txt
     """
-    from localgemma_cli.chat.incoming import is_stdin, read_incoming
+    from localgemma_cli.chat.chat_run import Manner, Saving, Talk
+    from localgemma_cli.chat.engine import LocalTarget, remote_model, wants_endpoint
+    from localgemma_cli.chat.prompt_input import is_stdin, read_incoming
     from localgemma_cli.commands.consent import agree_to_download
     from localgemma_cli.commands.switching import Switching
-    from localgemma_cli.commands.systemtext import read_system
-    from localgemma_cli.commands.talk import Manner, Saving, Talk
-    from localgemma_cli.commands.target import LocalTarget, remote_model, wants_endpoint
-    from localgemma_cli.planning.own_models import own_model
+    from localgemma_cli.commands.system_text import read_system
+    from localgemma_cli.models.own_models import own_model
 
     rank = torchrun_rank(os.environ)
     if rank is not None and rank.index > 0:
-        from localgemma_cli.backends.local.parallel import follow
+        from localgemma_cli.backends.pytorch.tensor_parallel import follow
 
         return follow()
     streams = standard_streams()
@@ -178,8 +178,8 @@ def chat(
 
 def _spoken_with(session: str | None) -> str | None:
     """The built-in model whose the last answer is, in the conversation of that name or the latest."""
-    from localgemma_cli.commands.history import open_store
-    from localgemma_cli.planning.catalog import catalogue
+    from localgemma_cli.models.catalog import catalogue
+    from localgemma_cli.sessions.opening import open_store
     from localgemma_cli.sessions.store import default_path
 
     if not default_path().exists():
@@ -195,8 +195,8 @@ def _spoken_with(session: str | None) -> str | None:
 
 def _local(template: str | None, own: "OwnModel | None", **choice: Any) -> "Target":
     """The model that the options name, planned; see `Choice`."""
-    from localgemma_cli.commands.planned import Choice, planned, template_for
-    from localgemma_cli.commands.target import LocalTarget
+    from localgemma_cli.chat.engine import LocalTarget
+    from localgemma_cli.commands.model_options import Choice, planned, template_for
     from localgemma_cli.planning.plan import require_fits
 
     form = template_for(template, own)
@@ -208,8 +208,8 @@ def _local(template: str | None, own: "OwnModel | None", **choice: Any) -> "Targ
 def _remote(
     url: str, *, dialect: str, model: str | None, timeout: float, quiet: bool, verbose: bool
 ) -> "Target":
-    from localgemma_cli.backends.remote.endpoint import parse_endpoint
-    from localgemma_cli.commands.target import RemoteTarget
+    from localgemma_cli.backends.http.endpoint import parse_endpoint
+    from localgemma_cli.chat.engine import RemoteTarget
 
     server = parse_endpoint(url, dialect=dialect, model=model, timeout=timeout)
     say = standard_streams().say

@@ -4,12 +4,10 @@ from typing import TYPE_CHECKING
 
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import NotFoundError
-from localgemma_cli.planning.choices import gigabytes
+from localgemma_cli.types import gigabytes
 
 if TYPE_CHECKING:
-    from localgemma_cli.backends.local.source import Source
-
-ASK_ABOVE = 100_000_000  # bytes
+    from localgemma_cli.models.resolve import Source
 
 
 def can_ask(streams: Streams) -> bool:
@@ -27,12 +25,12 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
 
     `named`: the user said which model. Before the chat's prompt is up, since loading goes on behind it.
     """
-    from localgemma_cli.backends.local.source import downloads, missing_from_disk
+    from localgemma_cli.models.resolve import ASK_ABOVE, downloads, missing_from_disk
 
     ask = can_ask(streams)
     if yes or (named and not ask) or not (missing := missing_from_disk(source)):
         return
-    from localgemma_cli.backends.local.hub_cache import offline_by
+    from localgemma_cli.models.hub.cache import offline_by
 
     if offline_by(source.offline):  # the load says that it is not on disk
         return
@@ -56,8 +54,8 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
 
 def refuse_unasked_download(source: "Source", how: str) -> None:
     """NotFoundError for a large one, where no question can be asked; `how` says what is a yes."""
-    from localgemma_cli.backends.local.hub_cache import offline_by
-    from localgemma_cli.backends.local.source import downloads, missing_from_disk
+    from localgemma_cli.models.hub.cache import offline_by
+    from localgemma_cli.models.resolve import ASK_ABOVE, downloads, missing_from_disk
 
     if not missing_from_disk(source) or offline_by(source.offline):
         return

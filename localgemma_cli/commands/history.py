@@ -13,11 +13,11 @@ from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.messages import lead_in_colour
-from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.sanitize import one_line
 from localgemma_cli.sessions.exchange import FORMS, form_of, read, shown, written
 from localgemma_cli.sessions.files import write_new
-from localgemma_cli.sessions.store import Store, Summary, default_path
+from localgemma_cli.sessions.opening import open_store
+from localgemma_cli.sessions.store import Summary
 from localgemma_cli.text import decode_utf8, read_file
 
 history = typer.Typer(cls=CommandGroup, invoke_without_command=True)
@@ -150,14 +150,6 @@ def remove(
     for id, line in zip(ids, lines, strict=True):
         store.remove(id)
         streams.show(f"removed {line.strip()}")
-
-
-def open_store() -> Store:
-    store = Store(default_path())
-    if store.notice:
-        streams = standard_streams()
-        streams.say(f"warning: {one_line(store.notice)}", lead_in_colour(streams.stderr))
-    return store
 
 
 def _nothing(words: list[str] | None) -> str:

@@ -86,7 +86,7 @@ def _command_meant(words: Sequence[str]) -> str | None:
 
 
 def _model_meant(word: str) -> str | None:
-    from localgemma_cli.planning.model_names import nearest_model
+    from localgemma_cli.models.model_names import nearest_model
 
     nearest = nearest_model(word) if re.search(r"\d", word) or word.lower() == "demo" else None
     return f"-m {nearest}" if nearest else None

@@ -13,17 +13,17 @@ from localgemma_cli.commands.consent import agreed, can_ask
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import Streams, expanded, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
-from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
-from localgemma_cli.planning.choices import gigabytes
+from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
+from localgemma_cli.models.model_names import models_on_disk, nearest_model
+from localgemma_cli.models.own_models import OwnModel, own_models
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
-from localgemma_cli.planning.model_names import models_on_disk, nearest_model
-from localgemma_cli.planning.own_models import OwnModel, own_models
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import on_stderr
-from localgemma_cli.render.sanitize import Block, one_line
+from localgemma_cli.sanitize import Block, one_line
+from localgemma_cli.types import gigabytes
 
 if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
-    from localgemma_cli.backends.local.weights_cache import Kept
+    from localgemma_cli.backends.pytorch.loading.quantized_cache import Kept
     from localgemma_cli.planning.hardware import Hardware
 
 _WIDE = 76  # columns; what a line of the list needs
@@ -51,7 +51,7 @@ def list_models(
 
     Example: localgemma models list --json
     """
-    from localgemma_cli.backends.local.weights_cache import kept_copies
+    from localgemma_cli.backends.pytorch.loading.quantized_cache import kept_copies
 
     rows = [_row(facts) for facts in catalogue()]
     own = [_own_row(each) for each in own_models().values()]
@@ -112,8 +112,8 @@ def remove_model(
 
     Example: localgemma models rm 2b
     """
-    from localgemma_cli.backends.local import hub_cache
-    from localgemma_cli.backends.local.weights_cache import kept_copies, remove
+    from localgemma_cli.backends.pytorch.loading.quantized_cache import kept_copies, remove
+    from localgemma_cli.models.hub import cache as hub_cache
 
     streams = standard_streams()
     ids = _ids_of(name)
@@ -146,10 +146,10 @@ def pull_model(
 
     Example: localgemma models pull 2b
     """
-    from localgemma_cli.backends.local.hub_cache import offline_by
-    from localgemma_cli.backends.local.hub_errors import without
-    from localgemma_cli.backends.local.source import fetch, fetch_adapter
-    from localgemma_cli.commands.planned import Choice, source_of
+    from localgemma_cli.commands.model_options import Choice, source_of
+    from localgemma_cli.models.hub.cache import offline_by
+    from localgemma_cli.models.hub.errors import without
+    from localgemma_cli.models.resolve import fetch, fetch_adapter
     from localgemma_cli.planning.hardware import probe
 
     streams, hardware = standard_streams(), probe()
@@ -266,7 +266,7 @@ def _ids_of(name: str) -> list[str]:
 
 
 def _downloaded(model_id: str) -> int:
-    from localgemma_cli.backends.local.hub_cache import downloaded_bytes
+    from localgemma_cli.models.hub.cache import downloaded_bytes
 
     return downloaded_bytes(model_id)
 
@@ -283,6 +283,6 @@ def _kept_row(copy: "Kept") -> dict[str, object]:
 
 
 def _cached(model_id: str) -> bool:
-    from localgemma_cli.backends.local.hub_cache import cached
+    from localgemma_cli.models.hub.cache import cached
 
     return cached(model_id) is not None

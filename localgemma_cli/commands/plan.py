@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import options
-from localgemma_cli.commands.planned import Choice, planned
+from localgemma_cli.commands.model_options import Choice, planned
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.planning.hardware import parse_size, parse_sizes, what_if
 from localgemma_cli.planning.plan import plan_all

@@ -5,15 +5,15 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import options, sampling
-from localgemma_cli.backends.local.source import fetch_tokenizer
-from localgemma_cli.chat.incoming import read_incoming
-from localgemma_cli.commands.planned import Choice, source_of, template_for
-from localgemma_cli.commands.systemtext import read_system
+from localgemma_cli.chat.prompt_input import read_incoming
+from localgemma_cli.commands.model_options import Choice, source_of, template_for
+from localgemma_cli.commands.system_text import read_system
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
+from localgemma_cli.models.own_models import own_model
+from localgemma_cli.models.resolve import fetch_tokenizer
 from localgemma_cli.planning.hardware import probe
-from localgemma_cli.planning.own_models import own_model
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import on_stderr
 
@@ -49,9 +49,9 @@ def prompt(
     with on_stderr(streams.stderr, quiet=False) as progress:
         folder = fetch_tokenizer(source, progress)
 
-    from localgemma_cli.backends.local.loading import loading
-    from localgemma_cli.backends.local.prompting import Prompter
-    from localgemma_cli.backends.local.tokenizer import load_tokenizer
+    from localgemma_cli.models.load_errors import loading
+    from localgemma_cli.prompts.prompter import Prompter
+    from localgemma_cli.prompts.tokenizer import load_tokenizer
 
     messages = Conversation(text).messages(incoming.prompt)
     with loading("tokenizer", folder):

@@ -8,17 +8,10 @@ from typing import Any
 
 from localgemma_cli.environment import cache_folder
 from localgemma_cli.errors import LocalGemmaError
-from localgemma_cli.planning.catalog import catalogue
-from localgemma_cli.planning.choices import (
-    ASSISTANTS,
-    ATTENTIONS,
-    DEVICES,
-    DTYPES,
-    PROMPT_FORMS,
-    QUANTIZATIONS,
-)
-from localgemma_cli.planning.model_names import models_on_disk, selectable_models
-from localgemma_cli.planning.own_models import AUTO, own_models
+from localgemma_cli.models.catalog import catalogue
+from localgemma_cli.models.model_names import models_on_disk, selectable_models
+from localgemma_cli.models.own_models import AUTO, own_models
+from localgemma_cli.types import ASSISTANTS, ATTENTIONS, DEVICES, DTYPES, PROMPT_FORMS, QUANTIZATIONS
 
 _MANY = 50  # conversations that are offered
 _SPECIAL = {"": r"[^\w@%+=:,./-]", '"': r'[\\$`"]', "'": r"(?!)"}  # to bash, within such quotes

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from localgemma_cli.chat.engine import LocalTarget, Target
 from localgemma_cli.commands.consent import refuse_unasked_download
-from localgemma_cli.commands.target import LocalTarget, Target
-from localgemma_cli.planning.own_models import own_model
+from localgemma_cli.models.own_models import own_model
 
 
 @dataclass

@@ -199,10 +199,10 @@ def program_answers(folder: Path, temperature: float = 0.0) -> Answer:
     """The program's own way of answering, from prompt to text, with its `exact` preset."""
     from threading import Event as Cancel
 
-    from localgemma_cli.backends.local.backend import load
+    from localgemma_cli.backends.pytorch.backend import load
     from localgemma_cli.conversation import Message
     from localgemma_cli.events import Delta
-    from localgemma_cli.planning.catalog import demo_facts
+    from localgemma_cli.models.catalog import demo_facts
     from localgemma_cli.planning.hardware import probe
     from localgemma_cli.planning.plan import Overrides, make_plan
     from localgemma_cli.planning.presets import load_presets

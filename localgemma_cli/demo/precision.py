@@ -16,19 +16,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from localgemma_cli.backends.local.kvcache import KVCache
-from localgemma_cli.backends.local.loader import load_model
-from localgemma_cli.backends.local.prompting import Prompter
-from localgemma_cli.backends.local.source import resolve
-from localgemma_cli.backends.local.tokenizer import load_tokenizer
+from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
+from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.conversation import Message
 from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.reading import read_corpus, select
-from localgemma_cli.planning.choices import CacheKind
+from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
+from localgemma_cli.prompts.prompter import Prompter
+from localgemma_cli.prompts.tokenizer import load_tokenizer
 from localgemma_cli.render.progress import silent
+from localgemma_cli.types import CacheKind
 
 Head = Callable[[Tensor], Tensor]
 

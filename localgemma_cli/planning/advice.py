@@ -5,14 +5,14 @@ from contextlib import suppress
 from dataclasses import replace
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.planning.catalog import HUB_MODELS, ModelFacts
-from localgemma_cli.planning.choices import gigabytes
-from localgemma_cli.planning.drafting import is_small_beside
+from localgemma_cli.models.catalog import HUB_MODELS, ModelFacts
+from localgemma_cli.planning.draft_model import is_small_beside
 from localgemma_cli.planning.hardware import Hardware
-from localgemma_cli.planning.loadplan import LoadPlan, planned
+from localgemma_cli.planning.load_plan import LoadPlan, planned
 from localgemma_cli.planning.placement import longest_context
 from localgemma_cli.planning.presets import Preset
-from localgemma_cli.planning.settle import Overrides
+from localgemma_cli.planning.settings import Overrides
+from localgemma_cli.types import gigabytes
 
 AUTOMATIC = ("exact", "speed", "memory", "memory_extreme")  # tried in this order
 

@@ -1,10 +1,10 @@
 """What cannot work, refused before anything is downloaded; and what works, but badly."""
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.planning.catalog import ModelFacts
+from localgemma_cli.models.catalog import ModelFacts
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.presets import Preset
-from localgemma_cli.planning.settle import Settled
+from localgemma_cli.planning.settings import Settled
 
 _OVERFLOWS_FROM = 20_000_000_000  # parameters; of Gemma 2's sizes only 27b (27.2 billion) is above
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from localgemma_cli.environment import hub_cache
 from localgemma_cli.errors import UsageError
-from localgemma_cli.planning.choices import DEVICES, DeviceKind, chosen
 from localgemma_cli.planning.host import (
     CPU_BF16_FLAGS,
     CPU_OWN_BF16_FLAGS,
@@ -18,10 +18,10 @@ from localgemma_cli.planning.host import (
     cpu_name,
     disk_free,
     host_memory,
-    hub_cache,
     macos_major,
 )
 from localgemma_cli.planning.nvml import visible_gpus
+from localgemma_cli.types import DEVICES, DeviceKind, chosen
 
 GIB = 1 << 30
 _TOO_MUCH = float(1 << 60)  # bytes: no machine's

@@ -6,13 +6,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
-
-from localgemma_cli.environment import expanded
 
 CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice, then 64-bit Arm
 CPU_OWN_BF16_FLAGS = frozenset({"avx512bw", "avx512dq", "avx512vl", "fma"})  # for our own bfloat16 products
@@ -76,14 +73,6 @@ def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> Memory | N
     if not total.isdecimal() or int(total) >= _NO_LIMIT:
         return None
     return Memory(int(total), max(0, int(total) - used + int(stat.get(reclaimable, 0))))
-
-
-def hub_cache(environ: Mapping[str, str]) -> Path:
-    """The folder that huggingface_hub 1.x keeps weights in (its constants.py), found without importing it."""
-    caches = environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = environ.get("HF_HOME", os.path.join(caches, "huggingface"))
-    legacy = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
-    return expanded(os.path.expandvars(environ.get("HF_HUB_CACHE", legacy)))
 
 
 def disk_free(folder: Path) -> int:

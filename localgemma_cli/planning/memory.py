@@ -3,15 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from localgemma_cli.planning.architecture import Architecture
-from localgemma_cli.planning.choices import (
-    DTYPE_BYTES,
-    Attention,
-    CacheKind,
-    DeviceKind,
-    Dtype,
-    WeightKind,
-)
+from localgemma_cli.models.architecture import Architecture
+from localgemma_cli.types import DTYPE_BYTES, Attention, CacheKind, DeviceKind, Dtype, WeightKind
 
 PREFILL_CHUNK = 512  # tokens; a prompt is read in pieces of this, so that attention scores stay small
 

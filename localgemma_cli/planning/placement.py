@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from localgemma_cli.planning.choices import Offload, OffloadRule
+from localgemma_cli.planning.layer_split import Share
 from localgemma_cli.planning.memory import (
     Load,
     MemoryEstimate,
@@ -13,7 +13,7 @@ from localgemma_cli.planning.memory import (
     layer_bytes,
     resident,
 )
-from localgemma_cli.planning.spread import Share
+from localgemma_cli.types import Offload, OffloadRule
 
 _STEP = 512  # tokens; a context that is found is a multiple of this
 

@@ -5,13 +5,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from localgemma_cli.errors import DoesNotFitError, UsageError
+from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.planning.advice import AUTOMATIC, advice, candidates, draft_suggestion
-from localgemma_cli.planning.catalog import ModelFacts, catalogue, lookup
-from localgemma_cli.planning.choices import gigabytes, listed
 from localgemma_cli.planning.hardware import Hardware
-from localgemma_cli.planning.loadplan import LoadPlan, planned
+from localgemma_cli.planning.load_plan import LoadPlan, planned
 from localgemma_cli.planning.presets import Preset, preset_named
-from localgemma_cli.planning.settle import Overrides
+from localgemma_cli.planning.settings import Overrides
+from localgemma_cli.types import gigabytes, listed
 
 __all__ = ["LoadPlan", "Overrides", "default_model", "make_plan", "plan_all", "require_fits"]
 

@@ -11,7 +11,7 @@ from localgemma_cli.config import parse_toml, read_toml
 from localgemma_cli.documents import shown
 from localgemma_cli.environment import config_folder
 from localgemma_cli.errors import UsageError
-from localgemma_cli.planning.choices import (
+from localgemma_cli.types import (
     Assistant,
     Attention,
     CacheKind,

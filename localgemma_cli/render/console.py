@@ -6,7 +6,7 @@ from typing import TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from localgemma_cli.render.sanitize import visible
+from localgemma_cli.sanitize import visible
 
 
 class SafeConsole(Console):

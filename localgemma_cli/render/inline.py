@@ -8,8 +8,8 @@ from markdown_it.rules_inline import StateInline
 from rich.style import Style
 from rich.text import Text
 
-from localgemma_cli.render.sanitize import visible
 from localgemma_cli.render.theme import style
+from localgemma_cli.sanitize import visible
 
 _LONGEST = 300  # characters; a mark that has not closed by then is taken for the character that it is
 _PIECES = re.compile(r"\\.|`+|\*+|_+|~~+|\$+|\]\(|[\[\])]|\s+|[^\\`*_~$\[\])\s]+|.", re.DOTALL)

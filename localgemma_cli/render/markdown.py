@@ -31,9 +31,9 @@ from localgemma_cli.render.blocks import (
 from localgemma_cli.render.console import SafeConsole
 from localgemma_cli.render.highlight import Highlighter
 from localgemma_cli.render.inline import cut, styled
-from localgemma_cli.render.sanitize import visible
 from localgemma_cli.render.theme import style
 from localgemma_cli.render.thoughts import Thoughts
+from localgemma_cli.sanitize import visible
 
 _REDRAW_SECONDS = 0.1
 _RULE_WIDTH = 40  # columns

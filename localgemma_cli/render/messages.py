@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from localgemma_cli.errors import LocalGemmaError
-from localgemma_cli.render.sanitize import Block, one_line
+from localgemma_cli.sanitize import Block, one_line
 
 _LEADS: Mapping[str, str] = {"localgemma:": "1;31", "warning:": "33"}  # red and yellow
 _LONGEST = 600  # characters of a message or a hint

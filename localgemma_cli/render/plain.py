@@ -3,8 +3,8 @@
 from typing import TextIO
 
 from localgemma_cli.render.base import Answer
-from localgemma_cli.render.sanitize import visible
 from localgemma_cli.render.thoughts import Thoughts
+from localgemma_cli.sanitize import visible
 
 
 class PlainRenderer:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from localgemma_cli.planning.choices import gigabytes
-from localgemma_cli.planning.loadplan import LoadPlan
-from localgemma_cli.planning.spread import Share
-from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.planning.layer_split import Share
+from localgemma_cli.planning.load_plan import LoadPlan
+from localgemma_cli.sanitize import one_line
+from localgemma_cli.types import gigabytes
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import, and `--json` needs none of it
     from rich.table import Table

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from localgemma_cli.environment import STATUS
 from localgemma_cli.events import LoadProgress, ProgressSink
-from localgemma_cli.render.sanitize import one_line
+from localgemma_cli.sanitize import one_line
 
 _DRAW_SECONDS = 0.1
 _QUIET_SECONDS = 0.4  # what is over by then needs no word

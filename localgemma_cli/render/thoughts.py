@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from localgemma_cli.render.sanitize import visible
+from localgemma_cli.sanitize import visible
 
 
 class Thoughts:

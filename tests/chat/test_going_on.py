@@ -9,9 +9,9 @@ from support.terminal import Terminal
 # The real program, with a server's answer and the clipboard made to fail as libraries do.
 FAULTS = '''
 import os, sys
-import localgemma_cli.chat.actions as actions
-import localgemma_cli.chat.outcome as outcome
-import localgemma_cli.backends.remote.backend as backend
+import localgemma_cli.chat.slash.actions as actions
+import localgemma_cli.chat.slash.outcome as outcome
+import localgemma_cli.backends.http.backend as backend
 
 
 class PanicException(BaseException):

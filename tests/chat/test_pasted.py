@@ -19,12 +19,12 @@ from support.chat_server import ChatServer, error, sse
 from support.program import COMMAND, Program
 from support.terminal import Terminal, paste
 
-from localgemma_cli.chat.attach import mentioned
-from localgemma_cli.chat.complete import ChatCompleter
-from localgemma_cli.chat.inputhistory import input_history
-from localgemma_cli.chat.keys import EnterKey
+from localgemma_cli.chat.attachments import mentioned
 from localgemma_cli.chat.pasted import Line, PasteTracker, Spans, from_elsewhere, replaced
-from localgemma_cli.chat.slash import Command, Say, Unknown, opens_block, parse
+from localgemma_cli.chat.slash.slash_commands import Command, Say, Unknown, opens_block, parse
+from localgemma_cli.chat.terminal.completion import ChatCompleter
+from localgemma_cli.chat.terminal.input_history import input_history
+from localgemma_cli.chat.terminal.keys import EnterKey
 
 SECRET = "the secret of the file"
 DOCSTRING = '"""Says hello."""\n\n\ndef hello() -> None:\n    """Say it."""\n    print("hello")'

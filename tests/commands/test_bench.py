@@ -9,19 +9,10 @@ import pytest
 from support.program import Program
 from support.schemas import validate
 
-from localgemma_cli.backends.local.benchmark.job import (
-    Answered,
-    Chatted,
-    Engine,
-    Job,
-    Loaded,
-    Outcome,
-    Peaks,
-    Workload,
-)
-from localgemma_cli.backends.local.source import resolve
-from localgemma_cli.commands.bench_report import AnswerFigures, Entry, Row, first_difference, rows
-from localgemma_cli.commands.bench_table import table
+from localgemma_cli.bench.job import Answered, Chatted, Engine, Job, Loaded, Outcome, Peaks, Workload
+from localgemma_cli.bench.report import AnswerFigures, Entry, Row, first_difference, rows
+from localgemma_cli.bench.table import table
+from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import GIB, describe
 from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan

@@ -10,7 +10,7 @@ from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from support.program import COMMAND, Program
 
-from localgemma_cli.chat.complete import ChatCompleter
+from localgemma_cli.chat.terminal.completion import ChatCompleter
 from localgemma_cli.sessions.store import Store
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.models import DEMO
 
-from localgemma_cli.backends.remote.dialect import ServerError
+from localgemma_cli.backends.http.dialect import ServerError
 from localgemma_cli.cli import Manners, _tell, run
 from localgemma_cli.conversation import Message, Turn
 from localgemma_cli.environment import LibraryStream, Streams, standard_streams

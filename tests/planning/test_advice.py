@@ -4,11 +4,11 @@ import re
 
 import pytest
 
+from localgemma_cli.models.catalog import lookup
 from localgemma_cli.planning.advice import advice
-from localgemma_cli.planning.catalog import lookup
 from localgemma_cli.planning.hardware import GIB
-from localgemma_cli.planning.loadplan import planned
-from localgemma_cli.planning.settle import Overrides
+from localgemma_cli.planning.load_plan import planned
+from localgemma_cli.planning.settings import Overrides
 
 
 def advised(name, preset, machine, presets, overrides=None):

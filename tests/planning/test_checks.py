@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.planning.adapter import Adapter
-from localgemma_cli.planning.catalog import facts_from_config, lookup
+from localgemma_cli.models.adapter_config import Adapter
+from localgemma_cli.models.catalog import facts_from_config, lookup
 from localgemma_cli.planning.checks import cautions, refuse
 from localgemma_cli.planning.hardware import Ability
-from localgemma_cli.planning.settle import Overrides, settle
+from localgemma_cli.planning.settings import Overrides, settle
 
 
 def refusal(facts, preset, machine, overrides):

@@ -177,7 +177,7 @@ def test_an_ability_is_a_condition_with_a_reason():
 def test_planning_imports_neither_torch_nor_rich():
     script = """
 import sys
-from localgemma_cli.planning.catalog import catalogue
+from localgemma_cli.models.catalog import catalogue
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, plan_all
 from localgemma_cli.planning.presets import load_presets

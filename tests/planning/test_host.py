@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from localgemma_cli.environment import hub_cache
 from localgemma_cli.planning.host import (
     CPU_BF16_FLAGS,
     Memory,
@@ -16,7 +17,6 @@ from localgemma_cli.planning.host import (
     disk_free,
     flags_in,
     host_memory,
-    hub_cache,
 )
 
 GIB = 1 << 30

@@ -12,13 +12,13 @@ from torch.utils._pytree import tree_leaves
 from transformers import BitsAndBytesConfig, DynamicCache, Gemma2Config, Gemma2ForCausalLM, GemmaForCausalLM
 from transformers import GemmaConfig as Gemma1Config
 
-from localgemma_cli.backends.local.attention import register
-from localgemma_cli.backends.local.kvcache import Int8Layer, KVCache
-from localgemma_cli.backends.local.loader import load_model
-from localgemma_cli.backends.local.source import resolve
-from localgemma_cli.planning.architecture import Architecture
-from localgemma_cli.planning.catalog import HUB_MODELS, lookup
-from localgemma_cli.planning.config import architecture_of
+from localgemma_cli.backends.pytorch.generation.kv_cache import Int8Layer, KVCache
+from localgemma_cli.backends.pytorch.layers.attention import register
+from localgemma_cli.backends.pytorch.loading.loader import load_model
+from localgemma_cli.models.architecture import Architecture
+from localgemma_cli.models.catalog import HUB_MODELS, lookup
+from localgemma_cli.models.model_config import architecture_of
+from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.memory import (
     PREFILL_CHUNK,

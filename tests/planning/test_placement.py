@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localgemma_cli.planning.catalog import lookup
+from localgemma_cli.models.catalog import lookup
 from localgemma_cli.planning.memory import (
     Load,
     WeightFormat,

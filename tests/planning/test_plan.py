@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from localgemma_cli.errors import DoesNotFitError, ExitCode, UsageError
-from localgemma_cli.planning.catalog import HUB_MODELS, catalogue, lookup
+from localgemma_cli.models.catalog import HUB_MODELS, catalogue, lookup
 from localgemma_cli.planning.hardware import GIB, describe
 from localgemma_cli.planning.plan import Overrides, default_model, make_plan, plan_all, require_fits
 

@@ -20,13 +20,13 @@ from localgemma_cli.render.console import SafeConsole
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.messages import error_text
 from localgemma_cli.render.progress import on_stderr
-from localgemma_cli.render.sanitize import Block
+from localgemma_cli.sanitize import Block
 
 PACKAGE = Path(localgemma_cli.__file__).parent
 TOOLS = ("demo/precision.py", "demo/evaluate.py")  # run by hand, with figures of their own
 DOORS = {"environment.py", "render/console.py", "render/json.py", "render/markdown.py", "render/plain.py"}
-OWN_ESCAPES = {"chat/clipboard.py"}  # what is copied goes as base64
-PIPES = {"backends/local/template_child.py"}  # a process whose output only the program reads
+OWN_ESCAPES = {"chat/terminal/clipboard.py"}  # what is copied goes as base64
+PIPES = {"prompts/template_worker.py"}  # a process whose output only the program reads
 STREAMS = {"stdout", "stderr", "_stdout", "_stderr", "terminal", "_terminal"}
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from localgemma_cli.planning.catalog import lookup
+from localgemma_cli.models.catalog import lookup
 from localgemma_cli.planning.hardware import GIB, describe
 from localgemma_cli.planning.plan import Overrides, make_plan, plan_all
 from localgemma_cli.planning.presets import load_presets

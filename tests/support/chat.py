@@ -7,11 +7,11 @@ from threading import Event as Cancel
 from support.models import DEMO
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.actions import perform
-from localgemma_cli.chat.outcome import Facts, Outcome
+from localgemma_cli.chat.chat_session import ChatSession
 from localgemma_cli.chat.pasted import Line
 from localgemma_cli.chat.recording import Recorder
-from localgemma_cli.chat.session import ChatSession
+from localgemma_cli.chat.slash.actions import perform
+from localgemma_cli.chat.slash.outcome import Facts, Outcome
 from localgemma_cli.chat.turn import Settings
 from localgemma_cli.conversation import Turn
 from localgemma_cli.errors import SavingError
@@ -24,8 +24,8 @@ GREEDY = Sampling(temperature=0, max_new_tokens=80)
 
 @cache
 def demo_backend() -> Backend:
-    from localgemma_cli.backends.local.backend import load
-    from localgemma_cli.backends.local.source import resolve
+    from localgemma_cli.backends.pytorch.backend import load
+    from localgemma_cli.models.resolve import resolve
     from localgemma_cli.planning.hardware import probe
     from localgemma_cli.planning.plan import Overrides, make_plan
     from localgemma_cli.planning.presets import load_presets

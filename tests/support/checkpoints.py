@@ -17,10 +17,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from localgemma_cli.backends.local.bfloat16_kernel import takes
-from localgemma_cli.backends.local.loader import load_model
-from localgemma_cli.backends.local.source import resolve, resolve_adapted
-from localgemma_cli.backends.local.widened import WidenedLinear
+from localgemma_cli.backends.pytorch.kernels.bfloat16 import takes
+from localgemma_cli.backends.pytorch.layers.cpu_linear import WidenedLinear
+from localgemma_cli.backends.pytorch.loading.loader import load_model
+from localgemma_cli.models.resolve import resolve, resolve_adapted
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from localgemma_cli.backends.local import decoding
+from localgemma_cli.backends.pytorch.generation import decode as decoding
 from localgemma_cli.events import Reading
 
 

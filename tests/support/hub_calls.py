@@ -36,7 +36,7 @@ LOADED = {*SMALL, *WEIGHTS}
 
 CHILD = """
 import json, sys
-from localgemma_cli.backends.local import hub
+from localgemma_cli.models.hub import client as hub
 from localgemma_cli.errors import LocalGemmaError
 
 outcomes = []

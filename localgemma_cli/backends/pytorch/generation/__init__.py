@@ -1,0 +1,1 @@
+"""Prefill, decode and the ways to make them faster."""

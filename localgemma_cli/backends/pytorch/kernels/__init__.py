@@ -1,0 +1,1 @@
+"""Compiled products for processors, each beside a reference in torch."""

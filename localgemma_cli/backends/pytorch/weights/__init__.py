@@ -1,0 +1,1 @@
+"""Weights as bytes: quantized, mapped from a file, streamed to a GPU."""

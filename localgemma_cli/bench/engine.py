@@ -1,0 +1,178 @@
+"""localgemma's own engine, through the seam that a chat uses."""
+
+import os
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from statistics import median
+from threading import Event as Cancel
+from threading import Thread
+
+import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+
+from localgemma_cli.backends.pytorch.backend import LocalBackend
+from localgemma_cli.backends.pytorch.loading.loader import load_model
+from localgemma_cli.bench.gauges import peaks, read_bytes, reset_peaks, synchronise, weights_bytes
+from localgemma_cli.bench.job import (
+    CHAT_TURNS,
+    WARM_UP,
+    Answered,
+    Chatted,
+    ChatWorkload,
+    Job,
+    Loaded,
+    Outcome,
+    Workload,
+)
+from localgemma_cli.bench.prompts import prompt_ids, random_ids
+from localgemma_cli.bench.random_weights import load_dummy
+from localgemma_cli.conversation import Message
+from localgemma_cli.events import Finished
+from localgemma_cli.prompts.detokenizer import Detokenizer
+from localgemma_cli.prompts.prompter import Prompter
+from localgemma_cli.prompts.tokenizer import load_tokenizer
+from localgemma_cli.render.plain import PlainRenderer
+from localgemma_cli.render.progress import silent
+from localgemma_cli.sampling import Sampling
+
+_STREAM_TOKENS = 2000
+
+
+class _IdPrompter(Prompter):
+    """Every message carries its ids, and nothing ends an answer: what is asked for is what is timed."""
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        return [token for message in messages for token in message.token_ids or ()]
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        return frozenset()
+
+
+def measure(job: Job) -> Outcome:
+    prompter = _IdPrompter(load_tokenizer(job.tokenizer))
+    seconds, backend, model = _load(job, prompter)
+    bench = _Bench(backend, model, job)
+    bench.run(WARM_UP, repeat=-1)
+    loaded = Loaded(seconds, peaks(model.device), weights_bytes(model))
+    return Outcome(
+        loaded=loaded,
+        read_bytes=read_bytes(model),
+        answered=tuple(bench.answer(workload) for workload in job.workloads),
+        chatted=bench.chat(job.chat) if job.workloads and job.chat else None,
+        stream_seconds_per_token=stream_cost(prompter.tokenizer.backend_tokenizer),
+    )
+
+
+def _load(job: Job, prompter: Prompter) -> tuple[float, LocalBackend, PreTrainedModel]:
+    """The seconds that it took, and what it gave."""
+    device = torch.device(job.plan.device)
+    reset_peaks(device)
+    synchronise(device)
+    started = time.perf_counter()
+    if job.weights is None:
+        model = load_dummy(job.plan, job.seed)
+    else:
+        model = load_model(job.plan, job.weights, silent)
+    if model.generation_config:
+        model.generation_config.eos_token_id = None
+    backend = LocalBackend(job.plan, model, prompter)
+    synchronise(device)
+    return time.perf_counter() - started, backend, model
+
+
+class _Bench:
+    """One loaded model, and prompts that share no beginning, so that none is in the cache already."""
+
+    def __init__(self, backend: LocalBackend, model: PreTrainedModel, job: Job) -> None:
+        self._backend, self._job = backend, job
+        self._vocabulary: int = model.config.vocab_size
+        self._device = torch.device(job.plan.device)
+
+    def answer(self, workload: Workload) -> Answered:
+        if self._device.type != "cpu":
+            self.run(workload, repeat=-1)  # graphs and kernels are made for a shape when it first comes
+            self._backend.wait()
+            self.run(workload, repeat=-2)  # what was compiled meanwhile is recorded
+        reset_peaks(self._device)
+        runs = [self.run(workload, repeat) for repeat in range(self._job.repeats)]
+        return Answered(
+            workload=workload,
+            first_token_seconds=median(first for _, first, _ in runs),
+            decode_tokens_per_second=median(
+                (workload.new_tokens - 1) / (total - first) for _, first, total in runs
+            ),
+            token_ids=runs[0][0].token_ids or (),
+            peaks=peaks(self._device),
+        )
+
+    def run(self, workload: Workload, repeat: int) -> tuple[Finished, float, float]:
+        """See `_time`."""
+        ids = prompt_ids(self._vocabulary, workload, self._job.seed, repeat)
+        return self._time(Message("user", "", ids), workload.new_tokens)
+
+    def chat(self, chat: ChatWorkload) -> Chatted:
+        """Time the last turn with several questions: each rolls the cache back to the history before it."""
+        earlier = CHAT_TURNS - 1
+        asked = max(1, chat.history_tokens // earlier - chat.answer_tokens)
+        history: tuple[Message, ...] = ()
+        for turn in range(earlier):
+            history += (self._message(asked, f"turn {turn}"),)
+            finished, _, _ = self._time(history, chat.answer_tokens)
+            history += (Message("assistant", "", finished.token_ids),)
+        lasts = [
+            self._time((*history, self._message(chat.question_tokens, f"last {repeat}")), 2)
+            for repeat in range(self._job.repeats)
+        ]
+        usage = lasts[0][0].usage
+        prompt_tokens = usage.prompt_tokens or 0  # a local model always counts
+        _, full, _ = self._time(self._message(prompt_tokens, "full"), 2)
+        return Chatted(
+            prompt_tokens,
+            usage.cached_prompt_tokens or 0,
+            median(first for _, first, _ in lasts),
+            full,
+        )
+
+    def _message(self, tokens: int, name: object) -> Message:
+        return Message("user", "", random_ids(self._vocabulary, tokens, self._job.seed, name))
+
+    def _time(
+        self, messages: Message | tuple[Message, ...], new_tokens: int
+    ) -> tuple[Finished, float, float]:
+        """A greedy answer, seconds to its first token and in all."""
+        sampling = Sampling(temperature=0, max_new_tokens=new_tokens)
+        synchronise(self._device)
+        started = time.perf_counter()
+        asked = (messages,) if isinstance(messages, Message) else messages
+        *_, finished = self._backend.stream(asked, sampling, Cancel())
+        synchronise(self._device)
+        total = time.perf_counter() - started
+        assert isinstance(finished, Finished)  # a stream always ends with one
+        return finished, finished.timing.time_to_first_token_seconds, total
+
+
+def stream_cost(tokenizer: Tokenizer) -> float:
+    """Seconds per token from an id to text that has been flushed into a pipe; the answer is a long one."""
+    size = min(tokenizer.get_vocab_size(), 256_000)
+    ids = random_ids(size, _STREAM_TOKENS, 0, "stream")
+    read_end, write_end = os.pipe()
+    drain = Thread(target=_drain, args=(read_end,), daemon=True)
+    drain.start()
+    with open(write_end, "w", encoding="utf-8") as pipe:
+        detokenizer, renderer = Detokenizer(tokenizer), PlainRenderer(pipe)
+        started = time.perf_counter()
+        for token in ids:
+            if text := detokenizer.step(token):
+                renderer.delta(text)
+        seconds = time.perf_counter() - started
+    drain.join()
+    return seconds / len(ids)
+
+
+def _drain(read_end: int) -> None:
+    while os.read(read_end, 1 << 16):
+        pass
+    os.close(read_end)

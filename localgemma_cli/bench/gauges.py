@@ -1,0 +1,92 @@
+"""Clocks, memory peaks and bytes: what every engine is measured with."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from transformers import PreTrainedModel
+
+from localgemma_cli.bench.job import Peaks
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was told, so that a clock reads its time and not the host's."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def reset_peaks(device: torch.device) -> None:
+    """Where the system cannot (it is not Linux), the host's peak stays that of the whole process."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # a container may forbid it
+            Path("/proc/self/clear_refs").write_text("5")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peaks(device: torch.device) -> Peaks:
+    allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return Peaks(_host_peak(), allocated)
+
+
+def _host_peak() -> int:
+    """Bytes; Linux's VmHWM, because its ru_maxrss begins with the parent's own size."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
+
+
+def weights_bytes(model: PreTrainedModel) -> int:
+    """Every tensor once, quantization's own included."""
+    return _total(model, skipped=None)
+
+
+def read_bytes(model: PreTrainedModel) -> int:
+    """What one decode step reads of the weights: every tensor once, but of the embedding a row.
+
+    A tied head is the embedding's tensor, and is read whole.
+    """
+    embedding = model.get_input_embeddings()
+    row = embedding.weight.shape[-1] * embedding.weight.element_size()
+    return _total(model, skipped=embedding) + int(row)
+
+
+def _total(model: PreTrainedModel, skipped: torch.nn.Module | None) -> int:
+    sizes = {
+        _identity(tensor): tensor.numel() * tensor.element_size()
+        for module in model.modules()
+        if module is not skipped
+        for tensor in _tensors_of(module)
+    }
+    return sum(sizes.values())
+
+
+def _identity(tensor: torch.Tensor) -> int:
+    """Where its bytes lie; itself where it has none of its own: offloaded, or in a library's own layout."""
+    strided = tensor.layout is torch.strided and tensor.device.type != "meta"
+    return tensor.data_ptr() if strided else id(tensor)
+
+
+def _tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """A module's own tensors; packed or quantized weights may be plain attributes."""
+    own = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    for value in own:
+        yield from _tensors_in(value)
+
+
+def _tensors_in(value: object) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    if type(value).__module__.startswith("bitsandbytes"):  # scales and code books hang on weights and states
+        for inner in vars(value).values():
+            yield from _tensors_in(inner)

@@ -1,0 +1,56 @@
+"""What figures were measured on and with: without it they mean nothing."""
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import psutil  # type: ignore[import-untyped]
+
+from localgemma_cli.planning.hardware import Hardware
+from localgemma_cli.types import gigabytes
+
+_PACKAGES = ("localgemma-cli", "torch", "transformers", "bitsandbytes", "llama-cpp-python")
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: str
+    name: str
+    cores: int
+    memory_bytes: int
+    bandwidth_bytes_per_second: float
+    system: str
+    versions: dict[str, str]
+
+    def line(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return (
+            f"{self.device}: {self.name}, {self.cores} cores, {gigabytes(self.memory_bytes)},"
+            f" {self.bandwidth_bytes_per_second / 1e9:.1f} GB/s\n{versions}; {self.system}"
+        )
+
+
+def describe_machine(hardware: Hardware, bandwidth: float) -> Machine:
+    return Machine(
+        device=hardware.device,
+        name=hardware.name,
+        cores=_cores(),
+        memory_bytes=hardware.device_memory_total,
+        bandwidth_bytes_per_second=bandwidth,
+        system=f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        versions={name: number for name in _PACKAGES if (number := _version(name))},
+    )
+
+
+def _cores() -> int:
+    """Those that this process may use: a container or `taskset` may allow fewer than there are."""
+    physical: int = psutil.cpu_count(logical=False) or 1
+    process = psutil.Process()
+    return min(physical, len(process.cpu_affinity())) if hasattr(process, "cpu_affinity") else physical
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,113 @@
+"""Plain `transformers.generate`: what everything else is compared with."""
+
+import time
+from dataclasses import replace
+from statistics import median
+
+import torch
+from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from localgemma_cli.bench.gauges import peaks, read_bytes, reset_peaks, synchronise, weights_bytes
+from localgemma_cli.bench.job import WARM_UP, Answered, Job, Loaded, Outcome, Workload
+from localgemma_cli.bench.prompts import prompt_ids
+from localgemma_cli.bench.random_weights import load_dummy
+
+
+class _Clock(BaseStreamer):
+    """When the first token came; `generate` hands over the prompt before it."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: object) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+class _Margins(LogitsProcessor):
+    """What the likeliest token's logit has over the next; near zero, rounding decides between them."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        best, next_best = scores[0].float().topk(2).values.tolist()
+        self.values.append(best - next_best)
+        return scores
+
+
+def measure(job: Job) -> Outcome:
+    """`job.plan` gives dtype and device; the attention is the reference's own, and nothing is quantized."""
+    device = torch.device(job.plan.device)
+    reset_peaks(device)
+    synchronise(device)
+    started = time.perf_counter()
+    model = _load(job)
+    synchronise(device)
+    seconds = time.perf_counter() - started
+    _generate(model, _prompt(model, job, WARM_UP, -1), WARM_UP.new_tokens)
+    loaded = Loaded(seconds, peaks(device), weights_bytes(model))
+    first, margins = job.workloads[0], _Margins()
+    _generate(model, _prompt(model, job, first, 0), first.new_tokens, margins=margins)
+    answered = [_answer(model, job, workload) for workload in job.workloads]
+    answered[0] = replace(answered[0], margins=tuple(margins.values))
+    return Outcome(loaded, read_bytes(model), tuple(answered))
+
+
+def _load(job: Job) -> PreTrainedModel:
+    if job.weights is None:
+        model = load_dummy(job.plan, job.seed, attn_implementation="eager")
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            job.weights,
+            dtype=getattr(torch, job.plan.dtype),
+            attn_implementation="eager",
+            device_map={"": job.plan.device},
+            use_safetensors=True,
+            local_files_only=True,
+        ).eval()
+    model.generation_config.eos_token_id = None  # as many tokens as are asked for
+    return model
+
+
+def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> Answered:
+    reset_peaks(model.device)
+    first, rates, answers = [], [], []
+    for repeat in range(job.repeats):
+        prompt, clock = _prompt(model, job, workload, repeat), _Clock()
+        synchronise(model.device)
+        started = time.perf_counter()
+        answers.append(_generate(model, prompt, workload.new_tokens, clock=clock))
+        synchronise(model.device)
+        first.append(clock.times[1] - started)
+        rates.append((workload.new_tokens - 1) / (time.perf_counter() - clock.times[1]))
+    return Answered(workload, median(first), median(rates), answers[0], peaks(model.device))
+
+
+def _prompt(model: PreTrainedModel, job: Job, workload: Workload, repeat: int) -> torch.Tensor:
+    ids = prompt_ids(model.config.vocab_size, workload, job.seed, repeat)
+    return torch.tensor([ids], device=model.device)
+
+
+def _generate(
+    model: PreTrainedModel,
+    prompt: torch.Tensor,
+    new_tokens: int,
+    *,
+    margins: _Margins | None = None,
+    clock: _Clock | None = None,
+) -> tuple[int, ...]:
+    """The greedy answer's ids."""
+    output = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=new_tokens,
+        pad_token_id=0,
+        logits_processor=LogitsProcessorList([margins] if margins else []),
+        streamer=clock,
+    )
+    return tuple(output[0, prompt.shape[1] :].tolist())

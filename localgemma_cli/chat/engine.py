@@ -1,0 +1,169 @@
+"""What answers: a model on this machine, or a server."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from localgemma_cli.errors import UsageError
+
+if TYPE_CHECKING:  # each of the two imports only its own side
+    from localgemma_cli.backends.base import Backend
+    from localgemma_cli.backends.http.endpoint import Endpoint
+    from localgemma_cli.events import ProgressSink
+    from localgemma_cli.models.resolve import Source
+    from localgemma_cli.planning.plan import LoadPlan
+    from localgemma_cli.render.json import Run
+
+_SAID = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the weakest first
+_LOCAL_ONLY = (
+    "preset",
+    "adapter",
+    "revision",
+    "template",
+    "force",
+    "offline",
+    "context",
+    "device",
+    "dtype",
+    "quantization",
+    "attention",
+    "compile",
+    "assistant",
+    "device_memory",
+    "host_memory",
+)
+
+
+class Target(Protocol):
+    """`label` is for the chat's bar, `introduction` for its first line; `warnings`, `reasons` for stderr."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def introduction(self) -> str: ...
+
+    @property
+    def model(self) -> str:
+        """Its id, or a server's own name for it."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
+
+    def load(self, progress: "ProgressSink") -> "Backend": ...
+
+    def run(self, load_seconds: float) -> "Run":
+        """What `--json` says of it, once it is loaded."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalTarget:
+    source: "Source"
+    plan: "LoadPlan"
+    template: str
+
+    @property
+    def model(self) -> str:
+        return self.plan.model.id
+
+    @property
+    def label(self) -> str:
+        return f"{self.plan.model.name} · {self.plan.preset}"
+
+    @property
+    def introduction(self) -> str:
+        facts = self.plan.model
+        who = facts.name if facts.id == facts.name else f"{facts.name} ({facts.id})"
+        return f"Model {who}, preset {self.plan.preset}, on {self.plan.device}."
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.plan.warnings
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        return tuple(f"plan: {reason}" for reason in self.plan.reasons)
+
+    def load(self, progress: "ProgressSink") -> "Backend":
+        from localgemma_cli.models.resolve import ASK_ABOVE, fetch, fetch_adapter, fetch_assistant
+
+        # What is not on disk at all was agreed to before; a copy is not replaced by gigabytes unasked.
+        folder = fetch(self.source, progress, ASK_ABOVE)
+        adapter = fetch_adapter(self.source, progress, ASK_ABOVE)
+        draft = fetch_assistant(self.source, progress, ASK_ABOVE)
+        from localgemma_cli.events import LoadProgress
+
+        progress(LoadProgress("starting PyTorch"))
+        from localgemma_cli.backends.pytorch.backend import Parts, load
+
+        return load(self.plan, folder, progress, Parts(self.template, adapter, draft))
+
+    def run(self, load_seconds: float) -> "Run":
+        from localgemma_cli.render.json import Run
+
+        return Run(self.plan.model.id, self.plan.preset, "local", load_seconds, self.plan.to_dict())
+
+
+class RemoteTarget:
+    """A server; `say` and `detail` tell what it refuses and what it is."""
+
+    def __init__(
+        self, endpoint: "Endpoint", say: Callable[[str], None], detail: Callable[[str], None]
+    ) -> None:
+        self._endpoint, self._say, self._detail = endpoint, say, detail
+        self._model = endpoint.model or ""
+        self.warnings: tuple[str, ...] = ()
+        self.reasons: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        return self._model or self._endpoint.host
+
+    @property
+    def label(self) -> str:
+        return " · ".join(part for part in (self._model, self._endpoint.host) if part)
+
+    @property
+    def introduction(self) -> str:
+        return f"{f'Model {self._model}' if self._model else 'A model'} on the server {self._endpoint.host}."
+
+    def load(self, progress: "ProgressSink") -> "Backend":
+        from localgemma_cli.backends.http.backend import connect
+        from localgemma_cli.events import LoadProgress
+
+        progress(LoadProgress("connecting"))
+        backend = connect(self._endpoint, self._say, self._detail)
+        self._model = backend.model
+        return backend
+
+    def run(self, load_seconds: float) -> "Run":
+        from localgemma_cli.render.json import Run
+
+        return Run(self._model, None, "remote", load_seconds, None)
+
+
+def wants_endpoint(url: str | None, sources: Mapping[str, str]) -> bool:
+    """Whether a server was asked for; UsageError where an option was given that only a local model has.
+
+    `sources` says where each option's value is from; those of a config file may stand beside an endpoint.
+    """
+    if url in (None, "", "none"):
+        return False
+    for name in _LOCAL_ONLY:
+        if sources.get(name) == "COMMANDLINE":
+            raise UsageError(
+                f"--{name.replace('_', '-')} is for a model on this machine, not for a server.",
+                "Leave it out, or take --endpoint none.",
+            )
+    return True
+
+
+def remote_model(model: str | None, sources: Mapping[str, str]) -> str | None:
+    """The model's name on the server: one from a weaker place than the endpoint's names a local model."""
+    weaker = _SAID.index(sources.get("model", "DEFAULT")) < _SAID.index(sources.get("endpoint", "DEFAULT"))
+    return None if weaker else model

@@ -1,0 +1,1 @@
+"""Slash commands: what a line means, and what each command does."""

@@ -1,0 +1,1 @@
+"""The interactive chat in a terminal: the prompt, its keys, its toolbar."""

@@ -1,0 +1,52 @@
+"""What the bar below the prompt says."""
+
+from collections.abc import Iterator, Sequence
+
+from prompt_toolkit.application import get_app
+from prompt_toolkit.enums import EditingMode
+from prompt_toolkit.key_binding.vi_state import InputMode
+from prompt_toolkit.utils import get_cwidth
+
+from localgemma_cli.render.base import Answer
+from localgemma_cli.sanitize import one_line
+
+_LABEL_COLUMNS = 20  # that the first part keeps
+
+
+def fitted(parts: Sequence[str]) -> str:
+    """`parts` as far as the terminal is wide; the first, where it is long, by its end: a path's says most."""
+    columns = get_app().output.get_size().columns
+    first, *rest = map(one_line, parts)
+    others = "".join(f" · {part}" for part in rest)
+    bar = " " + _end_of(first, max(columns - get_cwidth(others) - 2, _LABEL_COLUMNS))
+    for part in rest:
+        if get_cwidth(f"{bar} · {part}") < columns:
+            bar += f" · {part}"
+    return bar
+
+
+def vi_mode() -> str | None:
+    """The one that the prompt is in; None with other keys than vi's."""
+    app = get_app()
+    if app.editing_mode != EditingMode.VI:
+        return None
+    mode = app.vi_state.input_mode
+    return {InputMode.NAVIGATION: "normal"}.get(mode, mode.value.removeprefix("vi-").replace("-", " "))
+
+
+def _end_of(text: str, columns: int) -> str:
+    if get_cwidth(text) <= columns:
+        return text
+    while get_cwidth(text) > columns - 1:
+        text = text[1:]
+    return f"…{text}"
+
+
+def figures(answer: Answer, context: int | None) -> Iterator[str]:
+    """What is known of them: a server need not count."""
+    usage, rate = answer.finished.usage, answer.finished.timing.decode_tokens_per_second
+    if usage.prompt_tokens is not None and usage.completion_tokens is not None:
+        used = usage.prompt_tokens + usage.completion_tokens
+        yield f"{used}/{context} tokens" if context else f"{used} tokens"
+    if rate is not None:
+        yield f"{rate:.1f} tok/s"

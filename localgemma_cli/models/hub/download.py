@@ -1,0 +1,258 @@
+"""Asking the hub and receiving from it; raises what the client and its HTTP library raise.
+
+The bytes are received here because the client (2.x) throws a broken download away, and a shard has gigabytes;
+and because what answers may not be the hub: nothing it sends is read without an end, in bytes or in time.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any
+from urllib.parse import quote
+
+from huggingface_hub import constants, get_session, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented there, but not marked as exported
+    WeakFileLock,
+    build_hf_headers,
+    hf_raise_for_status,
+    validate_repo_id,
+)
+
+from localgemma_cli.errors import NetworkError
+from localgemma_cli.models.hub.cache import (
+    COMMIT,
+    Repo,
+    RepoFile,
+    discard_foreign,
+    is_whole,
+    link,
+    make_folder,
+    open_partial,
+    size_of,
+)
+from localgemma_cli.models.hub.errors import HTTP_ERROR, no_answer, not_a_hub, not_a_name
+from localgemma_cli.text import parse_json
+
+_WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+_NAME = re.compile(r"[A-Za-z0-9_][\w.+ -]{0,150}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\b.*", re.IGNORECASE)  # Windows has devices under these
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_LARGEST = 2**63  # bytes of a file, more than any disk counts
+_LONGEST_LISTING = 32 * 2**20  # bytes
+_LONGEST_REFUSAL = 2**16  # bytes
+_RETRIES = 5
+_RETRY_SECONDS = 1.0
+_STEP = 2**20  # bytes that an attempt must bring at least, or it counts as one of the failures
+_SLOWEST = 1024  # bytes per second
+
+
+@dataclass(frozen=True)
+class Listing:
+    commit: str
+    gated: bool
+    files: tuple[RepoFile, ...]
+    names: tuple[str, ...] = ()  # of everything at the top of the repository
+
+
+def list_files(repo: Repo, patience: float) -> Listing:
+    """What the hub has of a model that would be loaded; waits `patience` seconds for it."""
+    try:
+        validate_repo_id(repo.model_id)
+    except HFValidationError as error:
+        raise not_a_name(repo) from error
+    path = f"api/models/{repo.model_id}/revision/{quote(repo.revision, safe='')}?blobs=true"
+    with _answer(repo, f"{constants.ENDPOINT}/{path}", {}, patience) as response:
+        body = _read(response, _LONGEST_LISTING, patience)
+    try:
+        return _listing(parse_json(body), repo)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise not_a_hub() from error
+
+
+def _listing(info: Any, repo: Repo) -> Listing:
+    """Raises one of the errors that a JSON of another form gives."""
+    listed = info.get("siblings") or ()
+    siblings = [each for each in listed if _is_wanted(each["rfilename"])]
+    files = {file.name: file for file in map(_file, siblings)}
+    if not COMMIT.fullmatch(info["sha"]):
+        raise ValueError("no commit")
+    gated = repo.gated if info.get("gated") is None else bool(info["gated"])
+    names = tuple(each["rfilename"] for each in listed if not re.search(r"[/\\]", each["rfilename"]))
+    return Listing(info["sha"], bool(gated), tuple(files.values()), names)
+
+
+def _is_wanted(name: str) -> bool:
+    """Weights, configuration and tokenizer at the top of a repository: what a loader opens, and no code."""
+    is_plain = _NAME.fullmatch(name) and not _RESERVED.fullmatch(name)
+    return bool(is_plain) and any(fnmatchcase(name, pattern) for pattern in _WANTED)
+
+
+def _file(sibling: Mapping[str, Any]) -> RepoFile:
+    digest = sibling["lfs"]["sha256"] if sibling.get("lfs") else sibling["blobId"]
+    size = sibling["size"]
+    is_size = isinstance(size, int) and not isinstance(size, bool) and 0 <= size <= _LARGEST
+    if not is_size or not _DIGEST.fullmatch(digest):
+        raise ValueError("no size or no digest")
+    return RepoFile(sibling["rfilename"], size, digest)
+
+
+def download(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], None]) -> None:
+    """Bring one file into the snapshot; `report` is told how many of its bytes are here."""
+    blob, partial = repo.blob(file), repo.partial(file)
+    make_folder(blob.parent)
+    make_folder(repo.lock(file).parent)
+    with WeakFileLock(repo.lock(file)):
+        if not is_whole(blob, file):
+            _receive(repo, commit, file, report)
+            if _digest(partial, file) != file.digest:
+                partial.unlink()
+                raise NetworkError(f"{file.name} arrived damaged.", "Run the command again.")
+            partial.replace(blob)
+        if not is_whole(repo.snapshot(commit) / file.name, file):
+            link(repo, commit, file)
+
+
+def _receive(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], None]) -> None:
+    """Append to what is there until all of it is; attempts that bring little beyond it count as failures.
+
+    What an attempt throws away and brings again is nothing beyond.
+    """
+    url = hf_hub_url(repo.model_id, file.name, revision=commit)
+    partial, failures = repo.partial(file), 0
+    discard_foreign(partial)
+    if size_of(partial) > file.size:
+        partial.unlink()
+    open_partial(partial).close()
+    reached, step = size_of(partial), max(_STEP, file.size // 1000)
+    while size_of(partial) < file.size:
+        trouble: Exception | None = None
+        try:
+            _stream(url, repo, partial, file, report)
+        except (HTTP_ERROR, _TooSlow) as error:
+            trouble = error
+        have = size_of(partial)
+        failures = 0 if have >= min(reached + step, file.size) else failures + 1
+        reached = max(reached, have) if failures == 0 else reached
+        if trouble and not _is_transient(trouble):
+            raise trouble
+        if failures > _RETRIES:
+            if isinstance(trouble, HTTP_ERROR):
+                raise trouble
+            how = "too slowly" if trouble else "no more"
+            raise NetworkError(f"The hub sends {file.name} {how}.", "Run the command again later.")
+        if trouble:
+            time.sleep(_RETRY_SECONDS)
+
+
+class _TooSlow(Exception):
+    """A connection that is open, and of no use."""
+
+
+def _stream(url: str, repo: Repo, partial: Path, file: RepoFile, report: Callable[[int], None]) -> None:
+    have, patience = size_of(partial), constants.HF_HUB_DOWNLOAD_TIMEOUT
+    wanted = {"Range": f"bytes={have}-"} if have else {}
+    with _answer(repo, url, wanted, patience) as response, open_partial(partial) as out:
+        if have and not _goes_on(response, have):
+            out.truncate(have := 0)
+            if response.status_code == 206:  # some other part
+                return
+        for chunk in _chunks(response, patience):
+            out.write(chunk[: file.size - have])
+            have = min(have + len(chunk), file.size)
+            report(have)
+            if have == file.size:  # as it was listed, whatever else would come
+                return
+
+
+def _goes_on(response: Any, have: int) -> bool:
+    begins = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
+    return response.status_code == 206 and begins is not None and int(begins[1]) == have
+
+
+@contextmanager
+def _answer(repo: Repo, url: str, headers: dict[str, str], patience: float) -> Iterator[Any]:
+    """The response whose body is to be read; raises HfHubHTTPError where it is a refusal."""
+    # A compressed answer would have no length, and ranges of it no meaning.
+    told = build_hf_headers(token=repo.token or False, headers={"Accept-Encoding": "identity", **headers})
+    client = get_session()
+    request = client.build_request("GET", url, headers=told, timeout=patience)
+    response = _within(3 * patience, lambda: client.send(request, stream=True))
+    try:
+        if response.status_code >= 400:
+            body = _read(response, _LONGEST_REFUSAL, patience)
+            kept = {k: v for k, v in response.headers.items() if k.lower() not in _ABOUT_THE_BODY}
+            hf_raise_for_status(
+                type(response)(response.status_code, headers=kept, content=body, request=response.request)
+            )
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise not_a_hub()
+        yield response
+    finally:
+        response.close()
+
+
+_ABOUT_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
+
+
+def _within(seconds: float, action: Callable[[], Any]) -> Any:
+    """What `action` gives, in a thread that is left alone where it takes longer: a head can trickle in."""
+    done: Queue[tuple[Any, Exception | None]] = Queue()
+
+    def run() -> None:
+        try:
+            done.put((action(), None))
+        except Exception as error:  # raised by whoever waits
+            done.put((None, error))
+
+    Thread(target=run, name="hub", daemon=True).start()
+    try:
+        result, error = done.get(timeout=seconds)
+    except Empty:
+        raise no_answer() from None
+    if error is not None:
+        raise error
+    return result
+
+
+def _read(response: Any, most: int, patience: float) -> bytes:
+    """The body, or so many bytes of it."""
+    body = bytearray()
+    try:
+        for chunk in _chunks(response, patience):
+            body += chunk
+            if len(body) > most:
+                break
+    except _TooSlow:
+        raise no_answer() from None
+    return bytes(body[:most])
+
+
+def _chunks(response: Any, patience: float) -> Iterator[bytes]:
+    """The body as it comes; _TooSlow where `patience` seconds bring next to nothing."""
+    since, came = time.monotonic(), 0
+    for chunk in response.iter_raw():
+        yield chunk
+        came += len(chunk)
+        if (took := time.monotonic() - since) > patience:
+            if came < _SLOWEST * took:
+                raise _TooSlow
+            since, came = time.monotonic(), 0
+
+
+def _is_transient(error: Exception) -> bool:
+    return not isinstance(error, HfHubHTTPError) or error.response.status_code >= 500
+
+
+def _digest(path: Path, file: RepoFile) -> str:
+    is_large = len(file.digest) == 64
+    state = hashlib.sha256() if is_large else hashlib.sha1(b"blob %d\0" % file.size)
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, lambda: state).hexdigest()

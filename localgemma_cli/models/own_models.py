@@ -1,0 +1,101 @@
+"""`models.toml`: names of the user's own, each with where it lies and how it is talked to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from localgemma_cli.config import read_toml
+from localgemma_cli.documents import is_number, shown
+from localgemma_cli.environment import config_folder, expanded
+from localgemma_cli.errors import LocalGemmaError, UsageError
+from localgemma_cli.models.catalog import MODEL_NAMES
+from localgemma_cli.sampling import Mode, sampling_for
+from localgemma_cli.types import PROMPT_FORMS, listed
+
+AUTO = "auto"
+_TEXTS = ("repository", "revision", "template", "adapter", "endpoint", "system")
+_WHOLE = ("top_k", "seed", "max_new_tokens")
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", *_WHOLE)
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """One table of `models.toml`; `repository` is a built-in name, a hub id, a folder or a server's model."""
+
+    name: str
+    repository: str | None = None
+    revision: str | None = None
+    template: str | None = None
+    adapter: str | None = None
+    endpoint: str | None = None
+    system: str | None = None
+    sampling: Mapping[str, float] = field(default_factory=dict)
+
+
+def own_models(path: Path | None = None) -> dict[str, OwnModel]:
+    """By name; {} without a file, UsageError naming file and key for what cannot be meant."""
+    path = path or config_folder() / "models.toml"
+    return {name: _own_model(name, table, path) for name, table in read_toml(path).items()}
+
+
+def own_model(name: str | None) -> OwnModel | None:
+    return own_models().get(name) if name else None
+
+
+def check_template(template: str) -> str:
+    """`template` as it was given; UsageError where it is neither a known form nor a Jinja file."""
+    if template != AUTO and template not in PROMPT_FORMS and not template.endswith(".jinja"):
+        raise UsageError(
+            f"--template cannot be {shown(template)}.",
+            f"Choose one of: {listed((AUTO, *PROMPT_FORMS))}; or a file that ends in .jinja.",
+        )
+    return template
+
+
+def _own_model(name: str, table: object, path: Path) -> OwnModel:
+    if name in MODEL_NAMES or not name or "/" in name:
+        what = "is a built-in model's name" if name in MODEL_NAMES else "is no name"
+        raise UsageError(f"{path}: {shown(name)} {what}.", "Choose another, without a slash.")
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: {name} must be a table.", f"Write [{name}], then its keys below.")
+    allowed = (*_TEXTS, "sampling")
+    for key, value in table.items():
+        if key not in allowed:
+            raise UsageError(f"{path}: [{name}] has no key {shown(key)}.", f"Allowed: {listed(allowed)}.")
+        if key in _TEXTS and (not isinstance(value, str) or not value.strip()):
+            raise UsageError(f"{path}: {key} of [{name}] must be text.", "Correct the value.")
+    if not table.keys() & {"repository", "endpoint", "adapter"}:
+        raise UsageError(
+            f"{path}: [{name}] says neither repository, adapter nor endpoint.",
+            'Add one, for example: repository = "google/gemma-2-2b-it"',
+        )
+    texts = {key: value for key, value in table.items() if key in _TEXTS}
+    if "template" in texts:
+        texts["template"] = _template(texts["template"], name, path)
+    return OwnModel(name, **texts, sampling=_sampling(table.get("sampling", {}), name, path))
+
+
+def _template(template: str, name: str, path: Path) -> str:
+    """A file's path counts from the folder of `models.toml`."""
+    try:
+        check_template(template)
+    except UsageError as error:
+        raise UsageError(f"{path}: template of [{name}] cannot be {shown(template)}.", error.hint) from None
+    return str(path.parent / expanded(template)) if template.endswith(".jinja") else template
+
+
+def _sampling(table: object, name: str, path: Path) -> dict[str, float]:
+    if not isinstance(table, dict):
+        raise UsageError(f"{path}: sampling of [{name}] must be a table.", "sampling = { temperature = 0.2 }")
+    values = {key.replace("-", "_"): value for key, value in table.items()}
+    for key, value in values.items():
+        if key not in _NUMBERS:
+            known = listed(_NUMBERS).replace("_", "-")
+            raise UsageError(f"{path}: sampling of [{name}] has no key {shown(key)}.", f"Allowed: {known}.")
+        if not is_number(value) or (key in _WHOLE and not isinstance(value, int)):
+            raise UsageError(f"{path}: {key} in sampling of [{name}] is no number.", "Correct the value.")
+    try:
+        sampling_for(Mode.CHAT, values)
+    except LocalGemmaError as error:
+        raise UsageError(f"{path}: sampling of [{name}]: {error.message}", error.hint) from None
+    return values

@@ -1,0 +1,330 @@
+"""What `--model` names: facts for the planner first, a folder of weights once they are wanted."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+from localgemma_cli.documents import read_object, reason
+from localgemma_cli.environment import expanded
+from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
+from localgemma_cli.events import ProgressSink
+from localgemma_cli.models.adapter_config import Adapter, adapter_of
+from localgemma_cli.models.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
+from localgemma_cli.models.model_names import nearest_model
+from localgemma_cli.models.other_formats import is_adapter, no_part_of_a_repository, refuse_other_formats
+from localgemma_cli.models.own_models import OwnModel, own_models
+
+ASK_ABOVE = 100_000_000  # bytes; a larger download needs the user's yes
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:\S+")
+_ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model's facts, and its folder (or GGUF file) where that is known without asking the hub.
+
+    `adapter_revision` is the adapter's own, on the hub.
+    """
+
+    facts: ModelFacts
+    folder: Path | None
+    revision: str | None
+    offline: bool
+    assistant: "Source | None" = None
+    adapter_revision: str | None = None
+
+
+def resolve_assistant(model: str, *, offline: bool) -> Source:
+    """As `resolve`; `--revision` is the larger model's."""
+    with _about_the_assistant():
+        source = resolve(model, revision=None, offline=offline)
+        if source.facts.adapter is not None:
+            raise UsageError(
+                f"{model} has an adapter, which only the larger model can have.", "Name its base."
+            )
+        return source
+
+
+def resolve(model: str, *, revision: str | None, offline: bool, force: bool = False) -> Source:
+    """Raises NotFoundError, with the nearest name, where `model` is nothing that could be loaded."""
+    own = own_models()
+    if model in own:
+        return _resolve_own(own[model], revision, offline, force)
+    return _resolve_known(model, revision, offline, force, others=tuple(own))
+
+
+def _resolve_known(
+    model: str, revision: str | None, offline: bool, force: bool, others: tuple[str, ...] = ()
+) -> Source:
+    facts = lookup(model)
+    if facts is not None:
+        folder = Path(str(files("localgemma_cli.demo") / "model")) if facts.bundled else None
+        return Source(facts, folder, revision, offline)
+    path = expanded(model)
+    if path.is_dir():
+        there = _names_in(path)
+        if is_adapter(there):
+            return _adapted(None, model, revision, offline, force)
+        refuse_other_formats(there, model, on_disk=path)
+        facts = facts_from_config(_local_config(path), name=model, id=model, force=force)
+        return Source(_with_the_stored_head(facts, path), path, revision, offline)
+    if path.is_file():
+        return Source(_file_facts(path, model), path, revision, offline)
+    if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
+        from localgemma_cli.models.hub.cache import cached
+        from localgemma_cli.models.hub.client import read_config  # only a hub id needs the client
+
+        try:
+            config = read_config(model, revision=revision, offline=offline)
+        except NotFoundError as error:
+            raise _with_the_nearest(error, model) from error
+        if "peft_type" in config:
+            return _adapted(None, model, revision, offline, force)
+        facts = facts_from_config(config, name=model, id=model, force=force)
+        return Source(_with_the_stored_head(facts, cached(model, revision)), None, revision, offline)
+    if _HUB_FILE.fullmatch(model):
+        raise no_part_of_a_repository(model)
+    names = (*MODEL_NAMES, *others)
+    nearest = nearest_model(model, others)
+    raise NotFoundError(
+        f"There is no model {model!r}: not a known name, not a folder, not a hub id.",
+        f"Did you mean {nearest}?" if nearest else f"Known names: {', '.join(names)}; or ORGANISATION/NAME.",
+    )
+
+
+def _with_the_nearest(error: NotFoundError, model: str) -> NotFoundError:
+    nearest = nearest_model(model)
+    facts = lookup(nearest) if nearest else None
+    if facts is None or facts.id == model:
+        return error
+    return type(error)(error.message, f"Did you mean {facts.name} ({facts.id})? {error.hint}")
+
+
+def _resolve_own(own: OwnModel, revision: str | None, offline: bool, force: bool) -> Source:
+    revision = revision or own.revision
+    if own.adapter is not None:
+        found = _adapted(own.repository, own.adapter, revision, offline, force)
+    elif own.repository is not None:
+        found = _resolve_known(own.repository, revision, offline, force)
+    else:
+        raise UsageError(
+            f"{own.name} of models.toml names no repository to load.", 'Add repository = "…" to its table.'
+        )
+    return replace(found, facts=replace(found.facts, name=own.name))
+
+
+def resolve_adapted(
+    model: str | None, adapter: str, *, revision: str | None, offline: bool, force: bool = False
+) -> Source:
+    """The adapter's base, or `model` in its place, with the adapter; `revision` is that of what was named.
+
+    It stands in the place of one that `models.toml` gives the model.
+    """
+    own = own_models().get(model) if model else None
+    if own is not None:
+        return _resolve_own(replace(own, adapter=adapter), revision, offline, force)
+    return _adapted(model, adapter, revision, offline, force)
+
+
+def _adapted(model: str | None, adapter: str, revision: str | None, offline: bool, force: bool) -> Source:
+    found = _adapter(adapter, revision if model is None else None, offline)
+    base = model or found.base
+    if not base:
+        raise NotFoundError(f"The adapter {adapter} does not say what its base is.", "Name the base with -m.")
+    try:
+        source = _resolve_known(base, revision if model else None, offline, force)
+    except NotFoundError as error:
+        if model is not None:
+            raise
+        raise NotFoundError(
+            f"The base of the adapter {adapter} cannot be had: {error.message}",
+            "Name the base with -m, a folder or a hub id.",
+        ) from error
+    if source.facts.adapter is not None:
+        raise NotFoundError(f"{base} is an adapter itself.", "Name the whole model with -m.")
+    facts = replace(source.facts, adapter=found)
+    return replace(source, facts=facts, adapter_revision=None if model else revision)
+
+
+def _with_the_stored_head(facts: ModelFacts, folder: Path | None) -> ModelFacts:
+    """With a head of its own where the files have one, as a loader finds it."""
+    if folder is None:
+        return facts
+    from localgemma_cli.models.safetensors_file import alike, is_tied, read_checkpoint
+
+    try:
+        tied = is_tied(facts.architecture.tied_head, read_checkpoint(folder), alike)
+    except (OSError, ValueError):  # the loader says what is wrong with the files
+        return facts
+    return replace(facts, architecture=replace(facts.architecture, tied_head=tied))
+
+
+def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:
+    path = expanded(adapter)
+    if path.is_dir():
+        return adapter_of(_local_config(path, _ADAPTER_CONFIG), adapter)
+    if _HUB_ID.fullmatch(adapter) and not adapter.startswith((".", os.sep)):
+        from localgemma_cli.models.hub.client import read_config
+
+        config = read_config(adapter, revision=revision, offline=offline, name=_ADAPTER_CONFIG)
+        return adapter_of(config, adapter)
+    raise NotFoundError(
+        f"There is no adapter {adapter!r}: not a folder, not a hub id.",
+        "Give the folder with its adapter_config.json, or ORGANISATION/NAME.",
+    )
+
+
+def _file_facts(path: Path, name: str) -> ModelFacts:
+    """Of the one kind of model that is a single file."""
+    if path.suffix.lower() != ".gguf":
+        raise NotFoundError(f"{name} is a file, and no GGUF file.", "Give a model's folder, or a .gguf file.")
+    from localgemma_cli.models.gguf_header import read_gguf
+
+    found = read_gguf(path)
+    return replace(facts_from_config(found.config(), name=name, id=name), stored=found.stored)
+
+
+@dataclass(frozen=True)
+class Download:
+    """What has to come from the hub before a source can be loaded; `size` in bytes."""
+
+    model_id: str
+    licence: str
+    size: int
+
+
+def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str | None], ...]:
+    """The models and the adapter that are not whole on disk, each with its revision; asks no network."""
+    adapter = source.facts.adapter
+    parts: list[tuple[ModelFacts | Adapter, str | None]] = []
+    if source.folder is None:
+        parts.append((source.facts, source.revision))
+    if adapter is not None and not expanded(adapter.id).is_dir():
+        parts.append((adapter, source.adapter_revision))
+    if source.assistant is not None and source.assistant.folder is None:
+        parts.append((source.assistant.facts, source.assistant.revision))
+    if not parts:  # then the hub's client is not needed
+        return ()
+    from localgemma_cli.models.hub.cache import cached
+
+    return tuple((part, revision) for part, revision in parts if cached(part.id, revision) is None)
+
+
+def downloads(source: Source) -> tuple[Download, ...]:
+    """Asks the hub for the sizes; raises what the download itself would raise at its start."""
+    from localgemma_cli.models.hub.client import bytes_to_fetch
+
+    found = []
+    for part, revision in missing_from_disk(source):
+        facts = part if isinstance(part, ModelFacts) else None
+        size = bytes_to_fetch(part.id, revision=revision, gated=(facts and facts.gated) or None)
+        found.append(Download(part.id, facts.licence if facts else "see its card", size))
+    return tuple(found)
+
+
+def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
+    """The adapter's folder; downloads it where it is not on disk."""
+    adapter = source.facts.adapter
+    if adapter is None:
+        return None
+    path = expanded(adapter.id)
+    if path.is_dir():
+        return path
+    from localgemma_cli.models.hub import client as hub
+
+    return hub.fetch(
+        adapter.id,
+        revision=source.adapter_revision,
+        offline=source.offline,
+        largest_update=largest_update,
+        progress=progress,
+    )
+
+
+def tokenizer_folder(folder: Path, adapter: Path | None) -> Path:
+    """An adapter's own tokenizer wins: it may know tokens that the base does not."""
+    if adapter and any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return adapter
+    return folder
+
+
+def fetch(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path:
+    """The folder with the weights; downloads them where they are not on disk.
+
+    A copy on disk is brought up to date where that takes no more than `largest_update` bytes.
+    """
+    if source.folder is not None:
+        return source.folder
+    from localgemma_cli.models.hub import client as hub
+
+    return hub.fetch(
+        source.facts.id,
+        revision=source.revision,
+        offline=source.offline,
+        gated=source.facts.gated or None,
+        largest_update=largest_update,
+        progress=progress,
+    )
+
+
+def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
+    """A folder with at least the tokenizer; downloads no weights."""
+    adapter = fetch_adapter(source, progress)
+    if source.folder is not None:
+        return tokenizer_folder(source.folder, adapter)
+    from localgemma_cli.models.hub import client as hub
+
+    folder = hub.fetch_tokenizer(
+        source.facts.id,
+        revision=source.revision,
+        offline=source.offline,
+        gated=source.facts.gated or None,
+        progress=progress,
+    )
+    return tokenizer_folder(folder, adapter)
+
+
+def fetch_assistant(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
+    """The folder of the model that drafts, where there is one; as `fetch`."""
+    if source.assistant is None:
+        return None
+    with _about_the_assistant():
+        return fetch(source.assistant, progress, largest_update)
+
+
+@contextmanager
+def _about_the_assistant() -> Iterator[None]:
+    """Of two models on one command line, an error must say which."""
+    try:
+        yield
+    except LocalGemmaError as error:
+        hint = f"{error.hint.rstrip('.')}; or leave --assistant out."
+        raise type(error)(f"The assistant: {error.message}", hint) from error
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [each.name for each in folder.iterdir()]
+    except OSError as error:
+        raise NotFoundError(
+            f"{folder} cannot be read: {reason(error)}.", "Check its permissions, or give another folder."
+        ) from None
+
+
+def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
+    try:
+        return read_object(folder / name)
+    except FileNotFoundError:
+        what = "a model" if name == "config.json" else "an adapter"
+        raise NotFoundError(
+            f"{folder} holds no {name}, so it is not {what}.", "Give the folder that the weights are in."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise NotFoundError(
+            f"{folder}/{name} cannot be read: {reason(error)}.", "Download the model again."
+        ) from error

@@ -1,0 +1,289 @@
+"""Conversation to token ids, in the form a model is talked to; no text of a user becomes a control token."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from transformers import AddedToken, PreTrainedTokenizerBase
+
+from localgemma_cli.conversation import Message, folded
+from localgemma_cli.errors import UsageError
+from localgemma_cli.models.own_models import AUTO
+from localgemma_cli.prompts.detokenizer import Detokenizer
+from localgemma_cli.prompts.markers import Markers, markers_for, spread
+from localgemma_cli.prompts.prompt_forms import Form, form_of, own_template, template_error
+from localgemma_cli.prompts.template_process import (
+    TemplateExceeds,
+    TemplateFailed,
+    render_bounded,
+    render_trusted,
+)
+from localgemma_cli.types import PromptForm
+
+_TURNS = re.compile(r"<start_of_turn>|<end_of_turn>|<\|turn>|<turn\|>|<bos>|<eos>")
+# Added tokens that are marks whether a tokenizer calls them special or not; and what looks like one.
+_MARK = re.compile(_TURNS.pattern + r"|</?s>|<\|[^\s<>]*>|<[^\s<>]*\|>|\[/?INST\]|<</?SYS>>")
+_LIKE_MARK = re.compile(r"<[^\s<>]{2,}>|\[[^\s\[\]]{2,}\]|\{[^\s{}]{2,}\}")
+_TEXT_MARK = re.compile(r"<[^\s<>]{2,}>")
+_ENDS = ("<eos>", "</s>", "<end_of_turn>", "<turn|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>")
+_USER, _ANSWER, _AGAIN = "localgemma-user-probe", "localgemma-answer-probe", "localgemma-again-probe"
+
+
+class Prompter:
+    """Renders and encodes conversations for one tokenizer.
+
+    `template` is what `--template` says, `stated` the form where the tokenizer brings no template.
+    UsageError or NotFoundError for a template that cannot be used.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, template: str = AUTO, stated: PromptForm = "raw"
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.form: Form = form_of(template, stated, tokenizer)
+        self._template = self.form.template or own_template(tokenizer)
+        self._check_template()
+        _make_special(tokenizer, self._control_names)
+
+    def text(self, messages: Sequence[Message]) -> str:
+        """The prompt as it is encoded, up to where the model goes on."""
+        told = [replace(message, token_ids=None) for message in self._fold(messages)]
+        rendered, markers = self._rendered(told)
+        text = markers.without(self._with_one_bos(rendered))
+        return text if messages and messages[-1].role == "assistant" else text + self._opening
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt's ids: control tokens only where the template put them, and exactly one `<bos>`.
+
+        An assistant message that carries the ids it was generated with keeps them. One at the end goes on.
+        """
+        if messages and messages[-1].role == "assistant":
+            *before, last = messages
+            begun = self._encode_plain(last.content) if last.token_ids is None else last.token_ids
+            return [*self.encode(before), *begun]
+        told = self._fold(messages)
+        rendered, markers = self._rendered(told)
+        if not markers.are_whole(rendered):  # it cut or changed what stands for known ids
+            rendered, markers = self._rendered([replace(message, token_ids=None) for message in told])
+        ids: list[int] = []
+        for part in self._control.split(self._with_one_bos(rendered) + self._opening):
+            if self._control.fullmatch(part):
+                ids.append(self.tokenizer.convert_tokens_to_ids(part))
+                continue
+            for piece in part.split(markers.edge):
+                known = markers.message(piece)
+                ids.extend(
+                    self._encode_plain(markers.without(piece))
+                    if known is None
+                    else told[known].token_ids or ()
+                )
+        return ids
+
+    def recognizes(self, answer: Message) -> bool:
+        """Whether the answer's ids are within the vocabulary, and their text is the answer's."""
+        ids = answer.token_ids or ()
+        detokenizer = Detokenizer(self.tokenizer.backend_tokenizer)
+        known = max(ids, default=0) < len(self.tokenizer)
+        return known and "".join(map(detokenizer.step, ids)) + detokenizer.flush() == answer.content
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the template renders a system message, once and whole; some refuse it, some drop it."""
+        probe = "localgemma-system-probe"
+        return (self._tried([("system", probe), ("user", "Hi")]) or "").count(probe) == 1
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end a model's turn: those known as ends, and the one that this template writes.
+
+        By name as well, because what a repository calls its end may be another's.
+        """
+        names = {name for name in _ENDS if name in self._control_names}
+        turn_end = self._control.search(self._after_answer)
+        if turn_end:
+            names.add(turn_end[0])
+        ids = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
+        return frozenset((ids | {self.tokenizer.eos_token_id}) - {None})
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts at which an answer ends; the turn's end too, where the tokenizer has no token for it."""
+        mark = None if self._control.search(self._after_answer) else _TEXT_MARK.match(self._after_answer)
+        return (*self.form.stops, mark[0]) if mark else self.form.stops
+
+    @property
+    def note(self) -> str | None:
+        """What a person should know before the first answer."""
+        bos = self.tokenizer.bos_token
+        notes = [self.form.note] if self.form.note else []
+        if bos and (self._tried([("user", _USER)]) or "").count(bos) > 1:
+            notes.append(f"The chat template writes {bos} more than once; only the first is kept.")
+        if self._found_opening is None:
+            notes.append("The chat template has no generation prompt: answers may continue your text.")
+        elif self._opening:
+            mark = " ".join(self._opening.split())
+            notes.append(f"The chat template has no generation prompt; {mark} is added, as in its turns.")
+        return " ".join(notes) or None
+
+    def _fold(self, messages: Sequence[Message]) -> list[Message]:
+        """Where the template takes no system message, its text and a blank line open the first user turn."""
+        if not messages or messages[0].role != "system":
+            return list(messages)
+        if self.form.is_raw:
+            raise UsageError(
+                "A base model continues text and takes no system text.",
+                "Write it at the beginning of your text; --mode factual and creative add one, too.",
+            )
+        if self.takes_system:
+            return list(messages)
+        return list(folded(messages))
+
+    def _rendered(self, messages: Sequence[Message]) -> tuple[str, Markers]:
+        """The template's text, in which what is said is marked so that none of it can be a control token.
+
+        A template may make one of it: `| lower` of <EOS>, its own text and ours joined. Then the control
+        tokens are not those that it writes around an x, and every two letters are kept apart. A UsageError
+        for a user's own file, who can correct it.
+        """
+        markers = markers_for("".join([*(message.content for message in messages), self._template]))
+
+        def rendering(mark: Callable[[str], str]) -> str:
+            return self._render(
+                [
+                    (each.role, markers.known(at) if each.token_ids is not None else mark(each.content))
+                    for at, each in enumerate(messages)
+                ]
+            )
+
+        rendered = rendering(lambda text: self._control.sub(markers.broken, text))
+        control = self._control.findall(rendered)
+        if control != self._control.findall(self._render([(each.role, "x") for each in messages])):
+            self._require_marks_kept(messages, markers)
+            apart = rendering(lambda text: spread(text, markers))
+            if self._control.findall(apart) != control:
+                if self.form.file is not None:
+                    raise template_error(self.form, TemplateFailed("it makes control tokens of what is said"))
+                rendered = apart
+        return rendered, markers
+
+    def _require_marks_kept(self, messages: Sequence[Message], markers: Markers) -> None:
+        """A UsageError for a template that takes out what keeps letters apart, as `encode('ascii')` does."""
+        probe = f"localgemma{markers.joint}mark{markers.edge}probe"
+        if markers.without(probe) in self._render([(each.role, probe) for each in messages]):
+            why = "it takes characters out of what is said, which could make control tokens of it"
+            raise template_error(self.form, TemplateFailed(why))
+
+    def _with_one_bos(self, rendered: str) -> str:
+        """The template's text behind one `<bos>`, whether it writes none, one or several."""
+        bos = self.tokenizer.bos_token
+        if bos is None:
+            return rendered
+        before, _, after = rendered.partition(bos)
+        whole = rendered if before.strip() else after or before
+        return str(bos + whole.replace(bos, ""))
+
+    def _render(self, messages: Sequence[tuple[str, str]], *, opens: bool = True) -> str:
+        """UsageError for a template that refuses, or does not come to an end."""
+        try:
+            return self._attempt(messages, opens)
+        except TemplateFailed as error:
+            raise template_error(self.form, error) from error
+
+    def _tried(self, messages: Sequence[tuple[str, str]], *, opens: bool = True) -> str | None:
+        """None where the template refuses; a UsageError where it does not come to an end."""
+        try:
+            return self._attempt(messages, opens)
+        except TemplateExceeds as error:
+            raise template_error(self.form, error) from error
+        except TemplateFailed:
+            return None
+
+    def _attempt(self, messages: Sequence[tuple[str, str]], opens: bool) -> str:
+        render = render_trusted if self.form.is_built_in else render_bounded
+        variables = {
+            **_plain(self.tokenizer.special_tokens_map),
+            "messages": [{"role": role, "content": content} for role, content in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": opens,
+        }
+        return render(self._template, variables)
+
+    def _check_template(self) -> None:
+        """A UsageError for a template with errors, without the user's text, or for another's tokens."""
+        rendered = self._render([("user", _USER)])
+        if _USER not in rendered:
+            raise template_error(self.form, TemplateFailed("it leaves out what the user says"))
+        unknown = next((turn for turn in _TURNS.findall(rendered) if not self._control.fullmatch(turn)), None)
+        if unknown is not None:
+            raise template_error(self.form, TemplateFailed(f"this model's tokenizer has no {unknown}"))
+
+    @cached_property
+    def _opening(self) -> str:
+        return self._found_opening or ""
+
+    @cached_property
+    def _found_opening(self) -> str | None:
+        """What has to be added for the model to see that it is its turn; None where nobody can tell."""
+        if self.form.is_raw:
+            return ""
+        asked = [("user", _USER)]
+        prompt = self._tried(asked)
+        if prompt is None or prompt != self._tried(asked, opens=False):
+            return ""
+        told = self._tried([*asked, ("assistant", _ANSWER)], opens=False) or ""
+        behind, between = prompt.rpartition(_USER)[2], told.partition(_ANSWER)[0].rpartition(_USER)
+        if _ANSWER not in told or not between[1] or not between[2].startswith(behind):
+            return None
+        opening = between[2].removeprefix(behind)
+        return opening if opening.strip() else ""
+
+    @cached_property
+    def _after_answer(self) -> str:
+        """What the template writes between an answer and the next question."""
+        turns = [("user", _USER), ("assistant", _ANSWER), ("user", _AGAIN)]
+        return (self._tried(turns) or "").partition(_ANSWER)[2].partition(_AGAIN)[0]
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of `text` with the names of special tokens read as ordinary text."""
+        if not text:
+            return []
+        ids: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        return ids
+
+    @cached_property
+    def _control_names(self) -> frozenset[str]:
+        """The special tokens; of the others those that are marks of turns, or that the template writes."""
+        turns = [("user", "x"), ("assistant", "x"), ("user", "x")]
+        own = self._template + (self._tried([("system", "x"), *turns]) or "") + (self._tried(turns) or "")
+        added = {each.content: each.special for each in self.tokenizer.added_tokens_decoder.values()}
+        return frozenset(
+            name
+            for name, special in added.items()
+            if name and (special or _MARK.fullmatch(name) or (_LIKE_MARK.fullmatch(name) and name in own))
+        )
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Matches any control token, capturing it, longest first."""
+        names = sorted(self._control_names, key=len, reverse=True)
+        return re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")
+
+
+def _make_special(tokenizer: PreTrainedTokenizerBase, names: frozenset[str]) -> None:
+    """To the tokenizer as well: only special tokens can be kept from being found in plain text."""
+    others = [each.content for each in tokenizer.added_tokens_decoder.values() if not each.special]
+    tokens = [AddedToken(name, special=True, normalized=False) for name in others if name in names]
+    if tokens:
+        tokenizer.backend_tokenizer.add_special_tokens(tokens)
+
+
+def _plain(special: object) -> dict[str, object]:
+    """The names of special tokens as a template may see them."""
+    return {
+        str(name): [str(each) for each in value] if isinstance(value, (list, tuple)) else str(value)
+        for name, value in dict(special).items()  # type: ignore[call-overload]
+    }

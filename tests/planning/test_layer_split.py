@@ -1,0 +1,137 @@
+"""A model that one GPU does not hold, laid over several."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.schemas import validate
+
+from localgemma_cli.errors import UsageError
+from localgemma_cli.models.catalog import lookup
+from localgemma_cli.planning.hardware import GIB, Room, describe
+from localgemma_cli.planning.layer_split import spread, spread_memory
+from localgemma_cli.planning.memory import Load, WeightFormat, resident
+from localgemma_cli.planning.plan import make_plan
+from localgemma_cli.planning.settings import Overrides
+
+
+def gpus(*sizes):
+    return describe("cuda", tuple(size * GIB for size in sizes), 64 * GIB)
+
+
+def a_load(model):
+    return Load(lookup(model).architecture, WeightFormat("bfloat16"), "eager", "full", 8192, "cuda")
+
+
+def layers_of(plan):
+    return [layer for share in plan.shares for layer in range(share.first, share.last + 1)]
+
+
+@pytest.mark.parametrize("preset", ["exact", "speed"])
+def test_what_one_gpu_does_not_hold_is_spread_by_whole_layers_and_not_compiled(presets, preset):
+    plan = make_plan(lookup("27b"), preset, gpus(40, 24, 24), Overrides(), presets)
+    assert plan.memory.fits
+    assert layers_of(plan) == list(range(46))
+    assert [share.index for share in plan.shares] == [0, 1]  # two are enough
+    assert all(share.bytes <= share.available_bytes for share in plan.shares)
+    assert (plan.compile, plan.cache, plan.offload) == ("none", "full", "none")
+    assert any("spread over 2 GPUs" in reason for reason in plan.reasons)
+
+
+def test_what_one_gpu_holds_stays_there_and_says_so(presets):
+    plan = make_plan(lookup("9b"), "exact", gpus(24, 24), Overrides(), presets)
+    assert plan.shares == ()
+    assert "devices" not in plan.to_dict()
+    assert "one of 2 GPUs is used: it holds all" in plan.reasons
+
+
+def test_the_json_shows_what_is_where(presets):
+    plan = make_plan(lookup("27b"), "speed", gpus(24, 24, 24), Overrides(), presets).to_dict()
+    validate(plan, "plan")
+    devices = plan["devices"]
+    assert [device["layers"][0] for device in devices] == [0, *(d["layers"][1] + 1 for d in devices[:-1])]
+    assert devices[-1]["layers"][1] == 45
+    assert sum(device["bytes"] for device in devices) == pytest.approx(
+        plan["memory"]["total_bytes"], rel=1e-6
+    )
+
+
+def test_the_roomiest_gpu_comes_first_with_the_embeddings():
+    first, second = spread(a_load("27b"), gpus(24, 60).rooms)
+    assert (first.index, second.index) == (1, 0)
+    assert first.bytes > second.bytes
+
+
+def test_gpus_that_just_hold_it_together_are_not_overfilled():
+    load = a_load("27b")
+    tried = [
+        spread(load, [Room(0, "a", size), Room(1, "b", size)])
+        for size in range(28 * GIB, 34 * GIB, GIB // 16)
+    ]
+    assert not tried[0]
+    assert tried[-1]
+    assert all(share.bytes <= share.available_bytes for shares in tried for share in shares)
+
+
+def test_a_busy_gpu_is_left_out():
+    shares = spread(a_load("27b"), [Room(0, "a", GIB), Room(1, "b", 40 * GIB), Room(2, "c", 40 * GIB)])
+    assert [share.index for share in shares] == [1, 2]
+
+
+def test_too_little_memory_together_is_said_to_be_too_little(presets):
+    plan = make_plan(lookup("27b"), "exact", gpus(24, 24), Overrides(), presets)
+    assert plan.shares == ()
+    assert not plan.memory.fits
+
+
+def test_caps_are_taken_one_by_one_and_end_the_list(presets):
+    two = gpus(80, 80, 80).capped((40 * GIB, 30 * GIB), None)
+    assert [room.free for room in two.rooms] == [40 * GIB, 30 * GIB]
+    every = gpus(80, 80, 20).capped(30 * GIB, None)
+    assert [room.free for room in every.rooms] == [30 * GIB, 30 * GIB, 20 * GIB]
+
+
+def test_spread_weights_are_in_transformers_own_4_bits(presets):
+    plan = make_plan(lookup("27b"), "memory", gpus(14, 14, 14), Overrides(), presets)
+    assert (plan.quantization, plan.streamed, plan.offload) == ("nf4", False, "none")
+    assert len(plan.shares) >= 2
+    assert not any("output head is in 4 bits" in reason for reason in plan.reasons)
+
+
+def test_compiling_over_several_gpus_is_refused(presets):
+    with pytest.raises(UsageError, match="does not fit on one GPU"):
+        make_plan(lookup("27b"), "exact", gpus(40, 40), Overrides(compile=True), presets)
+
+
+@given(st.lists(st.integers(1, 80), min_size=2, max_size=8), st.sampled_from(["2b", "9b", "27b"]))
+def test_every_layer_is_somewhere_and_every_gpu_holds_its_share(sizes, model):
+    load = a_load(model)
+    shares = spread(load, [Room(i, "gpu", size * GIB) for i, size in enumerate(sizes)])
+    if not shares:
+        return
+    layers = [layer for share in shares for layer in range(share.first, share.last + 1)]
+    assert layers == list(range(load.architecture.layers))
+    assert all(share.bytes <= share.available_bytes for share in shares)
+    memory, alone = spread_memory(load, shares), resident(load, 0, 0)
+    assert memory.fits
+    assert memory.weights_bytes == alone.weights_bytes
+    assert memory.kv_cache_bytes == pytest.approx(alone.kv_cache_bytes, abs=load.architecture.layers)
+    assert memory.workspace_bytes == len(shares) * alone.workspace_bytes
+
+
+def test_a_gpu_that_can_do_less_is_not_among_the_others(monkeypatch):
+    from localgemma_cli.planning import hardware
+    from localgemma_cli.planning.nvml import Gpu
+
+    found = (
+        Gpu("GPU-a", "new", 24 * GIB, 20 * GIB, (8, 6)),
+        Gpu("GPU-b", "newer still", 24 * GIB, 22 * GIB, (8, 9)),
+        Gpu("GPU-c", "old", 16 * GIB, 16 * GIB, (7, 0)),
+    )
+    monkeypatch.setattr(hardware, "visible_gpus", lambda _: found)
+    monkeypatch.setattr(hardware, "torch_has_cuda", lambda: True)
+    here = hardware.probe("cuda")
+    assert here.devices == 3
+    assert here.rooms == (Room(0, "new", 20 * GIB), Room(1, "newer still", 22 * GIB, 24 * GIB))
+    assert replace(here, device_memory_free=5).rooms[0].free == 5

@@ -1,0 +1,77 @@
+"""The same few machines for every test of the planner and of models, as fixtures."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from localgemma_cli.planning.hardware import GIB, Ability, Hardware, describe
+from localgemma_cli.planning.presets import Preset, load_presets
+
+
+@pytest.fixture
+def presets(tmp_path: Path) -> Mapping[str, Preset]:
+    """The built-in presets, and none of whoever runs the tests."""
+    return load_presets(tmp_path / "none")
+
+
+@pytest.fixture
+def gpu() -> Hardware:
+    return describe("cuda", 24 * GIB, 64 * GIB)
+
+
+@pytest.fixture
+def small_gpu() -> Hardware:
+    return describe("cuda", 8 * GIB, 64 * GIB)
+
+
+@pytest.fixture
+def turing() -> Hardware:
+    return describe("cuda", 16 * GIB, 64 * GIB, compute_capability=(7, 5))
+
+
+@pytest.fixture
+def server_cpu() -> Hardware:
+    yes = Ability(True, "the processor has bfloat16 instructions")
+    return replace(
+        describe("cpu", None, 64 * GIB),
+        bf16=yes,
+        nf4=yes,
+        int8=yes,
+        nf4_kernel=yes,
+        int4=yes,
+        bf16_widened=False,
+        c_compiler=True,
+        own_bf16=False,
+    )
+
+
+@pytest.fixture
+def desktop_cpu(server_cpu: Hardware) -> Hardware:
+    """AVX2 and no more, as most have."""
+    no = Ability(False, "NF4's fast product needs a processor with AVX512-BF16")
+    return replace(
+        server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4_kernel=no, bf16_widened=True
+    )
+
+
+@pytest.fixture
+def arm_cpu(desktop_cpu: Hardware) -> Hardware:
+    """NF4 runs, and nothing multiplies 4 bits as they are."""
+    return replace(
+        desktop_cpu, int4=Ability(False, "PyTorch's product for them needs AVX2"), bf16_widened=False
+    )
+
+
+@pytest.fixture
+def old_cpu(server_cpu: Hardware) -> Hardware:
+    no = Ability(False, "bitsandbytes needs AVX2 on this processor")
+    return replace(
+        server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4=no, int8=no, nf4_kernel=no, int4=no
+    )
+
+
+@pytest.fixture
+def mac() -> Hardware:
+    return describe("mps", None, 24 * GIB)
