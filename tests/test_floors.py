@@ -1,6 +1,8 @@
-"""The plan of the house: who may import whom, read from the sources."""
+"""The structure of the package: which module may import which, and where each is tested."""
 
 import ast
+from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,108 @@ PENDING = {  # moved, and not yet of their floor
     "prompts/prompt_forms.py",
     "prompts/prompter.py",
 }
+# A module `a/b.py` is tested in tests/a/test_b.py, or in the file named here.
+TESTED_IN = {
+    "__main__.py": "test_interrupted_start.py",
+    "backends/base.py": "backends/pytorch/test_backend.py",
+    "backends/http/answer_text.py": "backends/http/test_sse.py",
+    "backends/http/backend.py": "backends/http/test_hostile.py",
+    "backends/http/detect.py": "commands/test_endpoint.py",
+    "backends/http/dialect.py": "backends/http/test_endpoint.py",
+    "backends/http/failures.py": "backends/http/test_endpoint.py",
+    "backends/http/fallbacks.py": "commands/test_endpoint.py",
+    "backends/http/notices.py": "backends/http/test_before_connecting.py",
+    "backends/http/openai.py": "backends/http/test_sse.py",
+    "backends/http/proxies.py": "backends/http/test_before_connecting.py",
+    "backends/http/rockchip.py": "commands/test_rockchip.py",
+    "backends/http/transport.py": "backends/http/test_deadlines.py",
+    "backends/pytorch/generation/kv_cache.py": "backends/pytorch/generation/test_decode.py",
+    "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
+    "backends/pytorch/layers/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
+    "backends/pytorch/layers/packed_linear.py": "backends/pytorch/layers/test_cpu_linear.py",
+    "backends/pytorch/loading/assemble.py": "backends/pytorch/test_families.py",
+    "backends/pytorch/loading/completeness.py": "models/test_load_errors.py",
+    "backends/pytorch/loading/convert_4bit.py": "backends/pytorch/weights/test_quantize_nf4.py",
+    "backends/pytorch/loading/gpu_4bit.py": "backends/pytorch/weights/test_gpu_streaming.py",
+    "backends/pytorch/loading/load_4bit.py": "backends/pytorch/weights/test_gpu_streaming.py",
+    "backends/pytorch/loading/text_config.py": "backends/pytorch/test_families.py",
+    "backends/pytorch/lora/full_weights.py": "backends/pytorch/lora/test_adapter_forms.py",
+    "backends/pytorch/lora/rules.py": "backends/pytorch/lora/test_adapter_forms.py",
+    "backends/pytorch/lora/tensor_names.py": "backends/pytorch/lora/test_adapter_forms.py",
+    "backends/pytorch/weights/quantize_int4.py": "backends/pytorch/layers/test_int4.py",
+    "bench/__main__.py": "commands/test_bench.py",
+    "bench/bandwidth.py": "bench/test_engines.py",
+    "bench/engine.py": "bench/test_engines.py",
+    "bench/gauges.py": "bench/test_engines.py",
+    "bench/job.py": "bench/test_engines.py",
+    "bench/llamacpp.py": "commands/test_bench.py",
+    "bench/machine.py": "commands/test_bench.py",
+    "bench/prompts.py": "bench/test_engines.py",
+    "bench/random_weights.py": "bench/test_engines.py",
+    "bench/reference.py": "bench/test_engines.py",
+    "bench/report.py": "commands/test_bench.py",
+    "bench/subprocess_runner.py": "bench/test_engines.py",
+    "bench/table.py": "commands/test_bench.py",
+    "chat/background_load.py": "chat/terminal/test_typed_ahead.py",
+    "chat/chat_run.py": "commands/test_chat.py",
+    "chat/engine.py": "commands/test_chat.py",
+    "chat/interrupt.py": "chat/terminal/test_interrupting.py",
+    "chat/interruptible.py": "chat/terminal/test_interrupting.py",
+    "chat/one_shot.py": "commands/test_chat.py",
+    "chat/prompt_input.py": "commands/test_chat.py",
+    "chat/slash/actions.py": "chat/slash/test_slash_commands.py",
+    "chat/slash/context_view.py": "chat/slash/test_slash_commands.py",
+    "chat/slash/outcome.py": "chat/test_chat_session.py",
+    "chat/slash/session_commands.py": "chat/slash/test_slash_commands.py",
+    "chat/summary.py": "chat/test_chat_session.py",
+    "chat/terminal/clipboard.py": "chat/slash/test_slash_commands.py",
+    "chat/terminal/completion.py": "chat/terminal/test_typed_ahead.py",
+    "chat/terminal/input_history.py": "test_privacy.py",
+    "chat/terminal/keys.py": "chat/test_pasted.py",
+    "chat/terminal/terminal_state.py": "chat/terminal/test_typed_ahead.py",
+    "chat/terminal/toolbar.py": "chat/terminal/test_looks.py",
+    "chat/turn.py": "backends/pytorch/test_backend.py",
+    "cli.py": "test_doors.py",
+    "commands/model_options.py": "commands/test_plan.py",
+    "commands/prompt.py": "commands/test_chat.py",
+    "commands/shell_values.py": "commands/test_completion.py",
+    "commands/switching.py": "chat/test_chat_models.py",
+    "commands/system_text.py": "test_text.py",
+    "config.py": "test_documents.py",
+    "conversation.py": "sessions/test_store.py",
+    "demo/attention.py": "demo/test_model.py",
+    "demo/train.py": "demo/test_model.py",
+    "errors.py": "test_doors.py",
+    "events.py": "backends/pytorch/test_backend.py",
+    "models/adapter_config.py": "backends/pytorch/lora/test_adapter_forms.py",
+    "models/fields.py": "models/test_model_config.py",
+    "models/gguf_settings.py": "models/test_gguf_header.py",
+    "models/hub/cache.py": "models/hub/test_client.py",
+    "models/hub/download.py": "models/hub/test_hostile.py",
+    "models/resolve.py": "commands/test_names.py",
+    "models/safetensors_file.py": "backends/pytorch/loading/test_quantized_cache.py",
+    "models/shapes.py": "models/test_model_config.py",
+    "optional_dependencies.py": "backends/pytorch/lora/test_adapters.py",
+    "options.py": "commands/test_help.py",
+    "planning/prequantized.py": "planning/test_settings.py",
+    "prompts/markers.py": "prompts/test_template_process.py",
+    "prompts/stop_strings.py": "prompts/test_prompt_forms.py",
+    "prompts/template_worker.py": "prompts/test_template_process.py",
+    "prompts/tokenizer.py": "prompts/test_template_process.py",
+    "render/base.py": "render/test_plain.py",
+    "render/blocks.py": "render/test_markdown.py",
+    "render/console.py": "render/test_doors.py",
+    "render/highlight.py": "render/test_markdown.py",
+    "render/inline.py": "render/test_markdown.py",
+    "render/json.py": "render/test_doors.py",
+    "render/messages.py": "render/test_doors.py",
+    "render/theme.py": "render/test_markdown.py",
+    "sessions/files.py": "sessions/test_exchange.py",
+    "sessions/names.py": "sessions/test_store.py",
+    "sessions/opening.py": "sessions/test_damage.py",
+    "sessions/schema.py": "sessions/test_damage.py",
+    "sessions/titles.py": "sessions/test_store.py",
+}
 FILES = sorted(
     path
     for path in PACKAGE.rglob("*.py")
@@ -55,8 +159,13 @@ FILES = sorted(
 
 
 def imported(path: Path) -> set[str]:
+    return names(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def names(nodes: Iterable[ast.AST]) -> set[str]:
+    """Dotted names of what these statements import."""
     modules = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -85,3 +194,42 @@ def test_only_the_pytorch_backend_and_the_benchmark_import_torch_and_transformer
     parts = path.relative_to(PACKAGE).parts
     if "pytorch" not in parts and parts[0] != "bench":
         assert not tops & {"torch", "transformers", "accelerate", "bitsandbytes"}
+
+
+def module_level(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """The statements that run when a module is imported: all outside of functions and classes."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+            yield from module_level(ast.iter_child_nodes(node))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    paths = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+    graph = {}
+    for module, path in paths.items():
+        found = names(module_level(ast.parse(path.read_text(encoding="utf-8")).body))
+        # `from package import name` imports the module of that name, or else a name of the package
+        targets = {name if name in paths else name.rpartition(".")[0] for name in found}
+        graph[module] = targets & set(paths)
+    TopologicalSorter(graph).prepare()  # a CycleError, which names the modules of the circle
+
+
+def test_every_module_has_a_test_module() -> None:
+    tests = Path(__file__).parent
+    modules = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py") if p.stem != "__init__"}
+    own = {path for path in modules if (tests / path).with_name(f"test_{Path(path).name}").exists()}
+    add = [f'add     "{path}": "FOLDER/test_….py",' for path in sorted(modules - own - set(TESTED_IN))]
+    remove = [f'remove  "{path}": … (no such module)' for path in sorted(set(TESTED_IN) - modules)]
+    mend = [
+        f'change  "{path}": "{test}", (no such file in tests/)'
+        for path, test in TESTED_IN.items()
+        if path in modules and not (tests / test).exists()
+    ]
+    lines = "\n".join(add + remove + mend)
+    assert not lines, f"In TESTED_IN of tests/test_floors.py:\n{lines}"
