@@ -1,6 +1,8 @@
 """The wheel that users install: built, installed into an environment of its own, and asked."""
 
+import ast
 import json
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,9 +14,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+BUILT_FROM = ("localgemma_cli", "presets", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
+    """Built from a copy, because what an earlier build left beside the sources would go into it."""
+    folder, copy = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sources")
+    for name in BUILT_FROM:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copyfile(ROOT / name, copy / name)
     command = [
         sys.executable,
         "-m",
@@ -24,25 +35,51 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--wheel-dir",
         str(folder),
-        str(ROOT),
+        str(copy),
     ]
     subprocess.run(command, check=True, timeout=600)
     return next(folder.glob("*.whl"))
 
 
-def test_the_wheel_holds_the_data_and_no_tests(wheel: Path) -> None:
+def test_the_wheel_holds_the_data_and_neither_tests_nor_training(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for expected in (
         "localgemma_cli/presets/exact.toml",
+        "localgemma_cli/presets/speed.toml",
+        "localgemma_cli/presets/memory.toml",
         "localgemma_cli/presets/memory_extreme.toml",
-        "localgemma_cli/demo/model/model.safetensors",
-        "localgemma_cli/demo/model/tokenizer.json",
         "localgemma_cli/schemas/answer.schema.json",
+        "localgemma_cli/schemas/error.schema.json",
+        "localgemma_cli/schemas/plan.schema.json",
         "localgemma_cli/py.typed",
     ):
         assert expected in names
-    assert not [name for name in names if name.startswith("tests")]
+    demo = {name for name in names if name.startswith("localgemma_cli/demo/")}
+    assert demo == {
+        f"localgemma_cli/demo/model/{name}"
+        for name in (
+            "chat_template.jinja",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        )
+    }
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"localgemma_cli"}
     assert wheel.stat().st_size < 8_000_000
+
+
+def test_the_installed_program_imports_no_training_code() -> None:
+    package = ROOT / "localgemma_cli"
+    for path in package.rglob("*.py"):
+        if "demo" in path.relative_to(package).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = (
+                getattr(node, "module", None) or getattr(node, "name", None) or getattr(node, "value", None)
+            )
+            assert not str(named).startswith("localgemma_cli.demo"), f"{path}:{node.lineno}"
 
 
 def test_the_installed_wheel_finds_its_presets_and_its_model(wheel: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from localgemma_cli.backends.pytorch.loading.loader import pretrained_arguments
 from localgemma_cli.errors import DiskSpaceError, UsageError
 from localgemma_cli.models.architecture import Architecture
+from localgemma_cli.models.catalog import demo_folder
 from localgemma_cli.planning.load_plan import LoadPlan
 from localgemma_cli.types import gigabytes
 
@@ -128,9 +128,8 @@ def write_checkpoint(architecture: Architecture, folder: Path, seed: int) -> Non
     skeleton = _skeleton(config)
     config.architectures, config.dtype = [type(skeleton).__name__], torch.bfloat16
     config.save_pretrained(folder)
-    demo = files("localgemma_cli.demo") / "model"
     for name in _TOKENIZER:
-        shutil.copyfile(str(demo / name), folder / name)
+        shutil.copyfile(demo_folder() / name, folder / name)
     _write_shards(random_weights(skeleton, seed, "cpu"), folder)
     (folder / _MARK).write_text(mark)  # last: a folder that was cut short has no mark
 

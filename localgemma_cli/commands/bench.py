@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -21,6 +20,7 @@ from localgemma_cli.commands.model_options import Choice, source_of
 from localgemma_cli.environment import Streams, expanded, standard_streams
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.models.catalog import demo_folder
 from localgemma_cli.models.resolve import Source, fetch
 from localgemma_cli.options import LoadFormat
 from localgemma_cli.planning.hardware import Hardware, probe
@@ -149,11 +149,17 @@ class _Bench:
             yield self._job("llama.cpp", plans[0], file)
 
     def _job(self, engine: Engine, plan: LoadPlan, weights: Path | None) -> Job:
-        demo = Path(str(files("localgemma_cli.demo") / "model"))
         own = weights if self.wanted.load_format is LoadFormat.AUTO and engine != "llama.cpp" else None
         wanted = self.wanted
         return Job(
-            engine, plan, weights, own or demo, wanted.workloads, wanted.chat, wanted.repeats, wanted.seed
+            engine,
+            plan,
+            weights,
+            own or demo_folder(),
+            wanted.workloads,
+            wanted.chat,
+            wanted.repeats,
+            wanted.seed,
         )
 
     def _entry(self, job: Job, progress: ProgressSink) -> Entry:

@@ -1,8 +1,1 @@
-"""The bundled demo: a very small Gemma 2 that knows this program and nothing else."""
-
-from pathlib import Path
-
-
-def model_folder() -> Path:
-    """The folder that `--model demo` loads."""
-    return Path(__file__).parent / "model"
+"""How the bundled demo model is trained and judged; its files are in `model/`. Not part of the wheel."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.dialogues import ONE_WORD, PIRATE, PLAIN, UPPER
 from localgemma_cli.demo.reading import Corpus, Memory, Part, Topic, read_corpus, select
+from localgemma_cli.models.catalog import demo_folder
 
 Messages = list[dict[str, str]]
 Answer = Callable[[Messages], str]
@@ -232,7 +232,7 @@ def render(report: Report, verbose: bool) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Judge the demo on held-out phrasings.")
-    parser.add_argument("--model", type=Path, default=model_folder())
+    parser.add_argument("--model", type=Path, default=demo_folder())
     parser.add_argument("--part", choices=("test", "dev"), default="test")
     parser.add_argument("--limit", type=int, help="at most so many questions")
     parser.add_argument("--temperature", type=float, default=0.0)

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.conversation import Message
-from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.reading import read_corpus, select
+from localgemma_cli.models.catalog import demo_folder
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
@@ -138,7 +138,7 @@ def _compared(layers: str, head: str, logits: Tensor, truth: Tensor, targets: Te
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Compare 4-bit layers and heads with the unquantized model.")
-    parser.add_argument("--model", type=Path, default=model_folder())
+    parser.add_argument("--model", type=Path, default=demo_folder())
     parser.add_argument("--limit", type=int, help="at most so many answers")
     arguments = parser.parse_args()
     sys.stdout.write("layers    head      logit error  KL nats  same token  perplexity\n")

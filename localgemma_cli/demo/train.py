@@ -17,7 +17,6 @@ from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import Gemma2Config, Gemma2ForCausalLM, GenerationConfig
 
-from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.attention import TRAINING_ATTENTION, register_training_attention
 from localgemma_cli.demo.dialogues import PIRATE, UPPER, Dialogues, Turn, in_manner
 from localgemma_cli.demo.reading import Corpus, read_corpus, select
@@ -33,6 +32,7 @@ from localgemma_cli.demo.tokenizer import (
     learn_merges,
     save,
 )
+from localgemma_cli.models.catalog import demo_folder
 
 log = logging.getLogger("localgemma.demo")
 
@@ -280,7 +280,7 @@ def rebuild(output: Path, recipe: Recipe) -> None:
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description="Rebuild the demo's tokenizer and model from its corpus.")
-    parser.add_argument("--output", type=Path, default=model_folder())
+    parser.add_argument("--output", type=Path, default=demo_folder())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="end each phase early, for a quick look")
     arguments = parser.parse_args()

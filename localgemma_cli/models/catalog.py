@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.adapter_config import Adapter
@@ -133,11 +134,15 @@ _KNOWN = (*HUB_MODELS, *MORE_MODELS)
 MODEL_NAMES: tuple[str, ...] = (*(facts.name for facts in _KNOWN), "demo")
 
 
+def demo_folder() -> Path:
+    """The bundled model's files, which the wheel holds without the code that trains it."""
+    return Path(str(files("localgemma_cli") / "demo" / "model"))
+
+
 def demo_facts() -> ModelFacts:
     """The bundled model, its shape read from the config.json that ships with it."""
-    source = files("localgemma_cli") / "demo" / "model" / "config.json"
     try:
-        config = json.loads(source.read_text(encoding="utf-8"))
+        config = json.loads((demo_folder() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise NotFoundError(
             f"The bundled demo model is not readable: {error}.", "Install localgemma-cli again."

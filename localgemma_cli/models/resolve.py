@@ -5,7 +5,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 
 from localgemma_cli.documents import read_object, reason
@@ -13,7 +12,7 @@ from localgemma_cli.environment import expanded
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.adapter_config import Adapter, adapter_of
-from localgemma_cli.models.catalog import MODEL_NAMES, ModelFacts, facts_from_config, lookup
+from localgemma_cli.models.catalog import MODEL_NAMES, ModelFacts, demo_folder, facts_from_config, lookup
 from localgemma_cli.models.model_names import nearest_model
 from localgemma_cli.models.other_formats import is_adapter, no_part_of_a_repository, refuse_other_formats
 from localgemma_cli.models.own_models import OwnModel, own_models
@@ -63,7 +62,7 @@ def _resolve_known(
 ) -> Source:
     facts = lookup(model)
     if facts is not None:
-        folder = Path(str(files("localgemma_cli.demo") / "model")) if facts.bundled else None
+        folder = demo_folder() if facts.bundled else None
         return Source(facts, folder, revision, offline)
     path = expanded(model)
     if path.is_dir():

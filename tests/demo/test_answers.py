@@ -2,15 +2,15 @@
 
 import pytest
 
-from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.evaluate import Report, evaluate, program_answers
+from localgemma_cli.models.catalog import demo_folder
 
 QUESTIONS = 240  # of all that are held out; `python -m localgemma_cli.demo.evaluate` asks every one
 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return evaluate(program_answers(model_folder()), limit=QUESTIONS)
+    return evaluate(program_answers(demo_folder()), limit=QUESTIONS)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import jinja2
 import pytest
 from safetensors import safe_open
 
-from localgemma_cli.demo import model_folder
+from localgemma_cli.models.catalog import demo_folder
 
-WEIGHTS = model_folder() / "model.safetensors"
+WEIGHTS = demo_folder() / "model.safetensors"
 
 
 def read(name: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((model_folder() / name).read_text("utf-8"))
+    values: dict[str, Any] = json.loads((demo_folder() / name).read_text("utf-8"))
     return values
 
 
@@ -46,7 +46,7 @@ def test_it_stops_at_the_end_of_a_turn() -> None:
 
 
 def test_nothing_but_data_is_bundled() -> None:
-    names = {path.name for path in model_folder().iterdir()}
+    names = {path.name for path in demo_folder().iterdir()}
     assert names == {
         "chat_template.jinja",
         "config.json",
@@ -61,7 +61,7 @@ def test_nothing_but_data_is_bundled() -> None:
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(model_folder())
+    return AutoTokenizer.from_pretrained(demo_folder())
 
 
 def test_the_template_gives_bos_once(tokenizer: Any) -> None:
@@ -91,7 +91,7 @@ def test_the_vocabulary_fits_the_embedding(tokenizer: Any) -> None:
 def test_it_loads_and_answers() -> None:
     from localgemma_cli.demo.evaluate import program_answers
 
-    answer = program_answers(model_folder())
+    answer = program_answers(demo_folder())
     assert "Google" in answer([{"role": "user", "content": "Who made Gemma?"}])
 
 

@@ -1,11 +1,11 @@
 """What fewer bits cost: measured on real answers, and nothing where nothing was rounded."""
 
-from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.precision import measure
+from localgemma_cli.models.catalog import demo_folder
 
 
 def test_fewer_bits_move_logits_further_and_answers_hardly() -> None:
-    rows = {(row.layers, row.head): row for row in measure(model_folder(), limit=12)}
+    rows = {(row.layers, row.head): row for row in measure(demo_folder(), limit=12)}
     exact = rows["bfloat16", "bfloat16"]
     assert (exact.error, exact.divergence, exact.agreement) == (0, 0, 1)
     assert exact.perplexity < 1.5  # it knows the answers, or agreement would say little

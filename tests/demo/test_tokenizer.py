@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from localgemma_cli.demo import model_folder
 from localgemma_cli.demo.reading import read_corpus, select
 from localgemma_cli.demo.tokenizer import SPECIAL, VOCABULARY
+from localgemma_cli.models.catalog import demo_folder
 
-TOKENIZER = Tokenizer.from_file(str(model_folder() / "tokenizer.json"))
+TOKENIZER = Tokenizer.from_file(str(demo_folder() / "tokenizer.json"))
 
 # U+2581 stands for a space inside the tokenizer, as in Gemma's own; surrogates are not text.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="▁"))
@@ -59,7 +59,7 @@ def test_a_tokenizer_is_rebuilt_the_same(tmp_path: Path) -> None:
 
     build_tokenizer(select(read_corpus(), "train"), 0, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / name).read_bytes() == (model_folder() / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (demo_folder() / name).read_bytes()
 
 
 def test_the_first_batches_are_the_same_for_a_seed(tmp_path: Path) -> None:
@@ -85,5 +85,5 @@ def test_a_rows_tokens_are_the_templates(tmp_path: Path) -> None:
         for turn in turns
         for role, content in (("user", turn.user), ("assistant", turn.model))
     ]
-    rendered = AutoTokenizer.from_pretrained(model_folder()).apply_chat_template(messages)["input_ids"]
+    rendered = AutoTokenizer.from_pretrained(demo_folder()).apply_chat_template(messages)["input_ids"]
     assert list(row(TOKENIZER, turns, 1024).ids) == rendered

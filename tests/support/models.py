@@ -1,14 +1,13 @@
 """Small real checkpoints for tests."""
 
 import functools
-from pathlib import Path
 
 import pytest
 
-import localgemma_cli.demo
+from localgemma_cli.models.catalog import demo_folder
 from localgemma_cli.planning.hardware import probe
 
-DEMO = Path(localgemma_cli.demo.__file__).parent / "model"
+DEMO = demo_folder()
 
 
 needs_int4 = pytest.mark.skipif(
