@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
 from localgemma_cli.text import open_descriptor
+from localgemma_cli.units import format_bytes
 
 CONFIG_LIMIT = 4 << 20  # bytes; long lists of skipped modules take a tenth of it
 _DEPTH = 48
@@ -41,7 +42,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     with open_file(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise Unreadable(f"it is larger than {limit / 1e6:.0f} MB")
+        raise Unreadable(f"it is larger than {format_bytes(limit)}")
     return data
 
 

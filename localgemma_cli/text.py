@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from localgemma_cli.errors import NotFoundError, UsageError
+from localgemma_cli.units import format_bytes
 
 TEXT_LIMIT = 4 * 2**20  # bytes; over a hundred times what an 8192-token context can hold
 
@@ -71,7 +72,7 @@ def read_bytes(path: str | Path, limit: int, *, pipes: bool = False) -> bytes:
     finally:
         os.close(descriptor)
     if data is None or len(data) > limit:  # it grew, or its size is not told (/proc)
-        raise UsageError(f"{path} is larger than {limit >> 20} MiB.", "Give the part that matters.")
+        raise UsageError(f"{path} is larger than {format_bytes(limit)}.", "Give the part that matters.")
     return data
 
 

@@ -60,8 +60,3 @@ def chosen(value: str, choices: Mapping[str, Choice], what: str) -> Choice:
 
 def listed(words: Iterable[str]) -> str:
     return ", ".join(words)
-
-
-def gigabytes(count: int) -> str:
-    """Decimal gigabytes, the hub's own unit for file sizes."""
-    return f"{count / 1e9:.1f} GB" if count >= 50_000_000 else f"{count / 1e6:.1f} MB"

@@ -1,7 +1,7 @@
 import pytest
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.types import DTYPES, chosen, gigabytes
+from localgemma_cli.types import DTYPES, chosen
 
 
 def test_short_names_of_dtypes_mean_the_long_ones():
@@ -12,10 +12,3 @@ def test_a_word_that_is_no_choice_is_answered_with_the_choices():
     with pytest.raises(UsageError, match="--dtype cannot be 'int4'") as caught:
         chosen("int4", DTYPES, "--dtype")
     assert "float32" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(18_483_411_968, "18.5 GB"), (4_000_000, "4.0 MB"), (0, "0.0 MB")]
-)
-def test_sizes_are_decimal(count, text):
-    assert gigabytes(count) == text

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import psutil  # type: ignore[import-untyped]
 
 from localgemma_cli.planning.hardware import Hardware
-from localgemma_cli.types import gigabytes
+from localgemma_cli.units import format_bytes
 
 _PACKAGES = ("localgemma-cli", "torch", "transformers", "bitsandbytes", "llama-cpp-python")
 
@@ -25,8 +25,8 @@ class Machine:
     def line(self) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
         return (
-            f"{self.device}: {self.name}, {self.cores} cores, {gigabytes(self.memory_bytes)},"
-            f" {self.bandwidth_bytes_per_second / 1e9:.1f} GB/s\n{versions}; {self.system}"
+            f"{self.device}: {self.name}, {self.cores} cores, {format_bytes(self.memory_bytes)},"
+            f" {format_bytes(self.bandwidth_bytes_per_second)}/s\n{versions}; {self.system}"
         )
 
 

@@ -17,7 +17,7 @@ from localgemma_cli.errors import DiskSpaceError, UsageError
 from localgemma_cli.models.architecture import Architecture
 from localgemma_cli.models.catalog import demo_folder
 from localgemma_cli.planning.load_plan import LoadPlan
-from localgemma_cli.types import gigabytes
+from localgemma_cli.units import format_bytes
 
 _STD = 0.02  # Gemma's own initializer_range
 _BLOCK = 4_194_301  # numbers; prime, so that no two rows of a tensor are the same piece of the block
@@ -169,7 +169,7 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskSpaceError(
-            f"The dummy checkpoint takes {gigabytes(needed)}, and {folder} has {gigabytes(free)} free.",
+            f"The dummy checkpoint takes {format_bytes(needed)}, and {folder} has {format_bytes(free)} free.",
             "Name a folder on a larger disk, or take --load-format dummy.",
         )
 

@@ -6,6 +6,7 @@ from typing import TextIO
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.text import TEXT_LIMIT, decode_text, normalize
+from localgemma_cli.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _read_text(stdin: TextIO) -> str:
     data = stdin.buffer.read(TEXT_LIMIT + 1)
     if len(data) > TEXT_LIMIT:
         raise UsageError(
-            f"There is more than {TEXT_LIMIT >> 20} MiB on standard input.",
+            f"There is more than {format_bytes(TEXT_LIMIT)} on standard input.",
             "Send less: no Gemma's context holds that much text.",
         )
     return decode_text(data, "Standard input")

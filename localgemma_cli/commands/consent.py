@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import NotFoundError
-from localgemma_cli.types import gigabytes
+from localgemma_cli.units import format_bytes
 
 if TYPE_CHECKING:
     from localgemma_cli.models.resolve import Source
@@ -47,8 +47,8 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
     if total <= ASK_ABOVE:
         return
     for each in wanted:
-        streams.say(f"{each.model_id} is not on disk: {gigabytes(each.size)}, licence: {each.licence}.")
-    if not agreed(streams, f"Download {gigabytes(total)} to {_destination()}?"):
+        streams.say(f"{each.model_id} is not on disk: {format_bytes(each.size)}, licence: {each.licence}.")
+    if not agreed(streams, f"Download {format_bytes(total)} to {_destination()}?"):
         raise NotFoundError(f"{model_id} was not downloaded.", f"{how}, or chat with -m demo.")
 
 
@@ -63,7 +63,7 @@ def refuse_unasked_download(source: "Source", how: str) -> None:
     total = sum(each.size for each in wanted)
     if total > ASK_ABOVE:
         licences = ", ".join(dict.fromkeys(each.licence for each in wanted))
-        where = f"{gigabytes(total)} to {_destination()}, licence: {licences}"
+        where = f"{format_bytes(total)} to {_destination()}, licence: {licences}"
         raise NotFoundError(f"{wanted[0].model_id} is not on disk: {where}.", how)
 
 

@@ -20,7 +20,7 @@ from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import on_stderr
 from localgemma_cli.sanitize import Block, one_line
-from localgemma_cli.types import gigabytes
+from localgemma_cli.units import format_bytes
 
 if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
     from localgemma_cli.backends.pytorch.loading.quantized_cache import Kept
@@ -63,7 +63,7 @@ def list_models(
         write_line(streams.stdout, {"models": rows, "own": own, "other": others, "kept": kept})
         return
     for row in rows:
-        size = gigabytes(int(str(row["weights_bytes"])))
+        size = format_bytes(int(str(row["weights_bytes"])))
         streams.show(_line(row, size, str(row["id"])))
         streams.show(
             fill(
@@ -89,7 +89,7 @@ def list_models(
     for copy in copies:
         trouble = f"  ({copy.problem}: it will be made again)" if copy.problem else ""
         source = one_line(copy.source)
-        streams.show(f"{one_line(copy.model):<5} {gigabytes(copy.size):>8}  {source}{trouble}")
+        streams.show(f"{one_line(copy.model):<5} {format_bytes(copy.size):>8}  {source}{trouble}")
 
 
 def _line(row: Mapping[str, object], size: str, what: str) -> Block:
@@ -120,7 +120,7 @@ def remove_model(
     copies = [copy for copy in kept_copies() if any(_is_of(copy, name, each) for each in ids)]
     for copy in copies:
         remove(copy)
-        streams.show(f"removed {gigabytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}")
+        streams.show(f"removed {format_bytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}")
     downloaded = {each: size for each in ids if (size := hub_cache.downloaded_bytes(each))}
     if not copies and not downloaded:
         nearest = nearest_model(name, own_models())
@@ -130,7 +130,7 @@ def remove_model(
     for model_id, size in downloaded.items():
         if _agreed(streams, model_id, size, yes):
             hub_cache.forget(model_id)
-            streams.show(f"removed {gigabytes(size)}: the downloaded {one_line(model_id)}")
+            streams.show(f"removed {format_bytes(size)}: the downloaded {one_line(model_id)}")
 
 
 @models.command("pull")
@@ -169,7 +169,7 @@ def pull_model(
 
 def _tell_where(streams: Streams, model_id: str, folder: Path) -> None:
     size = _downloaded(model_id)
-    how = gigabytes(size) if size else "on disk already,"
+    how = format_bytes(size) if size else "on disk already,"
     streams.show(one_line(f"{model_id}: {how} in {folder}"))
 
 
@@ -183,8 +183,8 @@ def _verdict(facts: ModelFacts, hardware: "Hardware") -> str:
     except LocalGemmaError as error:
         return f"{facts.name} will not run here: {error.message}"
     figures = (
-        f"{gigabytes(plan.memory.total_bytes)} with preset {plan.preset},"
-        f" and {gigabytes(plan.memory.available_bytes)} are usable on {hardware.name}"
+        f"{format_bytes(plan.memory.total_bytes)} with preset {plan.preset},"
+        f" and {format_bytes(plan.memory.available_bytes)} are usable on {hardware.name}"
     )
     if plan.memory.fits:
         return f"{facts.name} fits here: it needs {figures}."
@@ -200,9 +200,9 @@ def _agreed(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
     if yes:
         return True
     if not can_ask(streams):
-        streams.say(one_line(f"kept: the downloaded {model_id}, {gigabytes(size)}; --yes removes it"))
+        streams.say(one_line(f"kept: the downloaded {model_id}, {format_bytes(size)}; --yes removes it"))
         return False
-    return agreed(streams, f"Remove the downloaded {one_line(model_id)}, {gigabytes(size)}?")
+    return agreed(streams, f"Remove the downloaded {one_line(model_id)}, {format_bytes(size)}?")
 
 
 def _row(facts: ModelFacts) -> dict[str, object]:
@@ -254,8 +254,8 @@ def _where(row: Mapping[str, object]) -> str:
     """On disk with its size, a part of it (a broken-off download, a tokenizer), or not at all."""
     size = int(str(row["disk_bytes"]))
     if row["on_disk"]:
-        return f"on disk, {gigabytes(size)}" if size else "on disk"
-    return f"{gigabytes(size)} of it on disk" if size else "not on disk"
+        return f"on disk, {format_bytes(size)}" if size else "on disk"
+    return f"{format_bytes(size)} of it on disk" if size else "not on disk"
 
 
 def _ids_of(name: str) -> list[str]:

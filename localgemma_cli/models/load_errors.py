@@ -10,6 +10,7 @@ from pathlib import Path
 from localgemma_cli.documents import read_bytes, read_object, reason
 from localgemma_cli.errors import LocalGemmaError, NotFoundError
 from localgemma_cli.models.fields import Fields
+from localgemma_cli.units import format_bytes
 
 _OBJECTS = (
     "tokenizer_config.json",
@@ -64,7 +65,7 @@ def require_objects(folder: Path) -> None:
     size = (folder / "tokenizer.json").stat().st_size
     if size > _TOKENIZER:
         raise _unreadable(
-            folder / "tokenizer.json", ValueError(f"it is larger than {_TOKENIZER / 1e6:.0f} MB")
+            folder / "tokenizer.json", ValueError(f"it is larger than {format_bytes(_TOKENIZER)}")
         )
 
 

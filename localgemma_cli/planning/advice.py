@@ -12,7 +12,7 @@ from localgemma_cli.planning.load_plan import LoadPlan, planned
 from localgemma_cli.planning.placement import longest_context
 from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settings import Overrides
-from localgemma_cli.types import gigabytes
+from localgemma_cli.units import format_bytes
 
 AUTOMATIC = ("exact", "speed", "memory", "memory_extreme")  # tried in this order
 
@@ -41,7 +41,7 @@ def draft_suggestion(
         with suppress(UsageError):
             both = planned(plan.model, presets[plan.preset], hardware, replace(overrides, draft=small))
             if both.memory.fits and both.offload == "none":
-                total = gigabytes(both.memory.total_bytes)
+                total = format_bytes(both.memory.total_bytes)
                 return (f"--assistant {small.name} could draft tokens for it to check, and fits: {total}",)
     return ()
 

@@ -9,7 +9,8 @@ from localgemma_cli.models.catalog import ModelFacts
 from localgemma_cli.planning.memory import MemoryEstimate
 from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settings import Overrides
-from localgemma_cli.types import CacheKind, gigabytes
+from localgemma_cli.types import CacheKind
+from localgemma_cli.units import format_bytes
 
 _PADDING = 64  # rows; Gemma 3's larger sizes append as many to the embedding for their image token
 _WHOLE: Mapping[str, CacheKind] = {"sliding": "full", "least": "int8"}  # instead of what forgets
@@ -63,7 +64,7 @@ def beside(main: MemoryEstimate, draft: MemoryEstimate) -> MemoryEstimate:
 
 
 def why_draft(draft: ModelFacts, memory: MemoryEstimate) -> str:
-    weights, cache = gigabytes(memory.weights_bytes), gigabytes(memory.kv_cache_bytes)
+    weights, cache = format_bytes(memory.weights_bytes), format_bytes(memory.kv_cache_bytes)
     return (
         f"{draft.name} drafts tokens while that saves time, and each is checked: the answer stays the model's"
         f" own; its {weights} of weights and {cache} of cache are counted"

@@ -37,8 +37,8 @@ from localgemma_cli.types import (
     Dtype,
     Offload,
     WeightKind,
-    gigabytes,
 )
+from localgemma_cli.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -279,13 +279,13 @@ def _whereabouts(facts: ModelFacts, placement: Placement, weights: WeightFormat)
     memory, layers, kept = placement.memory, facts.architecture.layers, placement.resident_layers
     if not placement.host_embedding:
         return
-    size = gigabytes(embedding_bytes(facts.architecture, weights))
+    size = format_bytes(embedding_bytes(facts.architecture, weights))
     yield f"embeddings are looked up on the host: their {size} would not fit on the GPU as well"
     if kept is None:
         return
     places = (
-        (memory.host_bytes, f"{gigabytes(memory.host_bytes)} in the host's memory, pinned"),
-        (memory.disk_bytes, f"{gigabytes(memory.disk_bytes)} in their file on disk"),
+        (memory.host_bytes, f"{format_bytes(memory.host_bytes)} in the host's memory, pinned"),
+        (memory.disk_bytes, f"{format_bytes(memory.disk_bytes)} in their file on disk"),
     )
     head = " and the output head" if placement.head_waits else ""
     where = " and ".join(name for count, name in places if count)

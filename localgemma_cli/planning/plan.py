@@ -11,7 +11,8 @@ from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.load_plan import LoadPlan, planned
 from localgemma_cli.planning.presets import Preset, preset_named
 from localgemma_cli.planning.settings import Overrides
-from localgemma_cli.types import gigabytes, listed
+from localgemma_cli.types import listed
+from localgemma_cli.units import format_bytes
 
 __all__ = ["LoadPlan", "Overrides", "default_model", "make_plan", "plan_all", "require_fits"]
 
@@ -75,7 +76,7 @@ def _for_now(
     needed, free = plan.memory.total_bytes, hardware.device_memory_free
     if needed <= free:
         return plan
-    short = f"{gigabytes(free)} are free now, and {gigabytes(needed)} are needed: close other programs"
+    short = f"{format_bytes(free)} are free now, and {format_bytes(needed)} are needed: close other programs"
     return replace(plan, warnings=(*plan.warnings, f"{short}, or take a smaller model or --preset"))
 
 
@@ -86,13 +87,13 @@ def _because(plan: LoadPlan, *reasons: str) -> LoadPlan:
 def _figures(plan: LoadPlan, hardware: Hardware, how: str = "free") -> str:
     memory = plan.memory
     elsewhere = [
-        f"{gigabytes(size)} {where}"
+        f"{format_bytes(size)} {where}"
         for size, where in ((memory.host_bytes, "in the host's memory"), (memory.disk_bytes, "on disk"))
         if size
     ]
-    needed = listed([gigabytes(memory.total_bytes), *elsewhere])
+    needed = listed([format_bytes(memory.total_bytes), *elsewhere])
     where = f"{len(plan.shares)} GPUs" if plan.shares else hardware.name
-    return f"{needed}; {gigabytes(memory.available_bytes)} are {how} on {where}"
+    return f"{needed}; {format_bytes(memory.available_bytes)} are {how} on {where}"
 
 
 def plan_all(hardware: Hardware, overrides: Overrides, presets: Presets) -> tuple[LoadPlan, ...]:
@@ -122,11 +123,11 @@ def require_fits(plan: LoadPlan) -> None:
         return
     needed, free = (
         memory.total_bytes,
-        f"{gigabytes(memory.available_bytes)} are free on the {plan.device} device",
+        f"{format_bytes(memory.available_bytes)} are free on the {plan.device} device",
     )
     if needed <= memory.available_bytes:
-        needed, free = memory.host_bytes, f"{gigabytes(memory.host_available_bytes)} are free on the host"
+        needed, free = memory.host_bytes, f"{format_bytes(memory.host_available_bytes)} are free on the host"
     raise DoesNotFitError(
-        f"{plan.model.name} with preset {plan.preset} needs {gigabytes(needed)}, and {free}.",
+        f"{plan.model.name} with preset {plan.preset} needs {format_bytes(needed)}, and {free}.",
         plan.hint or "Take a smaller model.",
     )

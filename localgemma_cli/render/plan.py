@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from localgemma_cli.planning.layer_split import Share
 from localgemma_cli.planning.load_plan import LoadPlan
 from localgemma_cli.sanitize import one_line
-from localgemma_cli.types import gigabytes
+from localgemma_cli.units import format_bytes
 
 if TYPE_CHECKING:  # rich takes a tenth of a second to import, and `--json` needs none of it
     from rich.table import Table
@@ -25,14 +25,14 @@ def plan_text(plan: LoadPlan, columns: int) -> str:
     rows = (
         ("model", f"{plan.model.name}: {plan.model.summary}"),
         ("preset", f"{plan.preset}, on {plan.device}"),
-        ("weights", f"{gigabytes(memory.weights_bytes)}, {_weights(plan)}"),
-        ("cache", f"{gigabytes(memory.kv_cache_bytes)}, {plan.cache}, for {plan.context_length} tokens"),
-        ("workspace", f"{gigabytes(memory.workspace_bytes)}, with {_step(plan)}"),
+        ("weights", f"{format_bytes(memory.weights_bytes)}, {_weights(plan)}"),
+        ("cache", f"{format_bytes(memory.kv_cache_bytes)}, {plan.cache}, for {plan.context_length} tokens"),
+        ("workspace", f"{format_bytes(memory.workspace_bytes)}, with {_step(plan)}"),
         *_elsewhere(plan),
         *_headed("devices", (_share(share) for share in plan.shares)),
         (
             "total",
-            f"{gigabytes(memory.total_bytes)} of {gigabytes(memory.available_bytes)}"
+            f"{format_bytes(memory.total_bytes)} of {format_bytes(memory.available_bytes)}"
             f" usable: {_verdict(plan)}",
         ),
         *_headed("why", plan.reasons),
@@ -90,7 +90,7 @@ def _cell(plan: LoadPlan | None, width: int = 0) -> Text:
     if plan is None:
         return Text("—")
     verdict = _verdict(plan)
-    cell = Text(f"{gigabytes(plan.memory.total_bytes):>{width}} ")
+    cell = Text(f"{format_bytes(plan.memory.total_bytes):>{width}} ")
     return cell.append(verdict, _STYLES[verdict])
 
 
@@ -103,7 +103,7 @@ def _verdict(plan: LoadPlan) -> str:
 def _caption(plans: Sequence[LoadPlan], complete: bool) -> Text:
     from rich.text import Text
 
-    free = gigabytes(plans[0].memory.available_bytes) if plans else "nothing"
+    free = format_bytes(plans[0].memory.available_bytes) if plans else "nothing"
     lines = [f"{free} free; weights, cache and workspace counted."]
     if any(_verdict(plan) == "offload" for plan in plans):
         lines.append("offload: layers wait on host or disk; slow.")
@@ -126,13 +126,13 @@ def _step(plan: LoadPlan) -> str:
 
 def _elsewhere(plan: LoadPlan) -> Iterator[tuple[str, str]]:
     if plan.memory.host_bytes:
-        yield "on host", gigabytes(plan.memory.host_bytes)
+        yield "on host", format_bytes(plan.memory.host_bytes)
     if plan.memory.disk_bytes:
-        yield "on disk", gigabytes(plan.memory.disk_bytes)
+        yield "on disk", format_bytes(plan.memory.disk_bytes)
 
 
 def _share(share: Share) -> str:
-    memory = f"{gigabytes(share.bytes)} of {gigabytes(share.available_bytes)} free"
+    memory = f"{format_bytes(share.bytes)} of {format_bytes(share.available_bytes)} free"
     return f"layers {share.first + 1} to {share.last + 1}, {memory}: GPU {share.index}, {share.name}"
 
 

@@ -11,6 +11,7 @@ from typing import TextIO
 from localgemma_cli.environment import STATUS
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.sanitize import one_line
+from localgemma_cli.units import format_bytes
 
 _DRAW_SECONDS = 0.1
 _QUIET_SECONDS = 0.4  # what is over by then needs no word
@@ -18,9 +19,9 @@ _FRAMES, _PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 
 
 def describe(progress: LoadProgress) -> str:
-    """A few words for a status line: `downloading 1.2 of 5.2 GB`."""
+    """A few words for a status line: `downloading 1.2 GB of 5.2 GB`."""
     if progress.total and progress.unit == "bytes":
-        return f"{progress.stage} {progress.done / 1e9:.1f} of {progress.total / 1e9:.1f} GB"
+        return f"{progress.stage} {format_bytes(progress.done)} of {format_bytes(progress.total)}"
     if progress.total and progress.unit == "tokens":
         return f"{progress.stage} {progress.done} of {progress.total} tokens"
     if progress.total:

@@ -49,7 +49,7 @@ def test_code_and_what_was_attached_before_are_left_alone(
         (lambda path: path.write_bytes(b"a\0b"), "is binary"),
         (lambda path: path.write_bytes(b"caf\xe9"), "byte 3 begins no character"),
         (lambda path: path.write_bytes(b" \n"), "is empty"),
-        (lambda path: path.write_bytes(b"x" * (4 * 2**20 + 1)), "larger than 4 MiB"),
+        (lambda path: path.write_bytes(b"x" * (4 * 2**20 + 1)), "larger than 4.2 MB"),
     ],
 )
 def test_what_is_no_text_file_is_refused(tmp_path: Path, make: object, message: str) -> None:

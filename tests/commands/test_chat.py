@@ -138,7 +138,7 @@ def test_a_huge_prompt_is_refused_at_once(program: Program) -> None:
     shell = f"{' '.join(COMMAND)} -m demo - < /dev/zero"
     done = program.shell(shell)
     assert done.returncode == 2
-    assert "MiB" in done.stderr
+    assert "4.2 MB" in done.stderr
 
 
 # exit 3 (no access) is provoked against the hub on loopback, in test_hub.py

@@ -86,7 +86,7 @@ SPOILED = {
         lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ '\xff' }}"),
         "byte 4",
     ),
-    "template size": (written("chat_template.jinja", "x" * 2_000_000), "larger than 1 MB"),
+    "template size": (written("chat_template.jinja", "x" * 2_000_000), "larger than 1.0 MB"),
     "template folder": (folder_for("chat_template.jinja"), "it is a folder"),
     "template pipe": (piped("chat_template.json"), "ordinary"),
     "config pipe": (piped("generation_config.json"), "ordinary"),

@@ -9,6 +9,7 @@ from localgemma_cli.backends.http.dialect import ServerError
 from localgemma_cli.backends.http.failures import cut_off
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.text import parse_json
+from localgemma_cli.units import format_bytes
 
 _UNPACKED = 2**16  # bytes
 _LONGEST = 4 * 2**20  # bytes of one message: more than any answer, and little memory once it is parsed
@@ -72,7 +73,7 @@ def whole(chunks: Iterable[bytes]) -> str:
 def _check_size(length: int) -> None:
     if length > _LONGEST:
         raise EndpointError(
-            f"The server sent a message of more than {_LONGEST >> 20} MiB.", "Look at the server's log."
+            f"The server sent a message of more than {format_bytes(_LONGEST)}.", "Look at the server's log."
         )
 
 

@@ -33,6 +33,7 @@ from localgemma_cli.models.hub.cache import (
 )
 from localgemma_cli.models.hub.download import Listing, download, list_files
 from localgemma_cli.models.other_formats import is_adapter, refuse_other_formats
+from localgemma_cli.units import format_bytes
 
 _ADAPTER = "adapter_config.json"
 _PATIENCE_SECONDS = 10.0
@@ -162,7 +163,7 @@ def _update(repo: Repo, copy: Path | None, largest: int | None, progress: Progre
     if missing:
         size = sum(missing_bytes(repo, file) for file in missing)
         if copy and largest is not None and size > largest:
-            newer = f"{size / 1e9:.1f} GB; localgemma models pull downloads them"
+            newer = f"{format_bytes(size)}; localgemma models pull downloads them"
             progress(LoadProgress(f"using the copy on disk (newer files are on the hub: {newer})"))
             return copy
         _download_all(repo, listing, missing, progress)

@@ -24,6 +24,7 @@ from localgemma_cli.errors import (
     UsageError,
 )
 from localgemma_cli.models.hub.cache import Repo
+from localgemma_cli.units import format_bytes
 
 # httpx or httpx2, as the client's version has it: its root error is the first base of the client's own.
 HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -213,10 +214,7 @@ def without(offline: str | None) -> str:
 def no_space(repo: Repo, needed: int, free: int) -> DiskSpaceError:
     """`needed` and `free` in bytes."""
     return DiskSpaceError(
-        f"{repo.model_id} needs {_size(needed)} of disk, and {repo.folder.parent} has {_size(free)} free.",
+        f"{repo.model_id} needs {format_bytes(needed)} of disk space;"
+        f" {format_bytes(free)} are free in {repo.folder.parent}.",
         "Free some space, or set HF_HOME to a larger disk.",
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB" if count >= 1e7 else f"{count / 1e6:,.2f} MB"

@@ -49,7 +49,7 @@ from localgemma_cli.models.safetensors_file import (
     read_checkpoint,
 )
 from localgemma_cli.planning.plan import LoadPlan
-from localgemma_cli.types import gigabytes
+from localgemma_cli.units import format_bytes
 
 _TORCH = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _FLOATS = ("BF16", "F16", "F32")
@@ -116,7 +116,7 @@ def _in_memory(plan: LoadPlan, size: int) -> mmap.mmap:
     if plan.resident_layers is not None:
         raise DiskSpaceError(
             f"{plan.model.name} does not fit in memory, and its 4-bit weights cannot be kept on disk.",
-            f"Make {gigabytes(size)} of room for the cache folder, or set LOCALGEMMA_HOME to a larger disk.",
+            f"Free {format_bytes(size)} in the cache folder, or set LOCALGEMMA_HOME to a larger disk.",
         )
     return mmap.mmap(-1, size)
 

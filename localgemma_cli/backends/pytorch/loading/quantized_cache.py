@@ -31,6 +31,7 @@ from localgemma_cli.environment import cache_folder, make_private, private_opene
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.hub.cache import COMMIT, Repo
 from localgemma_cli.models.safetensors_file import map_file
+from localgemma_cli.units import format_bytes
 
 LAYOUT_VERSION = 1  # of the files' contents; what an older program wrote is made again
 _MANIFEST, _WEIGHTS = "manifest.json", "weights.safetensors"
@@ -182,7 +183,7 @@ def _make(
         _discard(folder)
     free = shutil.disk_usage(folder.parent).free
     if free < wanted.size + _MARGIN:
-        raise OSError(f"{wanted.size / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB of disk are free")
+        raise OSError(f"{format_bytes(wanted.size)} are needed, {format_bytes(free)} of disk are free")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(mode=0o700)

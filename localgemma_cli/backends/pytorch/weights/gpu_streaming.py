@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from localgemma_cli.errors import DoesNotFitError
+from localgemma_cli.units import format_bytes
 
 SLOTS = 2
 _ALIGNMENT = 256  # bytes; kernels load vectors of numbers
@@ -56,7 +57,7 @@ class CudaLink:
             torch.cuda.check_error(int(error))
         except RuntimeError as reason:
             raise DoesNotFitError(
-                f"{tensor.nbytes / 1e9:.1f} GB of the host's memory could not be pinned: {reason}",
+                f"{format_bytes(tensor.nbytes)} of the host's memory could not be pinned: {reason}",
                 "Take a smaller --host-memory; the rest is then read from disk.",
             ) from reason
 
