@@ -1,5 +1,6 @@
-"""What a backend says while it answers."""
+"""The events of an answer and of a load, and the meter that times an answer."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from localgemma_cli.errors import LocalGemmaError
 
 @dataclass(frozen=True)
 class Usage:
-    """None where a server does not say."""
+    """Token counts; None if the server does not report them."""
 
     prompt_tokens: int | None
     cached_prompt_tokens: int | None
@@ -19,11 +20,34 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of wall clock; the decode rate counts the tokens after the first, None where nobody counted."""
+    """Wall-clock seconds. The decode rate excludes the first token; None if the tokens were not counted,
+    or if there are fewer than two.
+    """
 
     time_to_first_token_seconds: float
     decode_tokens_per_second: float | None
     total_seconds: float
+
+
+class RateMeter:
+    """Times the tokens of one answer, starting when it is created."""
+
+    def __init__(self) -> None:
+        self._started = self._first = self._last = time.perf_counter()
+        self.ticks = 0
+
+    def tick(self) -> None:
+        """Note that a token, or a piece of text, has arrived now."""
+        self._last = time.perf_counter()
+        if not self.ticks:
+            self._first = self._last
+        self.ticks += 1
+
+    def timing(self, tokens: int | None) -> Timing:
+        """The timing of an answer of that many tokens; None if they were not counted."""
+        seconds = self._last - self._first
+        rate = (tokens - 1) / seconds if tokens and tokens > 1 and seconds else None
+        return Timing(self._first - self._started, rate, time.perf_counter() - self._started)
 
 
 @dataclass(frozen=True)
@@ -35,16 +59,16 @@ class Delta:
 
 @dataclass(frozen=True)
 class Thinking:
-    """The next characters of what a model thinks before it answers: to be seen, but no part of the answer."""
+    """The next characters of the model's thinking, which is shown but is not part of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event of every answer, interrupted ones included; `token_ids` excludes the stop token.
+    """The last event of every answer, including interrupted ones. `token_ids` excludes the stop token.
 
-    `error` is what cut the answer off, where the finish reason is "error".
+    `error` is set if the finish reason is "error".
     """
 
     finish_reason: FinishReason
@@ -56,7 +80,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Reading:
-    """How much of the prompt has been read, in tokens; before the first delta."""
+    """How many tokens of the prompt have been processed; comes before the first delta."""
 
     done: int
     total: int
@@ -67,7 +91,7 @@ Event = Reading | Delta | Thinking | Finished
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """How far download and load are; `total` is None where nobody knows it."""
+    """Progress of a download or load; `total` is None if unknown."""
 
     stage: str
     done: int = 0

@@ -1,6 +1,5 @@
 """A server that answers over HTTP, behind the seam of `backends.base`."""
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from threading import Event as Cancel
@@ -24,7 +23,7 @@ from localgemma_cli.backends.http.notices import Voice, wait_out
 from localgemma_cli.backends.http.transport import Cancelled, Exchange
 from localgemma_cli.conversation import FinishReason, Message, folded
 from localgemma_cli.errors import EndpointError
-from localgemma_cli.events import Delta, Event, Finished, Thinking, Timing, Usage
+from localgemma_cli.events import Delta, Event, Finished, RateMeter, Thinking, Usage
 from localgemma_cli.redaction import SHORTEST_SECRET
 from localgemma_cli.sampling import Sampling
 from localgemma_cli.text import parse_json
@@ -55,13 +54,13 @@ class RemoteBackend:
         self._voice.open()
         if messages[-1].role == "assistant" and not messages[-1].content.strip():
             messages = messages[:-1]  # nothing of the answer has come yet
-        meter = _Meter()
+        answer = _Answer()
         error: EndpointError | None = None
         interrupted = False
         with closing(self._tried(messages, sampling, cancel)) as pieces:
             try:
                 for piece in pieces:
-                    meter.take(piece)
+                    answer.add(piece)
                     if piece.thinking:
                         yield Thinking(piece.thinking)
                     if piece.text:
@@ -70,12 +69,12 @@ class RemoteBackend:
                 interrupted = True
             except EndpointError as failure:
                 error = self._judged(failure)
-                if not meter.tokens_came and error is failure:
+                if not answer.has_text and error is failure:
                     raise
-                if not meter.tokens_came:
+                if not answer.has_text:
                     raise error from None  # a traceback would show the server's words as they came
                 error = EndpointError(f"{error.message} The answer is broken off.", error.hint)
-        yield meter.finished(interrupted, error)
+        yield answer.finished(interrupted, error)
 
     def count(self, messages: Sequence[Message]) -> int | None:
         return None
@@ -182,21 +181,19 @@ class RemoteBackend:
         return {name: value for name, value in body.items() if name not in left_out}
 
 
-class _Meter:
-    """When the deltas came, and what the server counted."""
+class _Answer:
+    """What has arrived of an answer: when, how many tokens by the server's count, and how it ended."""
 
     def __init__(self) -> None:
-        self._started = self._first = self._last = time.perf_counter()
-        self._began = self.tokens_came = False  # anything; anything of the answer itself
+        self._meter = RateMeter()
+        self.has_text = False  # thinking alone does not count
         self._finish: str | None = None
         self._usage = _UNKNOWN
 
-    def take(self, piece: Piece) -> None:
+    def add(self, piece: Piece) -> None:
         if piece.text or piece.thinking:
-            self._last = time.perf_counter()
-            if not self._began:
-                self._first, self._began = self._last, True
-            self.tokens_came = self.tokens_came or bool(piece.text)
+            self._meter.tick()
+            self.has_text = self.has_text or bool(piece.text)
         self._finish = self._finish or piece.finish
         self._usage = piece.usage or self._usage
 
@@ -204,12 +201,8 @@ class _Meter:
         reason: FinishReason = "length" if self._finish in _CUT_SHORT else "stop"
         if interrupted or error:
             reason = "interrupted" if interrupted else "error"
-        return Finished(reason, self._usage, self._timing(), error=error)
-
-    def _timing(self) -> Timing:
-        seconds, tokens = self._last - self._first, self._usage.completion_tokens
-        rate = (tokens - 1) / seconds if tokens and tokens > 1 and seconds else None
-        return Timing(self._first - self._started, rate, time.perf_counter() - self._started)
+        timing = self._meter.timing(self._usage.completion_tokens)
+        return Finished(reason, self._usage, timing, error=error)
 
 
 def _reason(text: str) -> str:

@@ -1,6 +1,5 @@
 """A Gemma in this process, behind the seam of `backends.base`."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,7 +17,16 @@ from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, Lo
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
 from localgemma_cli.conversation import FinishReason, Message
 from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, LocalGemmaError
-from localgemma_cli.events import Delta, Event, Finished, LoadProgress, ProgressSink, Reading, Timing, Usage
+from localgemma_cli.events import (
+    Delta,
+    Event,
+    Finished,
+    LoadProgress,
+    ProgressSink,
+    RateMeter,
+    Reading,
+    Usage,
+)
 from localgemma_cli.models.load_errors import loading, unloadable
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.models.resolve import tokenizer_folder
@@ -56,13 +64,12 @@ class LocalBackend:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """See `Backend.stream`; raises DoesNotFitError as well, where memory runs out in mid-answer."""
-        started = time.perf_counter()
+        meter = RateMeter()
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
             raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again when you like.")
         limit = self._room(len(prompt), sampling.max_new_tokens)
         cached = self._kv.reuse(prompt)
-        clock = _Clock(started)
         ids: list[int] = []
         whole = 0  # tokens up to the last whole character
         finish: FinishReason = "length"
@@ -72,7 +79,7 @@ class LocalBackend:
             if isinstance(token, Reading):
                 yield token
                 continue
-            clock.tick()
+            meter.tick()
             if token in self._stop_ids:
                 finish = "stop"
                 break
@@ -89,8 +96,8 @@ class LocalBackend:
         if rest := "" if stop_text.found else stop_text.rest(end):
             yield Delta(rest)
         kept = stop_text.tokens if finish == "stop" else whole
-        usage = Usage(len(prompt), cached, clock.tokens)
-        yield Finished(finish, usage, clock.timing(), tuple(ids[:kept]))
+        usage = Usage(len(prompt), cached, meter.ticks)
+        yield Finished(finish, usage, meter.timing(meter.ticks), tuple(ids[:kept]))
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))
@@ -144,25 +151,6 @@ class LocalBackend:
                 "Shorten the prompt.",
             )
         return min(wanted, room) if wanted else room
-
-
-class _Clock:
-    """When tokens came."""
-
-    def __init__(self, started: float) -> None:
-        self._started = self._first = self._last = started
-        self.tokens = 0
-
-    def tick(self) -> None:
-        self._last = time.perf_counter()
-        if not self.tokens:
-            self._first = self._last
-        self.tokens += 1
-
-    def timing(self) -> Timing:
-        decode_seconds = self._last - self._first
-        rate = (self.tokens - 1) / decode_seconds if self.tokens > 1 and decode_seconds else 0.0
-        return Timing(self._first - self._started, rate, time.perf_counter() - self._started)
 
 
 def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
