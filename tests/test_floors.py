@@ -45,7 +45,6 @@ FLOORS = {
     "units": 1,
 }
 PENDING = {  # moved, and not yet of their floor
-    "layers/nf4.py",
     "prompts/tokenizer.py",
     "prompts/prompt_forms.py",
     "prompts/prompter.py",

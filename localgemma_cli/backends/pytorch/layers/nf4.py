@@ -1,17 +1,13 @@
 """Modules over weights that lie in a mapped file: a 4-bit linear layer, and a table of embeddings."""
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from localgemma_cli.backends.pytorch.kernels.nf4 import kernel, nf4_rows, run
-from localgemma_cli.backends.pytorch.layers.int4 import Int4Linear
-from localgemma_cli.backends.pytorch.loading.convert_4bit import Part
 from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file, rows_of
-from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK
 
 
@@ -73,24 +69,6 @@ class PlainNF4(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
-
-
-def attach(model: nn.Module, parts: Sequence[Part], tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors in place of a skeleton's; a linear layer's are named after it."""
-    for part in parts:
-        parent, _, leaf = part.name.rpartition(".")
-        owner = model.get_submodule(parent)
-        if part.kind == "copy":
-            setattr(owner, leaf, nn.Parameter(tensors[part.name], requires_grad=False))
-        elif part.kind == "interleaved":
-            packed, scales = tensors[f"{part.name}.packed"], tensors[f"{part.name}.scales"]
-            setattr(owner, leaf, InterleavedNF4(packed, scales))
-        elif part.kind == "int4":
-            packed, scales = tensors[f"{part.name}.packed"], tensors[f"{part.name}.scales"]
-            setattr(owner, leaf, Int4Linear(packed, scales, GROUP, part.source.shape[0]))
-        else:
-            packed, maxima = tensors[f"{part.name}.packed"], tensors[f"{part.name}.maxima"]
-            setattr(owner, leaf, PlainNF4(packed, maxima, part.source.shape[0]))
 
 
 def _import_bitsandbytes() -> None:

@@ -1,103 +1,56 @@
-"""A checkpoint's tensors to the bytes of its quantized copy: which tensor becomes what, made in parallel."""
+"""Writes a quantized file from a checkpoint: a few rows at a time, on every core."""
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from localgemma_cli.backends.pytorch.kernels import int4 as int4_kernel
 from localgemma_cli.backends.pytorch.layers import int4
-from localgemma_cli.backends.pytorch.weights import quantize_int4
-from localgemma_cli.backends.pytorch.weights.quantize_nf4 import (
-    BLOCK,
-    PACK_ROWS,
-    Array,
-    interleaved,
-    plain,
-    quantized,
+from localgemma_cli.backends.pytorch.loading.quantized_file import (
+    TORCH_DTYPES,
+    Conversion,
+    QuantizedFile,
+    padded_rows,
 )
+from localgemma_cli.backends.pytorch.weights import quantize_int4
+from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, Array, interleaved, plain, quantized
 from localgemma_cli.events import LoadProgress, ProgressSink
-from localgemma_cli.models.safetensors_file import Entry, Stored, header
+from localgemma_cli.models.safetensors_file import Stored
 
-Kind = Literal["interleaved", "plain", "int4", "copy"]  # two layouts of NF4, and PyTorch's own of int4
-
-_TORCH = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_SPELLING = {dtype: name for name, dtype in _TORCH.items()}
-_ROWS = int4.ROWS  # of which a piece is a multiple; every layout's blocks of rows divide it
-_CHUNK = 1 << 18  # weights of one piece of work: 1 MB in fp32, which a core's own cache holds
+_ROW_STEP = int4.ROWS  # a piece has a multiple of this many rows; the row blocks of all layouts divide it
+_CHUNK = 1 << 18  # weights per piece: 1 MB in float32, which fits in a core's own cache
 
 
 class Sink(Protocol):
+    """A binary file, or anything else to write bytes to."""
+
     def write(self, data: memoryview, /) -> int: ...
 
 
-@dataclass(frozen=True)
-class Part:
-    """One tensor of the checkpoint, and what becomes of it; a linear layer's `name` is its module's."""
+def write_quantized(file: QuantizedFile, sink: Sink, progress: ProgressSink) -> None:
+    """Write the whole of `file` to `sink`, front to back; at most a few pieces are in memory at a time.
 
-    name: str
-    source: Stored
-    kind: Kind
-
-    def entries(self, dtype: torch.dtype) -> tuple[Entry, ...]:
-        """The tensors that it becomes, in the order of writing."""
-        if self.kind == "copy":
-            return (Entry(self.name, _SPELLING[dtype], self.source.shape),)
-        rows, width = self.source.shape
-        packed, blocks = f"{self.name}.packed", width // BLOCK
-        if self.kind == "int4":
-            padded = _padded(rows)
-            scales = Entry(f"{self.name}.scales", "BF16", (width // quantize_int4.GROUP, padded, 2))
-            return Entry(packed, "U8", (padded, width // 2)), scales
-        if self.kind == "interleaved":
-            scales = Entry(f"{self.name}.scales", "BF16", (blocks, rows))
-            return Entry(packed, "U8", (rows, width // 2)), scales
-        exact = "BF16" in (self.source.dtype, _SPELLING[dtype])  # a maximum is one of the weights
-        maxima = Entry(f"{self.name}.maxima", "BF16" if exact else "F32", (rows * blocks,))
-        return Entry(packed, "U8", (rows * width // 2, 1)), maxima
-
-
-def linear_kind(shape: tuple[int, ...], wanted: Kind) -> Kind:
-    """NF4's interleaved kernel reads 32 rows side by side; what does not divide stays plain."""
-    return "plain" if wanted == "interleaved" and shape[0] % PACK_ROWS else wanted
-
-
-def _padded(rows: int) -> int:
-    return -(-rows // _ROWS) * _ROWS
-
-
-def all_entries(parts: Sequence[Part], dtype: torch.dtype) -> list[Entry]:
-    return [entry for part in parts for entry in part.entries(dtype)]
-
-
-def file_size(entries: Sequence[Entry]) -> int:
-    """Bytes of the file that `write` makes."""
-    return len(header(entries)) + sum(entry.size for entry in entries)
-
-
-def write(parts: Sequence[Part], dtype: torch.dtype, sink: Sink, progress: ProgressSink) -> None:
-    """A whole safetensors file to `sink`, front to back; at most a few pieces are in memory at a time.
-
-    Weights count as cast to `dtype` first, as a loader that quantizes afterwards would have them.
+    Weights are cast to the file's dtype before they are quantized, as by a loader that quantizes afterwards.
     """
-    sink.write(memoryview(header(all_entries(parts, dtype))))
-    total = sum(part.source.size for part in parts)
+    sink.write(memoryview(file.header))
+    total = sum(each.source.size for each in file.conversions)
     done = 0
     workers = torch.get_num_threads()
     with _Files() as files, _single_threaded(workers) as pool:
-        for piece, made in _in_order(_pieces(parts), pool, files, dtype, ahead=2 * workers):
-            sink.write(made.data)
+        for piece, converted in _convert_all(file, pool, files, ahead=2 * workers):
+            sink.write(converted.data)
             if piece.is_last:
-                sink.write(piece.part_scales(dtype).data)
+                sink.write(piece.all_scales(file.dtype).data)
             done += piece.size
             progress(LoadProgress("quantizing", done, total))
 
@@ -110,106 +63,108 @@ def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
         with ThreadPoolExecutor(workers, "quantize", torch.set_num_threads, (1,)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads)  # what is set in one thread is the default of those that come after
+        torch.set_num_threads(threads)  # a thread's setting is the default of threads that start later
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows `first` to `last` of a part; `scales` are for all of the part's rows.
+    """Rows `first` to `last` of a tensor; `scales` is shared by all pieces of that tensor.
 
-    NF4: the blocks' maxima [n, k / 64] in float32. int4: scales and offsets [n, k / 64, 2], bfloat16 as bits.
+    NF4: block maxima [n, k / 64] float32. int4: scales and offsets [n, k / 64, 2], the bits of bfloat16.
     """
 
-    part: Part
+    conversion: Conversion
     first: int
     last: int
     scales: Array
 
     @property
     def is_last(self) -> bool:
-        return self.part.kind != "copy" and self.last == self.part.source.shape[0]
+        return self.conversion.kind != "copy" and self.last == self.conversion.source.shape[0]
 
     @property
     def size(self) -> int:
-        """Bytes of the checkpoint that it stands for."""
-        rows = self.part.source.shape[0]
-        return self.part.source.size * (self.last - self.first) // rows
+        """Bytes in the checkpoint."""
+        source = self.conversion.source
+        return source.size * (self.last - self.first) // source.shape[0]
 
-    def make(self, files: "_Files", dtype: torch.dtype) -> Array:
-        """The bytes to write, flat or not; the scales are noted."""
-        raw = files.read(self.part.source, self.first, self.last)
-        if self.part.kind == "copy":
-            return _bytes_of(_tensor(raw, self.part.source).to(dtype))
-        values = _values(raw, self.part.source, dtype).reshape(self.last - self.first, -1)
-        if self.part.kind == "int4":
+    def convert(self, files: "_Files", dtype: torch.dtype) -> Array:
+        """The bytes to write, in any shape; stores the scales of its rows in `scales`."""
+        source, kind = self.conversion.source, self.conversion.kind
+        raw = files.read(source, self.first, self.last)
+        if kind == "copy":
+            return _bytes_of(_as_tensor(raw, source).to(dtype))
+        values = _cast_values(raw, source, dtype).reshape(self.last - self.first, -1)
+        if kind == "int4":
             levels, factors = quantize_int4.quantized(values)
             self.scales[self.first : self.last] = factors.view(torch.int16).numpy()
-            return _int4_packed(levels)
+            return _pack_int4(levels)
         levels, self.scales[self.first : self.last] = quantized(values)
-        return interleaved(levels) if self.part.kind == "interleaved" else plain(levels)
+        return interleaved(levels) if kind == "interleaved" else plain(levels)
 
-    def part_scales(self, dtype: torch.dtype) -> Array:
-        """The bytes of the whole part's scales, as its kernel wants them."""
+    def all_scales(self, dtype: torch.dtype) -> Array:
+        """The bytes of the whole tensor's scales, in the layout of `QuantizedFile`."""
         scales = torch.from_numpy(self.scales)
-        if self.part.kind == "int4":
+        if self.conversion.kind == "int4":
             return _bytes_of(scales.transpose(0, 1))
-        if self.part.kind == "interleaved":
+        if self.conversion.kind == "interleaved":
             scales = scales.T
-        return _bytes_of(scales.to(_TORCH[self.part.entries(dtype)[1].dtype]))
+        return _bytes_of(scales.to(TORCH_DTYPES[self.conversion.entries(dtype)[1].dtype]))
 
 
-def _int4_packed(levels: Array) -> Array:
+def _pack_int4(levels: Array) -> Array:
     block = int4.row_block()
-    assert block is not None  # or there would be no such part
-    missing = _padded(len(levels)) - len(levels)
+    assert block is not None  # without a known kernel there is no int4 conversion
+    missing = padded_rows(len(levels)) - len(levels)
     whole = np.pad(levels, ((0, missing), (0, 0))) if missing else levels
     return int4_kernel.interleaved(torch.from_numpy(whole), block).numpy()
 
 
-def _pieces(parts: Sequence[Part]) -> Iterator[_Piece]:
-    for part in parts:
-        rows, step, scales = part.source.shape[0], part.source.shape[0], np.empty(0)
-        if part.kind != "copy":
-            width = part.source.shape[1]
-            step = _ROWS * max(1, _CHUNK // (_ROWS * width))
+def _split(conversions: Iterable[Conversion]) -> Iterator[_Piece]:
+    """A tensor that is only copied is one piece."""
+    for each in conversions:
+        rows, step, scales = each.source.shape[0], each.source.shape[0], np.empty(0)
+        if each.kind != "copy":
+            width = each.source.shape[1]
+            step = _ROW_STEP * max(1, _CHUNK // (_ROW_STEP * width))
             scales = (
-                np.zeros((_padded(rows), width // quantize_int4.GROUP, 2), dtype=np.int16)
-                if part.kind == "int4"
+                np.zeros((padded_rows(rows), width // quantize_int4.GROUP, 2), dtype=np.int16)
+                if each.kind == "int4"
                 else np.empty((rows, width // BLOCK), dtype=np.float32)
             )
         for first in range(0, rows, step):
-            yield _Piece(part, first, min(first + step, rows), scales)
+            yield _Piece(each, first, min(first + step, rows), scales)
 
 
-def _in_order(
-    pieces: Iterator[_Piece], pool: ThreadPoolExecutor, files: "_Files", dtype: torch.dtype, ahead: int
+def _convert_all(
+    file: QuantizedFile, pool: ThreadPoolExecutor, files: "_Files", ahead: int
 ) -> Iterator[tuple[_Piece, Array]]:
-    """Each piece with what it became; no more than `ahead` are under way or waiting."""
-    under_way: deque[tuple[_Piece, Future[Array]]] = deque()
+    """Each piece with its bytes, in order; at most `ahead` are being converted or waiting."""
+    pending: deque[tuple[_Piece, Future[Array]]] = deque()
     try:
-        for piece in pieces:
-            under_way.append((piece, pool.submit(piece.make, files, dtype)))
-            if len(under_way) > ahead:
-                first, future = under_way.popleft()
+        for piece in _split(file.conversions):
+            pending.append((piece, pool.submit(piece.convert, files, file.dtype)))
+            if len(pending) > ahead:
+                first, future = pending.popleft()
                 yield first, future.result()
-        while under_way:
-            first, future = under_way.popleft()
+        while pending:
+            first, future = pending.popleft()
             yield first, future.result()
     finally:
-        for _, future in under_way:
+        for _, future in pending:
             future.cancel()
 
 
-def _values(raw: Array, stored: Stored, dtype: torch.dtype) -> Array:
-    """The weights as cast to `dtype`, in float32; flat."""
+def _cast_values(raw: Array, stored: Stored, dtype: torch.dtype) -> Array:
+    """The weights cast to `dtype`, then to float32; flat."""
     if stored.dtype == "BF16" and dtype in (torch.bfloat16, torch.float32):
         return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    values: Array = _tensor(raw, stored).to(dtype).float().numpy()
+    values: Array = _as_tensor(raw, stored).to(dtype).float().numpy()
     return values
 
 
-def _tensor(raw: Array, stored: Stored) -> torch.Tensor:
-    return torch.from_numpy(raw).view(_TORCH[stored.dtype])
+def _as_tensor(raw: Array, stored: Stored) -> torch.Tensor:
+    return torch.from_numpy(raw).view(TORCH_DTYPES[stored.dtype])
 
 
 def _bytes_of(tensor: torch.Tensor) -> Array:
@@ -217,7 +172,10 @@ def _bytes_of(tensor: torch.Tensor) -> Array:
 
 
 class _Files:
-    """Open files, read by position under a lock; reading copies from the system's cache, and is quick."""
+    """The checkpoint's files, opened once; threads take turns to read.
+
+    Reading is quick, as it mostly copies from the system's file cache.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -233,7 +191,7 @@ class _Files:
             file.close()
 
     def read(self, stored: Stored, first: int, last: int) -> Array:
-        """Rows `first` to `last`, as flat uint8; a ValueError where the file ends before."""
+        """Rows `first` to `last`, flat uint8; ValueError where the file is too short."""
         row = stored.size // stored.shape[0]
         raw = np.empty((last - first) * row, dtype=np.uint8)
         with self._lock:

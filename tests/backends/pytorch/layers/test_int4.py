@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.pytorch.kernels.int4 import interleaved, kernel
 from localgemma_cli.backends.pytorch.layers.int4 import Int4Linear, row_block
 from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4
-from localgemma_cli.backends.pytorch.loading.convert_4bit import Part, all_entries, file_size, write
+from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.backends.pytorch.loading.quantized_cache import kept_copies
+from localgemma_cli.backends.pytorch.loading.quantized_file import Conversion, QuantizedFile
 from localgemma_cli.backends.pytorch.weights import quantize_int4
 from localgemma_cli.backends.pytorch.weights import quantize_nf4 as quantize
 from localgemma_cli.models.safetensors_file import read_checkpoint
@@ -149,7 +150,7 @@ with torch.inference_mode():
     model = loaded(Path({str(checkpoint)!r}), quantization="int4", dtype="float32")
     torch.save(model(torch.tensor({prompt.tolist()})).logits, {str(tmp_path / "logits.pt")!r})
 """
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": os.pathsep.join(paths)}
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=600)
     there = torch.load(tmp_path / "logits.pt")
@@ -175,10 +176,10 @@ def test_the_demos_tokens_are_the_unquantized_models(kind: str) -> None:
     assert sum(same) / len(same) > 0.97
 
 
-def test_the_file_is_as_long_as_was_said_and_rows_are_padded(checkpoint: Path) -> None:
-    parts = [Part("head", read_checkpoint(checkpoint)["model.embed_tokens.weight"], "int4")]
+def test_the_file_has_the_announced_size_and_rows_are_padded(checkpoint: Path) -> None:
+    source = read_checkpoint(checkpoint)["model.embed_tokens.weight"]
+    file = QuantizedFile((Conversion("head", source, "int4"),), torch.float32)
     sink = Nowhere()
-    write(parts, torch.float32, sink, silent)
-    entries = all_entries(parts, torch.float32)
-    assert sink.size == file_size(entries)
-    assert [entry.shape for entry in entries] == [(2048, 128), (4, 2048, 2)]
+    write_quantized(file, sink, silent)
+    assert sink.size == file.size
+    assert [entry.shape for entry in file.entries] == [(2048, 128), (4, 2048, 2)]

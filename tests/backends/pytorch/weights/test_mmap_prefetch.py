@@ -132,7 +132,7 @@ def test_what_fits_neither_in_memory_nor_on_disk_is_refused(
 ) -> None:
     monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path / "home"))
     (tmp_path / "home").write_text("a file: no cache folder can be made in it")
-    with pytest.raises(DiskSpaceError, match="cannot be kept"):
+    with pytest.raises(DiskSpaceError, match="could not be saved"):
         load_model(demo_plan(2), DEMO, silent)
     assert load_model(demo_plan(None), DEMO, silent)
 

@@ -18,8 +18,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma2ForCausalLM
 
 from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4, layout
-from localgemma_cli.backends.pytorch.loading.convert_4bit import Part, all_entries, file_size, write
+from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
 from localgemma_cli.backends.pytorch.loading.loader import load_model
+from localgemma_cli.backends.pytorch.loading.quantized_file import Conversion, QuantizedFile
 from localgemma_cli.backends.pytorch.weights import quantize_nf4 as quantize
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.resolve import resolve
@@ -205,13 +206,14 @@ def test_quantizing_needs_a_fraction_of_one_matrix(tmp_path: Path) -> None:
     weight = torch.zeros(16384, 2304, dtype=torch.bfloat16)  # 75 MB
     save_file({"w": weight}, tmp_path / "model.safetensors")
     del weight
-    parts = [Part("w", read_checkpoint(tmp_path)["w"], "interleaved")]
+    conversion = Conversion("w", read_checkpoint(tmp_path)["w"], "interleaved")
+    file = QuantizedFile((conversion,), torch.bfloat16)
     sink = Nowhere()
     tracemalloc.start()
-    write(parts, torch.bfloat16, sink, silent)
+    write_quantized(file, sink, silent)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert sink.size == file_size(all_entries(parts, torch.bfloat16))
+    assert sink.size == file.size
     assert sink.size == pytest.approx(16384 * 2304 * 0.53125, rel=0.001)
     assert peak < 8e6 * (1 + torch.get_num_threads())
 
@@ -219,16 +221,18 @@ def test_quantizing_needs_a_fraction_of_one_matrix(tmp_path: Path) -> None:
 MEMORY_SCRIPT = """
 import resource, sys, torch
 from pathlib import Path
-from localgemma_cli.backends.pytorch.loading.convert_4bit import Part, write
+from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
+from localgemma_cli.backends.pytorch.loading.quantized_file import Conversion, QuantizedFile
 from localgemma_cli.models.safetensors_file import read_checkpoint
 
 class Nowhere:
     def write(self, data):
         return data.nbytes
 
-parts = [Part("w", read_checkpoint(Path(sys.argv[1]))["w"], "interleaved")]
+conversion = Conversion("w", read_checkpoint(Path(sys.argv[1]))["w"], "interleaved")
+file = QuantizedFile((conversion,), torch.bfloat16)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-write(parts, torch.bfloat16, Nowhere(), lambda _: None)
+write_quantized(file, Nowhere(), lambda _: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -236,10 +240,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="tells of memory as Linux does")
 def test_thousands_of_pieces_do_not_add_up(tmp_path: Path) -> None:
     """In a process of its own, as the allocator's own loss counts too: 64,000 rows once held on to 0.5 GB."""
-    entries = [Entry("w", "BF16", (64_000, 2304))]
+    entry = Entry("w", "BF16", (64_000, 2304))
     path = tmp_path / "model.safetensors"
-    path.write_bytes(header(entries))
-    os.truncate(path, file_size(entries))  # zeros that take no disk
+    size = path.write_bytes(header([entry]))
+    os.truncate(path, size + entry.size)  # zeros that take no disk
     command = [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert int(done.stdout) * 1024 < 100e6
