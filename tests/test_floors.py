@@ -73,6 +73,7 @@ TESTED_IN = {
     "backends/pytorch/loading/convert_4bit.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/loading/gpu_4bit.py": "backends/pytorch/weights/test_gpu_streaming.py",
     "backends/pytorch/loading/load_4bit.py": "backends/pytorch/weights/test_gpu_streaming.py",
+    "backends/pytorch/loading/quantized_file.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/loading/text_config.py": "backends/pytorch/test_families.py",
     "backends/pytorch/lora/full_weights.py": "backends/pytorch/lora/test_adapter_forms.py",
     "backends/pytorch/lora/rules.py": "backends/pytorch/lora/test_adapter_forms.py",

@@ -120,8 +120,6 @@ PENDING: set[str] = {
     "localgemma_cli/backends/pytorch/loading/assemble.py",
     "localgemma_cli/backends/pytorch/loading/checkpoint_format.py",
     "localgemma_cli/backends/pytorch/loading/completeness.py",
-    "localgemma_cli/backends/pytorch/loading/convert_4bit.py",
-    "localgemma_cli/backends/pytorch/loading/load_4bit.py",
     "localgemma_cli/backends/pytorch/loading/loader.py",
     "localgemma_cli/backends/pytorch/loading/quantized_cache.py",
     "localgemma_cli/backends/pytorch/loading/w8a8.py",
