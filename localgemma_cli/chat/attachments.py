@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.pasted import Spans
+from localgemma_cli.chat.prompt_text import Spans
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import UsageError
 from localgemma_cli.sanitize import one_line
@@ -56,7 +56,7 @@ def read_attachment(path: str, *, pipes: bool = False) -> Attachment:
     return Attachment(repair_surrogates(Path(path).name), text)
 
 
-def mentioned(question: str, pasted: Spans = ()) -> tuple[list[str], list[str]]:
+def find_mentions(question: str, pasted: Spans = ()) -> tuple[list[str], list[str]]:
     """(files, what only looks like one) behind an @ in `question`; a name with blanks stands in quotes.
 
     Not where the @ was pasted, and not in blocks of code; nor what an earlier asking has made a block.
@@ -86,6 +86,6 @@ def _is_readable(path: str) -> bool:
     return os.path.isfile(file) and os.access(file, os.R_OK)
 
 
-def with_attachments(question: str, attachments: list[Attachment]) -> str:
+def prepend_attachments(question: str, attachments: list[Attachment]) -> str:
     """The files first, so that the question is what the model has read last."""
     return "\n\n".join([*(attachment.block for attachment in attachments), question])

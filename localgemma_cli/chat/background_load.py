@@ -14,7 +14,7 @@ class _Stopped(BaseException):
     """In the thread that loads; no library takes it for an error that it could do something about."""
 
 
-def waited_for(load: Callable[[ProgressSink], Backend], progress: ProgressSink) -> Backend:
+def load_and_wait(load: Callable[[ProgressSink], Backend], progress: ProgressSink) -> Backend:
     """Loaded in another thread: what the libraries import and read there, no Ctrl-C breaks in the middle."""
     loading = BackgroundLoad(load)
     loading.start()

@@ -18,10 +18,10 @@ from localgemma_cli.sanitize import one_line
 
 if TYPE_CHECKING:
     from localgemma_cli.chat.attachments import Attachment
-    from localgemma_cli.chat.engine import Target
-    from localgemma_cli.chat.prompt_input import Incoming
-    from localgemma_cli.chat.recording import Recorder
-    from localgemma_cli.chat.turn import Settings
+    from localgemma_cli.chat.engine import ChatEngine
+    from localgemma_cli.chat.prompt_input import PromptInput
+    from localgemma_cli.chat.recording import SessionRecorder
+    from localgemma_cli.chat.turn import TurnSettings
     from localgemma_cli.conversation import Conversation, Turn
     from localgemma_cli.events import ProgressSink
     from localgemma_cli.render.base import Renderer
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Manner:
+class OutputOptions:
     """How answers and notices are written."""
 
     json: bool
@@ -44,7 +44,7 @@ class Manner:
 
 
 @dataclass(frozen=True)
-class Saving:
+class SaveOptions:
     """`session` by name, or the latest one; `keep` False writes nothing."""
 
     session: str | None
@@ -53,19 +53,19 @@ class Saving:
 
 
 @dataclass(frozen=True)
-class Talk:
+class ChatRun:
     """Everything decided; what is left is to load and to answer."""
 
     streams: Streams
-    target: "Target"
-    choose: Callable[[str], "Target"]  # another, by what `--model` takes
+    target: "ChatEngine"
+    choose: Callable[[str], "ChatEngine"]  # another, by what `--model` takes
     mode: Mode
     system: str | None
     sampling: Sampling
     on_overflow: OnOverflow | None
     files: Sequence[str]
-    manner: Manner
-    saving: Saving
+    manner: OutputOptions
+    saving: SaveOptions
 
     def explain(self) -> None:
         if not self.manner.quiet:
@@ -75,19 +75,19 @@ class Talk:
             for reason in self.target.reasons:
                 self.streams.say(reason)
 
-    def answer(self, incoming: "Incoming") -> int:
-        from localgemma_cli.chat.attachments import with_attachments
-        from localgemma_cli.chat.background_load import waited_for
-        from localgemma_cli.chat.interruptible import InterruptibleBackend
+    def answer(self, incoming: "PromptInput") -> int:
+        from localgemma_cli.chat.attachments import prepend_attachments
+        from localgemma_cli.chat.background_load import load_and_wait
+        from localgemma_cli.chat.interrupt import InterruptibleBackend
         from localgemma_cli.chat.one_shot import answer_once
 
-        assert incoming.prompt is not None  # `read_incoming` gives one wherever no chat follows
+        assert incoming.prompt is not None  # `read_prompt_input` gives one wherever no chat follows
         attached = self._attached(incoming)
         recorder, conversation = self._opened(scripted=True)
         started = time.perf_counter()
         cancel = Cancel()
         with self._status("starting") as progress:
-            loaded = waited_for(self.target.load, progress)
+            loaded = load_and_wait(self.target.load, progress)
         backend = InterruptibleBackend(loaded, lambda: cancel, self._status)
         if not self.manner.quiet:
             if backend.note:
@@ -95,20 +95,20 @@ class Talk:
             for each in attached:
                 self.streams.say(f"[{one_line(each.name)}: {each.size(backend)}]")
         run = self.target.run(time.perf_counter() - started)
-        prompt = with_attachments(incoming.prompt, attached)
+        prompt = prepend_attachments(incoming.prompt, attached)
         settings = self._settings(OnOverflow.ERROR)
         if conversation.turns:
-            from localgemma_cli.chat.replay import with_own_ids
+            from localgemma_cli.chat.resume import drop_foreign_ids
 
-            conversation = with_own_ids(conversation, backend, self.streams.say)
+            conversation = drop_foreign_ids(conversation, backend, self.streams.say)
         return answer_once(
             backend, conversation, self.mode, prompt, settings, lambda: self._renderer(run), recorder, cancel
         )
 
-    def converse(self, incoming: "Incoming") -> int:
-        from localgemma_cli.chat.chat_models import ChatModels
+    def converse(self, incoming: "PromptInput") -> int:
         from localgemma_cli.chat.chat_session import ChatSession
-        from localgemma_cli.chat.terminal.repl import Frame, Repl
+        from localgemma_cli.chat.model_switcher import ModelSwitcher
+        from localgemma_cli.chat.terminal.repl import Repl, ReplConfig
 
         keyboard = self.streams.stdin if self.streams.stdin.isatty() else _controlling_terminal()
         recorder, conversation = self._opened(scripted=False)
@@ -123,8 +123,8 @@ class Talk:
             conversation=conversation,
             attachments=self._attached(incoming),
         )
-        models = ChatModels(self.target, self.choose)
-        frame = Frame(
+        models = ModelSwitcher(self.target, self.choose)
+        frame = ReplConfig(
             label=lambda: models.model.label,
             plan=lambda: _wrapped(models.model.reasons) or "A server makes its own plan.",
             model=lambda: models.model.model,
@@ -156,7 +156,7 @@ class Talk:
         quiet = self.manner.quiet or self.manner.accessible
         return on_stderr(self.streams.stderr, quiet=quiet, first=first)
 
-    def _attached(self, incoming: "Incoming") -> "list[Attachment]":
+    def _attached(self, incoming: "PromptInput") -> "list[Attachment]":
         from localgemma_cli.chat.attachments import Attachment, read_attachment
         from localgemma_cli.chat.prompt_input import is_stdin
 
@@ -167,12 +167,12 @@ class Talk:
             for path in self.files
         ]
 
-    def _opened(self, *, scripted: bool) -> tuple["Recorder", "Conversation"]:
+    def _opened(self, *, scripted: bool) -> tuple["SessionRecorder", "Conversation"]:
         """Where this conversation is saved, and what was said in it before; `--system` replaces its own.
 
         What a script asks is saved only where it names a conversation.
         """
-        from localgemma_cli.chat.recording import Recorder
+        from localgemma_cli.chat.recording import SessionRecorder
         from localgemma_cli.conversation import Conversation
         from localgemma_cli.sessions.store import default_path
 
@@ -182,7 +182,7 @@ class Talk:
         if saves or (wanted and default_path().exists()):
             store = self._store(needed=wanted)
         tell = self._report if scripted else self._unsaved
-        recorder = Recorder(
+        recorder = SessionRecorder(
             store if saves else None, self.target.model, tell, asked_only=not self.saving.keep
         )
         if not wanted:
@@ -221,10 +221,10 @@ class Talk:
             self._unsaved(error)
             return None
 
-    def _settings(self, default: OnOverflow) -> "Settings":
-        from localgemma_cli.chat.turn import Settings
+    def _settings(self, default: OnOverflow) -> "TurnSettings":
+        from localgemma_cli.chat.turn import TurnSettings
 
-        return Settings(self.sampling, self.on_overflow or default, self._tell_trimmed)
+        return TurnSettings(self.sampling, self.on_overflow or default, self._tell_trimmed)
 
     def _renderer(self, run: "Run") -> "Renderer":
         """For scripts `run` is what they are told of the model."""

@@ -6,13 +6,13 @@ from shutil import get_terminal_size
 from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.attachments import Attachment, mentioned, read_attachment, with_attachments
-from localgemma_cli.chat.pasted import Line, from_elsewhere
-from localgemma_cli.chat.recording import Recorder
-from localgemma_cli.chat.replay import last_that_fit, question_shown, with_own_ids
+from localgemma_cli.chat.attachments import Attachment, find_mentions, prepend_attachments, read_attachment
+from localgemma_cli.chat.prompt_text import PromptText, as_pasted
+from localgemma_cli.chat.recording import SessionRecorder
+from localgemma_cli.chat.resume import drop_foreign_ids, format_question, select_last_turns
 from localgemma_cli.chat.slash.outcome import counted
-from localgemma_cli.chat.summary import summarized
-from localgemma_cli.chat.turn import Settings, continue_turn, run_turn
+from localgemma_cli.chat.summary import summarize_turns
+from localgemma_cli.chat.turn import TurnSettings, continue_turn, run_turn
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.render.base import Answer, Both, Renderer
@@ -45,8 +45,8 @@ class ChatSession:
 
     system: str | None
     mode: Mode
-    settings: Settings
-    recorder: Recorder
+    settings: TurnSettings
+    recorder: SessionRecorder
     make_renderer: Callable[[str], Renderer]  # of "markdown" or "plain"
     say: Callable[[str], None]
     render: str = "markdown"
@@ -63,7 +63,7 @@ class ChatSession:
         self.conversation = replace(self.conversation, system=system_for(self.mode, self.system))
 
     def ask(
-        self, backend: Backend, question: Line, cancel: Cancel, sampling: Sampling | None = None
+        self, backend: Backend, question: PromptText, cancel: Cancel, sampling: Sampling | None = None
     ) -> Answer:
         """One turn more; an error leaves everything as it was, what was to be replaced included."""
         self._own_ids(backend)
@@ -86,7 +86,7 @@ class ChatSession:
         if turn.finish_reason == "stop":
             raise UsageError("The last answer came to its end.", "Ask for more in your own words.")
         if not backend.continues:
-            return self.ask(backend, from_elsewhere(_GO_ON), cancel)
+            return self.ask(backend, as_pasted(_GO_ON), cancel)
         with self.recorder.continuation(turn) as recording:
             renderer = Both(self.make_renderer(self.render), recording)
             self.conversation, answer = continue_turn(
@@ -134,7 +134,7 @@ class ChatSession:
             raise UsageError("There is too little to summarize.", "It needs two turns or more.")
         self._own_ids(backend)
         count = len(self.conversation.turns) - 1
-        shorter = summarized(backend, self.conversation, count, self.settings.sampling, cancel)
+        shorter = summarize_turns(backend, self.conversation, count, self.settings.sampling, cancel)
         self._note_shortened(self.conversation, shorter)
         self.conversation, self.last = self.recorder.fork(shorter), None
         return count
@@ -150,11 +150,11 @@ class ChatSession:
     def replay(self) -> None:
         """Show the last turns that fit one screen, and say how many there are before them."""
         columns, rows = get_terminal_size()
-        shown = last_that_fit(self.conversation.turns, columns, rows)
+        shown = select_last_turns(self.conversation.turns, columns, rows)
         if earlier := len(self.conversation.turns) - len(shown):
             self.say(f"[{counted(earlier, 'earlier turn')} not shown; /export FILE writes them all]\n")
         for turn in shown:
-            self.say(f"> {question_shown(turn, columns - 2, rows)}")
+            self.say(f"> {format_question(turn, columns - 2, rows)}")
             self.show(turn.answer)
             self.say("[interrupted]\n" if turn.finish_reason == "interrupted" else "")
 
@@ -178,7 +178,7 @@ class ChatSession:
     def _own_ids(self, backend: Backend) -> None:
         """Before the first answer to a saved conversation: another model may lie where its own did."""
         if not self.checked:
-            self.conversation = with_own_ids(self.conversation, backend, self.say)
+            self.conversation = drop_foreign_ids(self.conversation, backend, self.say)
             self.checked = True
 
     @property
@@ -215,8 +215,8 @@ class ChatSession:
             raise UsageError(f"This chat has {said}, not {count}.", "Give a smaller number.")
         return turns[-count]
 
-    def _with_files(self, question: Line, backend: Backend) -> str:
-        names, missing = mentioned(question.text, question.pasted)
+    def _with_files(self, question: PromptText, backend: Backend) -> str:
+        names, missing = find_mentions(question.text, question.pasted)
         files = [*self.attachments]
         for name in names:
             try:
@@ -227,7 +227,7 @@ class ChatSession:
             self.say(f"[there is no file {one_line(name)}: it is sent as text]")
         for file in files:
             self.say(f"[with {one_line(file.name)}: {file.size(backend)}]")
-        return with_attachments(question.text, files)
+        return prepend_attachments(question.text, files)
 
     def _noted(self, answer: Answer) -> Answer:
         self.last = answer

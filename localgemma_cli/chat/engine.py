@@ -34,7 +34,7 @@ _LOCAL_ONLY = (
 )
 
 
-class Target(Protocol):
+class ChatEngine(Protocol):
     """`label` is for the chat's bar, `introduction` for its first line; `warnings`, `reasons` for stderr."""
 
     @property
@@ -62,7 +62,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
-class LocalTarget:
+class LocalEngine:
     source: "Source"
     plan: "LoadPlan"
     template: str
@@ -109,7 +109,7 @@ class LocalTarget:
         return Run(self.plan.model.id, self.plan.preset, "local", load_seconds, self.plan.to_dict())
 
 
-class RemoteTarget:
+class HttpEngine:
     """A server; `say` and `detail` tell what it refuses and what it is."""
 
     def __init__(

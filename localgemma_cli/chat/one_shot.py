@@ -5,9 +5,9 @@ from dataclasses import replace
 from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.interrupt import cancelling
-from localgemma_cli.chat.recording import Recorder
-from localgemma_cli.chat.turn import Settings, run_turn
+from localgemma_cli.chat.interrupt import cancel_on_sigint
+from localgemma_cli.chat.recording import SessionRecorder
+from localgemma_cli.chat.turn import TurnSettings, run_turn
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.errors import ExitCode, InterruptedAnswer
 from localgemma_cli.events import Finished, Timing, Usage
@@ -20,15 +20,15 @@ def answer_once(
     conversation: Conversation,
     mode: Mode,
     prompt: str,
-    settings: Settings,
+    settings: TurnSettings,
     make_renderer: Callable[[], Renderer],
-    recorder: Recorder,
+    recorder: SessionRecorder,
     cancel: Cancel,
 ) -> ExitCode:
     """Raises what cut the answer off, after the part that came was written."""
     told = replace(conversation, system=system_for(mode, conversation.system))
     with (
-        cancelling(cancel, second_raises=True),  # before the first byte is written
+        cancel_on_sigint(cancel, second_raises=True),  # before the first byte is written
         recorder.question(prompt, conversation.system) as recording,
     ):
         renderer = Both(make_renderer(), recording)

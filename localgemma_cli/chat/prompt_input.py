@@ -10,7 +10,7 @@ from localgemma_cli.units import format_bytes
 
 
 @dataclass(frozen=True)
-class Incoming:
+class PromptInput:
     """The prompt, or None where the user is asked for it; and whether a chat follows."""
 
     prompt: str | None
@@ -23,26 +23,26 @@ def is_stdin(path: str) -> bool:
     return path in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
-def read_incoming(
+def read_prompt_input(
     words: Sequence[str], stdin: TextIO, *, interactive: bool, as_file: bool = False
-) -> Incoming:
+) -> PromptInput:
     """Raises UsageError for a prompt that is empty, too large or no text."""
     if as_file:
         return _with_stdin_attached(words, stdin, interactive)
     typed = "" if list(words) == ["-"] else " ".join(words)
     if stdin.isatty() and list(words) != ["-"]:
         if not words:
-            return Incoming(None, interactive=True)
+            return PromptInput(None, interactive=True)
         piped = ""
     else:
         piped = _read_text(stdin)
     prompt = "\n\n".join(part for part in (normalize(typed), piped) if part.strip())
     if not prompt:
         raise UsageError("The prompt is empty.", 'Give one: localgemma "Why is the sky blue?"')
-    return Incoming(prompt, interactive)
+    return PromptInput(prompt, interactive)
 
 
-def _with_stdin_attached(words: Sequence[str], stdin: TextIO, interactive: bool) -> Incoming:
+def _with_stdin_attached(words: Sequence[str], stdin: TextIO, interactive: bool) -> PromptInput:
     if list(words) == ["-"]:
         raise UsageError("Standard input cannot be both the prompt and a file.", "Leave one - out.")
     prompt = normalize(" ".join(words))
@@ -52,7 +52,7 @@ def _with_stdin_attached(words: Sequence[str], stdin: TextIO, interactive: bool)
     text = _read_text(stdin)
     if not text.strip():
         raise UsageError("Standard input is empty.", "Leave -f - out.")
-    return Incoming(prompt if prompt.strip() else None, chats, text)
+    return PromptInput(prompt if prompt.strip() else None, chats, text)
 
 
 def _read_text(stdin: TextIO) -> str:

@@ -18,7 +18,7 @@ _LOOK_SECONDS = 0.05
 Value = TypeVar("Value")
 
 
-class Recorder:
+class SessionRecorder:
     """Of one chat; `store` None saves nothing. A failure is told once, and the chat goes on unsaved.
 
     `asked_only`: nothing is saved but a conversation that the user saves, and that one alone (`--no-save`).
@@ -43,7 +43,7 @@ class Recorder:
         self._late: list[Thread] = []
 
     @contextmanager
-    def question(self, text: str, system: str | None) -> Iterator["Recording"]:
+    def question(self, text: str, system: str | None) -> Iterator["AnswerRecorder"]:
         """Around one turn: the question is on disk before its answer; where it fails, it goes again."""
         with self._recording(self.attempt(lambda store: self._begin(store, text, system))) as recording:
             try:
@@ -55,7 +55,7 @@ class Recorder:
                 raise
 
     @contextmanager
-    def continuation(self, turn: Turn) -> Iterator["Recording"]:
+    def continuation(self, turn: Turn) -> Iterator["AnswerRecorder"]:
         """Around what is added to an answer; where it fails, the answer stays as it was."""
         with self._recording(turn.saved, turn.answer) as recording:
             try:
@@ -67,8 +67,8 @@ class Recorder:
                 raise
 
     @contextmanager
-    def _recording(self, turn: int | None, begun: Message | None = None) -> Iterator["Recording"]:
-        recording = Recording(self, turn, begun)
+    def _recording(self, turn: int | None, begun: Message | None = None) -> Iterator["AnswerRecorder"]:
+        recording = AnswerRecorder(self, turn, begun)
         try:
             yield recording
         finally:
@@ -189,13 +189,13 @@ class Recorder:
             thread.join()
 
 
-class Recording:
+class AnswerRecorder:
     """One answer as a renderer sees it; a thread writes it, so that decoding never waits for a disk.
 
     `begun` is what it had before, where it is gone on with; `turn` None records nothing.
     """
 
-    def __init__(self, recorder: Recorder, turn: int | None, begun: Message | None) -> None:
+    def __init__(self, recorder: SessionRecorder, turn: int | None, begun: Message | None) -> None:
         self._recorder, self.turn = recorder, turn
         self._begun = begun or Message("assistant", "", ())
         self._pieces = [self._begun.content]

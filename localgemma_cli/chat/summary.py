@@ -18,7 +18,7 @@ _QUESTION = "What have we said so far?"
 _LONGEST = 512  # tokens
 
 
-def summarized(
+def summarize_turns(
     backend: Backend, conversation: Conversation, count: int, sampling: Sampling, cancel: Cancel
 ) -> Conversation:
     """The first `count` turns as one turn; InterruptedAnswer where `cancel` came first."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.summary import summarized
+from localgemma_cli.chat.summary import summarize_turns
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ContextOverflowError
 from localgemma_cli.events import Delta, Finished, Thinking
@@ -15,7 +15,7 @@ from localgemma_cli.sampling import OnOverflow, Sampling
 
 
 @dataclass(frozen=True)
-class Settings:
+class TurnSettings:
     """What stays the same from turn to turn; `on_trim` hears which of the oldest turns go, and how."""
 
     sampling: Sampling
@@ -27,7 +27,7 @@ def run_turn(
     backend: Backend,
     conversation: Conversation,
     question: str,
-    settings: Settings,
+    settings: TurnSettings,
     renderer: Renderer,
     cancel: Cancel,
 ) -> tuple[Conversation, Answer]:
@@ -52,7 +52,7 @@ def run_turn(
 
 
 def continue_turn(
-    backend: Backend, conversation: Conversation, settings: Settings, renderer: Renderer, cancel: Cancel
+    backend: Backend, conversation: Conversation, settings: TurnSettings, renderer: Renderer, cancel: Cancel
 ) -> tuple[Conversation, Answer]:
     """The last answer goes on from its last token, and stays one answer."""
     before, last = conversation.without_last(1), conversation.turns[-1]
@@ -64,21 +64,21 @@ def continue_turn(
 
 
 def _shortened(
-    backend: Backend, conversation: Conversation, settings: Settings, cancel: Cancel
+    backend: Backend, conversation: Conversation, settings: TurnSettings, cancel: Cancel
 ) -> tuple[Conversation, tuple[Turn, ...]]:
     """Without its oldest turn, which is given too; or its older half, two turns or more, as a summary."""
     half = (len(conversation.turns) + 1) // 2
     if settings.on_overflow is OnOverflow.SUMMARIZE and half > 1:
         settings.on_trim(conversation.turns[:half], "being summarized")
         with suppress(ContextOverflowError):  # not even the older half leaves room to sum it up
-            return summarized(backend, conversation, half, settings.sampling, cancel), ()
+            return summarize_turns(backend, conversation, half, settings.sampling, cancel), ()
     return conversation.without_oldest(), conversation.turns[:1]
 
 
 def _answer(
     backend: Backend,
     messages: Sequence[Message],
-    settings: Settings,
+    settings: TurnSettings,
     renderer: Renderer,
     cancel: Cancel,
     dropped: Sequence[Turn],

@@ -12,7 +12,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.sampling import Mode, sampling_for
 
 if TYPE_CHECKING:  # what follows the parsing is imported where it is used: `--help` does without
-    from localgemma_cli.chat.engine import Target
+    from localgemma_cli.chat.engine import ChatEngine
     from localgemma_cli.models.own_models import OwnModel
 
 LITERAL = "localgemma.literal"  # in a context's `meta`: the prompt stands behind `--`
@@ -89,9 +89,9 @@ def chat(
       git diff | localgemma "Summarize:"
       localgemma --json - < question.txt
     """
-    from localgemma_cli.chat.chat_run import Manner, Saving, Talk
-    from localgemma_cli.chat.engine import LocalTarget, remote_model, wants_endpoint
-    from localgemma_cli.chat.prompt_input import is_stdin, read_incoming
+    from localgemma_cli.chat.chat_run import ChatRun, OutputOptions, SaveOptions
+    from localgemma_cli.chat.engine import LocalEngine, remote_model, wants_endpoint
+    from localgemma_cli.chat.prompt_input import is_stdin, read_prompt_input
     from localgemma_cli.commands.consent import agree_to_download
     from localgemma_cli.commands.switching import Switching
     from localgemma_cli.commands.system_text import read_system
@@ -120,7 +120,7 @@ def chat(
     )
     system_text = read_system(system, system_file, own)
     as_file = any(map(is_stdin, file or []))
-    incoming = read_incoming(prompt or [], streams.stdin, interactive=interactive, as_file=as_file)
+    incoming = read_prompt_input(prompt or [], streams.stdin, interactive=interactive, as_file=as_file)
     if incoming.prompt is None and (json or jsonl):
         raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
     sources = {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
@@ -151,13 +151,13 @@ def chat(
         processes=rank.count if rank else 1,
     )
     if wants_endpoint(endpoint, sources):
-        target: Target = remote(str(endpoint), model=remote_model(model, sources))
+        target: ChatEngine = remote(str(endpoint), model=remote_model(model, sources))
     else:
         goes_on = (session is not None or continue_) and adapter is None  # an adapter names its base
         named_model = _spoken_with(session) if model is None and goes_on else model
         target = local(own, model=named_model, adapter=adapter, revision=revision, assistant=assistant)
         endpoint = None
-    talk = Talk(
+    talk = ChatRun(
         streams,
         target,
         Switching(local, remote, endpoint, yes).target,
@@ -166,11 +166,11 @@ def chat(
         chosen,
         on_overflow,
         file or [],
-        Manner(json, jsonl, quiet, verbose, plain, sanitize, accessible, vi),
-        Saving(session, continue_, not no_save),
+        OutputOptions(json, jsonl, quiet, verbose, plain, sanitize, accessible, vi),
+        SaveOptions(session, continue_, not no_save),
     )
     talk.explain()
-    if isinstance(target, LocalTarget):
+    if isinstance(target, LocalEngine):
         named = any(sources[name] != "DEFAULT" for name in ("model", "adapter"))
         agree_to_download(target.source, streams, named=named, yes=yes)
     return talk.converse(incoming) if incoming.interactive else talk.answer(incoming)
@@ -193,27 +193,27 @@ def _spoken_with(session: str | None) -> str | None:
     return next((facts.name for facts in catalogue() if facts.id == answered), None)
 
 
-def _local(template: str | None, own: "OwnModel | None", **choice: Any) -> "Target":
+def _local(template: str | None, own: "OwnModel | None", **choice: Any) -> "ChatEngine":
     """The model that the options name, planned; see `Choice`."""
-    from localgemma_cli.chat.engine import LocalTarget
+    from localgemma_cli.chat.engine import LocalEngine
     from localgemma_cli.commands.model_options import Choice, planned, template_for
     from localgemma_cli.planning.plan import require_fits
 
     form = template_for(template, own)
     source, plan = planned(Choice(**choice))
     require_fits(plan)
-    return LocalTarget(source, plan, form)
+    return LocalEngine(source, plan, form)
 
 
 def _remote(
     url: str, *, dialect: str, model: str | None, timeout: float, quiet: bool, verbose: bool
-) -> "Target":
+) -> "ChatEngine":
     from localgemma_cli.backends.http.endpoint import parse_endpoint
-    from localgemma_cli.chat.engine import RemoteTarget
+    from localgemma_cli.chat.engine import HttpEngine
 
     server = parse_endpoint(url, dialect=dialect, model=model, timeout=timeout)
     say = standard_streams().say
-    return RemoteTarget(server, _unheard if quiet else say, say if verbose else _unheard)
+    return HttpEngine(server, _unheard if quiet else say, say if verbose else _unheard)
 
 
 def _unheard(_: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import options, sampling
-from localgemma_cli.chat.prompt_input import read_incoming
+from localgemma_cli.chat.prompt_input import read_prompt_input
 from localgemma_cli.commands.model_options import Choice, source_of, template_for
 from localgemma_cli.commands.system_text import read_system
 from localgemma_cli.conversation import Conversation
@@ -38,7 +38,7 @@ def prompt(
     Example: localgemma prompt -m demo -s "Answer in one word." "What is the smallest model?"
     """
     streams = standard_streams()
-    incoming = read_incoming(prompt or [], streams.stdin, interactive=False)
+    incoming = read_prompt_input(prompt or [], streams.stdin, interactive=False)
     if incoming.prompt is None:
         raise UsageError("There is no prompt to show.", 'Give one: localgemma prompt "Hello"')
     own = own_model(model)

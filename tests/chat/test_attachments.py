@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from localgemma_cli.chat.attachments import Attachment, mentioned, read_attachment, with_attachments
+from localgemma_cli.chat.attachments import Attachment, find_mentions, prepend_attachments, read_attachment
 from localgemma_cli.errors import LocalGemmaError
 
 
 def test_a_file_is_a_named_block_before_the_question(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_bytes("\ufeffone\r\ntwo\n".encode())
-    sent = with_attachments("Sum it up.", [read_attachment(str(tmp_path / "notes.txt"))])
+    sent = prepend_attachments("Sum it up.", [read_attachment(str(tmp_path / "notes.txt"))])
     assert sent == "File notes.txt:\n```\none\ntwo\n```\n\nSum it up."
 
 
@@ -24,7 +24,7 @@ def test_files_behind_an_at_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for name in ("a.txt", "b c.txt"):
         (tmp_path / name).write_text("x")
     question = 'Compare @a.txt, @"b c.txt" and (@a.txt). Mail me@home.org, ask @someone, see @gone.txt.'
-    assert mentioned(question) == (["a.txt", "b c.txt"], ["gone.txt"])
+    assert find_mentions(question) == (["a.txt", "b c.txt"], ["gone.txt"])
 
 
 def test_code_and_what_was_attached_before_are_left_alone(
@@ -33,10 +33,10 @@ def test_code_and_what_was_attached_before_are_left_alone(
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("```\n@b.txt @c.txt\n```")
-    once = with_attachments("Sum up @a.txt", [read_attachment("a.txt")])
-    assert mentioned(once) == ([], [])
-    assert mentioned(f"{once} and @b.txt") == (["b.txt"], [])
-    assert mentioned("```\n@a.txt\n```\n@b.txt") == (["b.txt"], [])
+    once = prepend_attachments("Sum up @a.txt", [read_attachment("a.txt")])
+    assert find_mentions(once) == ([], [])
+    assert find_mentions(f"{once} and @b.txt") == (["b.txt"], [])
+    assert find_mentions("```\n@a.txt\n```\n@b.txt") == (["b.txt"], [])
 
 
 @pytest.mark.parametrize(

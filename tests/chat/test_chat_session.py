@@ -7,7 +7,7 @@ from threading import Event as Cancel
 import pytest
 from support.chat import GREEDY, Chat
 
-from localgemma_cli.chat.recording import Recorder
+from localgemma_cli.chat.recording import SessionRecorder
 from localgemma_cli.chat.slash.outcome import Ask
 from localgemma_cli.errors import InterruptedAnswer, UsageError
 from localgemma_cli.sampling import Mode, OnOverflow
@@ -165,7 +165,7 @@ def test_what_is_saved_on_demand_is_that_conversation_alone(
 ) -> None:
     monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
     chat = Chat()
-    chat.session.recorder = Recorder(None, "demo", chat.failures.append, asked_only=True)
+    chat.session.recorder = SessionRecorder(None, "demo", chat.failures.append, asked_only=True)
     for question in ("Hello!", "What is 9b?", QUESTION):
         chat.ask(question)
     assert not default_path().exists()
@@ -178,7 +178,7 @@ def test_what_is_saved_on_demand_is_that_conversation_alone(
     assert sorted(len(store.conversation(id, "demo").turns) for id in (1, 2)) == [3, 3]
     assert store.search("again") == []
     other = Chat()
-    other.session.recorder = Recorder(None, "demo", other.failures.append, asked_only=True)
+    other.session.recorder = SessionRecorder(None, "demo", other.failures.append, asked_only=True)
     other.do("/load mine")
     other.session.summarize(other.backend, Cancel())
     other.do("/save shorter")

@@ -7,7 +7,7 @@ from threading import Event, current_thread, main_thread
 
 import pytest
 
-from localgemma_cli.chat.recording import Recorder
+from localgemma_cli.chat.recording import SessionRecorder
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import InterruptedAnswer, SavingError
 from localgemma_cli.events import Finished, Timing, Usage
@@ -32,7 +32,7 @@ def test_a_ctrl_c_ends_the_waiting_and_a_whole_answer_is_saved_later(path: Path)
     interrupted = Event()
     failures: list[SavingError] = []
     store = Store(path)
-    recorder = Recorder(store, "demo", failures.append)
+    recorder = SessionRecorder(store, "demo", failures.append)
 
     def look() -> None:
         if interrupted.is_set() and current_thread() is main_thread():
@@ -56,7 +56,7 @@ def test_a_ctrl_c_ends_the_waiting_and_a_whole_answer_is_saved_later(path: Path)
 
 def test_a_ctrl_c_before_the_question_is_saved_leaves_nothing_of_it(path: Path) -> None:
     store = Store(path)
-    recorder = Recorder(store, "demo", lambda _: None)
+    recorder = SessionRecorder(store, "demo", lambda _: None)
 
     def look() -> None:
         raise InterruptedAnswer("Stopped.", "Again.")

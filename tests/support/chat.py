@@ -8,11 +8,11 @@ from support.models import DEMO
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.chat_session import ChatSession
-from localgemma_cli.chat.pasted import Line
-from localgemma_cli.chat.recording import Recorder
+from localgemma_cli.chat.prompt_text import PromptText
+from localgemma_cli.chat.recording import SessionRecorder
 from localgemma_cli.chat.slash.actions import perform
-from localgemma_cli.chat.slash.outcome import Facts, Outcome
-from localgemma_cli.chat.turn import Settings
+from localgemma_cli.chat.slash.outcome import CommandContext, Outcome
+from localgemma_cli.chat.turn import TurnSettings
 from localgemma_cli.conversation import Turn
 from localgemma_cli.errors import SavingError
 from localgemma_cli.render.base import Answer
@@ -70,18 +70,18 @@ class Chat:
         self.session = ChatSession(
             system=system,
             mode=mode,
-            settings=Settings(GREEDY, OnOverflow.TRIM, self._trimmed),
-            recorder=Recorder(store, "demo", self.failures.append),
+            settings=TurnSettings(GREEDY, OnOverflow.TRIM, self._trimmed),
+            recorder=SessionRecorder(store, "demo", self.failures.append),
             make_renderer=lambda kind: self.watcher,
             say=self.said.append,
         )
 
     def ask(
-        self, question: str | Line, sampling: Sampling | None = None, *, stop_after: int | None = None
+        self, question: str | PromptText, sampling: Sampling | None = None, *, stop_after: int | None = None
     ) -> Answer:
         """A text is typed, a line what it says of itself."""
         self.watcher = Watcher(Cancel(), stop_after)
-        line = Line(question) if isinstance(question, str) else question
+        line = PromptText(question) if isinstance(question, str) else question
         return self.session.ask(self.backend, line, self.watcher.cancel, sampling)
 
     def go_on(self, *, stop_after: int | None = None) -> Answer:
@@ -90,7 +90,7 @@ class Chat:
 
     def do(self, line: str) -> Outcome:
         name, _, argument = line.partition(" ")
-        facts = Facts(lambda: "the plan", lambda: "demo", lambda: self.backend, lambda: self.backend)
+        facts = CommandContext(lambda: "the plan", lambda: "demo", lambda: self.backend, lambda: self.backend)
         return perform(self.session, facts, name, argument)
 
     def read(self) -> int:

@@ -8,15 +8,15 @@ from typing import Any
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.attachments import read_attachment, size
 from localgemma_cli.chat.chat_session import ChatSession
-from localgemma_cli.chat.pasted import from_elsewhere
+from localgemma_cli.chat.prompt_text import as_pasted
 from localgemma_cli.chat.slash import slash_commands as slash
 from localgemma_cli.chat.slash.context_view import draw
 from localgemma_cli.chat.slash.outcome import (
     Ask,
+    CommandContext,
     Copy,
     Do,
     Edit,
-    Facts,
     Outcome,
     Switch,
     counted,
@@ -44,50 +44,50 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
 }
 
 
-def perform(session: ChatSession, facts: Facts, name: str, argument: str) -> Outcome:
+def perform(session: ChatSession, facts: CommandContext, name: str, argument: str) -> Outcome:
     """Do one command; a UsageError that says what it takes where `argument` is not that."""
     if argument and not slash.COMMANDS[name].takes:
         raise takes(name)
     return _ACTIONS[name](session, facts, argument)
 
 
-def _help(session: ChatSession, facts: Facts, argument: str) -> None:
+def _help(session: ChatSession, facts: CommandContext, argument: str) -> None:
     session.say(Block(slash.help_text(get_terminal_size().columns)))
 
 
-def _new(session: ChatSession, facts: Facts, argument: str) -> None:
+def _new(session: ChatSession, facts: CommandContext, argument: str) -> None:
     session.fresh(Conversation(session.conversation.system), None)
     session.say("A new conversation.")
 
 
-def _model(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _model(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     if argument:
         return Switch(argument)
     session.say(facts.model())
     return None
 
 
-def _system(session: ChatSession, facts: Facts, argument: str) -> None:
+def _system(session: ChatSession, facts: CommandContext, argument: str) -> None:
     if argument:
         session.set_system(None if argument == "-" else argument)
     text = session.system
     session.say(f"System text: {text}" if text else "There is no system text.")
 
 
-def _retry(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _retry(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     sampling = session.settings.sampling
     for word in argument.split():
         key, equals, value = word.partition("=")
         sampling = _changed(sampling, "/retry", key, value if equals else "")
-    return Ask(from_elsewhere(session.replaces(1)), sampling)
+    return Ask(as_pasted(session.replaces(1)), sampling)
 
 
-def _undo(session: ChatSession, facts: Facts, argument: str) -> None:
+def _undo(session: ChatSession, facts: CommandContext, argument: str) -> None:
     removed = session.undo(number("/undo", argument))
     session.say(f"[taken back: {counted(len(removed), 'turn')}, from “{short(removed[0].question.content)}”]")
 
 
-def _edit(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _edit(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     count = number("/edit", argument)
     text = session.replaces(count)
     session.say(
@@ -96,11 +96,11 @@ def _edit(session: ChatSession, facts: Facts, argument: str) -> Outcome:
     return Edit(text)
 
 
-def _continue(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _continue(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     return Do("continue")
 
 
-def _fork(session: ChatSession, facts: Facts, argument: str) -> None:
+def _fork(session: ChatSession, facts: CommandContext, argument: str) -> None:
     before = session.recorder.session
     session.conversation = session.recorder.fork(session.conversation)
     here = session.recorder.session
@@ -110,7 +110,7 @@ def _fork(session: ChatSession, facts: Facts, argument: str) -> None:
         session.say(f"This is conversation {here} now; {before} stays as it is.")
 
 
-def _file(session: ChatSession, facts: Facts, argument: str) -> None:
+def _file(session: ChatSession, facts: CommandContext, argument: str) -> None:
     if not argument:
         raise takes("/file")
     if argument == "-":
@@ -128,7 +128,7 @@ def _file(session: ChatSession, facts: Facts, argument: str) -> None:
         session.say(f"[that exceeds the context of {context} tokens; /file - detaches it, a part may fit]")
 
 
-def _show(session: ChatSession, facts: Facts, argument: str) -> None:
+def _show(session: ChatSession, facts: CommandContext, argument: str) -> None:
     match argument:
         case "plan":
             session.say(Block(facts.plan()))
@@ -144,7 +144,7 @@ def _show(session: ChatSession, facts: Facts, argument: str) -> None:
             raise takes("/show")
 
 
-def _set(session: ChatSession, facts: Facts, argument: str) -> None:
+def _set(session: ChatSession, facts: CommandContext, argument: str) -> None:
     key, _, value = argument.replace("=", " ", 1).partition(" ")
     if key == "render" and value.strip() in slash.RENDERS:
         session.render = value.strip()
@@ -154,7 +154,7 @@ def _set(session: ChatSession, facts: Facts, argument: str) -> None:
     session.say(_parameters(session))
 
 
-def _stats(session: ChatSession, facts: Facts, argument: str) -> None:
+def _stats(session: ChatSession, facts: CommandContext, argument: str) -> None:
     if not session.totals.answers:
         session.say("Nothing has been answered yet.")
         return
@@ -180,19 +180,19 @@ def _stats_of(session: ChatSession, answer: Answer) -> None:
     session.say(f"first token after {timing.time_to_first_token_seconds:.2f} s{speed}")
 
 
-def _copy(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _copy(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     return Copy(session.answer(number("/copy", argument)))
 
 
-def _summarize(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _summarize(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     return Do("summarize")
 
 
-def _exit(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _exit(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     return Do("exit")
 
 
-def _multiline(session: ChatSession, facts: Facts, argument: str) -> Outcome:
+def _multiline(session: ChatSession, facts: CommandContext, argument: str) -> Outcome:
     return Do("multiline")
 
 
@@ -226,7 +226,7 @@ def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling
         raise UsageError(error.message.removeprefix("--"), error.hint) from error
 
 
-_ACTIONS: Mapping[str, Callable[[ChatSession, Facts, str], Outcome]] = {
+_ACTIONS: Mapping[str, Callable[[ChatSession, CommandContext, str], Outcome]] = {
     "/help": _help,
     "/new": _new,
     "/model": _model,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.pasted import Line
+from localgemma_cli.chat.prompt_text import PromptText
 from localgemma_cli.chat.slash import slash_commands as slash
 from localgemma_cli.errors import UsageError
 from localgemma_cli.sampling import Sampling
@@ -17,7 +17,7 @@ from localgemma_cli.sanitize import one_line
 class Ask:
     """A question to be sent now; `sampling` is for it alone."""
 
-    question: Line
+    question: PromptText
     sampling: Sampling | None = None
 
 
@@ -53,7 +53,7 @@ Outcome = Ask | Edit | Copy | Do | Switch | None
 
 
 @dataclass(frozen=True)
-class Facts:
+class CommandContext:
     """What the commands know that is not in the conversation.
 
     `loaded` waits for the model and is None where Ctrl-C came first; `ready` does not wait.

@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 
 from localgemma_cli.chat.chat_session import ChatSession
-from localgemma_cli.chat.slash.outcome import Facts, counted, paths, takes
+from localgemma_cli.chat.slash.outcome import CommandContext, counted, paths, takes
 from localgemma_cli.environment import expanded
 from localgemma_cli.errors import NotFoundError, SavingError, UsageError
 from localgemma_cli.sanitize import one_line
@@ -17,7 +17,7 @@ from localgemma_cli.sessions.store import Store, default_path
 _LISTED = 20  # conversations
 
 
-def save(session: ChatSession, facts: Facts, argument: str) -> None:
+def save(session: ChatSession, facts: CommandContext, argument: str) -> None:
     id, session.conversation = session.recorder.keep(session.conversation, session.system, argument or None)
     name = f" as {one_line(argument)}" if argument else ""
     found_by = argument or session.recorder.attempt(lambda store: store.handle(id)) or str(id)
@@ -25,7 +25,7 @@ def save(session: ChatSession, facts: Facts, argument: str) -> None:
     session.say(f"[saved{name}: localgemma --session {again} goes on with it]")
 
 
-def title(session: ChatSession, facts: Facts, argument: str) -> None:
+def title(session: ChatSession, facts: CommandContext, argument: str) -> None:
     if not argument:
         raise takes("/title")
     store, id = _kept(session)
@@ -34,7 +34,7 @@ def title(session: ChatSession, facts: Facts, argument: str) -> None:
     session.say(f"[title: {one_line(argument)}]")
 
 
-def sessions(session: ChatSession, facts: Facts, argument: str) -> None:
+def sessions(session: ChatSession, facts: CommandContext, argument: str) -> None:
     found = _store(session).summaries(argument, limit=_LISTED)
     for each in found:
         here = "*" if each.id == session.recorder.session else " "
@@ -47,7 +47,7 @@ def sessions(session: ChatSession, facts: Facts, argument: str) -> None:
         session.say("No saved conversation has that." if argument else "Nothing is saved yet.")
 
 
-def load(session: ChatSession, facts: Facts, argument: str) -> None:
+def load(session: ChatSession, facts: CommandContext, argument: str) -> None:
     if not argument:
         raise takes("/load")
     store = _store(session)
@@ -59,7 +59,7 @@ def load(session: ChatSession, facts: Facts, argument: str) -> None:
     session.replay()
 
 
-def export(session: ChatSession, facts: Facts, argument: str) -> None:
+def export(session: ChatSession, facts: CommandContext, argument: str) -> None:
     if not argument:
         raise takes("/export")
     if not session.conversation.turns:

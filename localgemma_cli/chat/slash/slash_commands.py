@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from textwrap import fill
 
-from localgemma_cli.chat.pasted import Line
+from localgemma_cli.chat.prompt_text import PromptText
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ _OTHER_NAMES = {
 class Say:
     """A question for the model."""
 
-    question: Line
+    question: PromptText
 
 
 @dataclass(frozen=True)
@@ -105,25 +105,25 @@ class Unknown:
     long: bool
 
 
-def parse(line: Line) -> Say | Command | Unknown | None:
+def parse(line: PromptText) -> Say | Command | Unknown | None:
     """None for an empty line; `//text` says a text that begins with a slash, three quotes hold a block.
 
     All of that only where it was typed: what was pasted is text.
     """
-    line = line.stripped()
+    line = line.strip()
     if not line.text.strip():
         return None
     if _is_block(line):
-        inner = line.part(3, len(line.text) - 3).stripped("\n")
+        inner = line.slice(3, len(line.text) - 3).strip("\n")
         return Say(inner) if inner.text.strip() else None
     text = line.text
     if not line.pasted:
         text = _OTHER_NAMES.get(text.lower(), text)
     name, *rest = text.split(maxsplit=1)
-    if not text.startswith("/") or not line.typed(0, len(name) if name[:2] != "//" else 2):
+    if not text.startswith("/") or not line.is_typed(0, len(name) if name[:2] != "//" else 2):
         return Say(line)
     if name.startswith("//"):
-        return Say(line.part(1, len(text)))
+        return Say(line.slice(1, len(text)))
     name = _OTHER_NAMES.get(name, name)
     if name in COMMANDS:
         return Command(name, rest[0].strip() if rest else "")
@@ -132,20 +132,20 @@ def parse(line: Line) -> Say | Command | Unknown | None:
     return Unknown(name, close[0] if close else None, long=bool(rest) or not a_word)
 
 
-def opens_block(line: Line) -> bool:
+def opens_block(line: PromptText) -> bool:
     """Whether three quotes were typed, and not yet the three that end the block."""
-    line = line.stripped()
-    return line.text.startswith(_QUOTES) and line.typed(0, 3) and not _is_block(line)
+    line = line.strip()
+    return line.text.startswith(_QUOTES) and line.is_typed(0, 3) and not _is_block(line)
 
 
-def _is_block(line: Line) -> bool:
+def _is_block(line: PromptText) -> bool:
     text, end = line.text, len(line.text)
     return (
         end >= 6
         and text.startswith(_QUOTES)
         and text.endswith(_QUOTES)
-        and line.typed(0, 3)
-        and line.typed(end - 3, end)
+        and line.is_typed(0, 3)
+        and line.is_typed(end - 3, end)
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 
-from localgemma_cli.chat.pasted import Spans
+from localgemma_cli.chat.prompt_text import Spans
 from localgemma_cli.environment import make_private
 from localgemma_cli.text import repair_surrogates
 

@@ -10,7 +10,7 @@ from prompt_toolkit.filters import Condition, has_completions, is_searching
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 
-from localgemma_cli.chat.pasted import Line
+from localgemma_cli.chat.prompt_text import PromptText
 from localgemma_cli.chat.slash.slash_commands import opens_block
 
 
@@ -21,7 +21,7 @@ class EnterKey:
     """
 
     def __init__(
-        self, line: Callable[[], Line], cleared: Callable[[], None], paste: Callable[[str], None]
+        self, line: Callable[[], PromptText], cleared: Callable[[], None], paste: Callable[[str], None]
     ) -> None:
         self.swapped = False
         self._line, self._cleared, self._paste = line, cleared, paste

@@ -25,18 +25,28 @@ from prompt_toolkit.utils import is_dumb_terminal
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.background_load import BackgroundLoad
-from localgemma_cli.chat.chat_models import ChatModels
 from localgemma_cli.chat.chat_session import ChatSession
-from localgemma_cli.chat.interrupt import cancelling
-from localgemma_cli.chat.interruptible import InterruptibleBackend, Status
-from localgemma_cli.chat.pasted import Line, PasteTracker, Spans, from_elsewhere
+from localgemma_cli.chat.interrupt import InterruptibleBackend, Status, cancel_on_sigint
+from localgemma_cli.chat.model_switcher import ModelSwitcher
+from localgemma_cli.chat.prompt_text import PromptText, Spans, as_pasted
 from localgemma_cli.chat.slash import slash_commands as slash
 from localgemma_cli.chat.slash.actions import KEYS, perform
-from localgemma_cli.chat.slash.outcome import Ask, Copy, Do, Edit, Facts, Outcome, Switch, counted, short
+from localgemma_cli.chat.slash.outcome import (
+    Ask,
+    CommandContext,
+    Copy,
+    Do,
+    Edit,
+    Outcome,
+    Switch,
+    counted,
+    short,
+)
 from localgemma_cli.chat.terminal.clipboard import copy
 from localgemma_cli.chat.terminal.completion import ChatCompleter, completes_by_itself
 from localgemma_cli.chat.terminal.input_history import input_history
 from localgemma_cli.chat.terminal.keys import EnterKey
+from localgemma_cli.chat.terminal.paste_tracker import PasteTracker
 from localgemma_cli.chat.terminal.terminal_state import key_presses, pressed, read_ahead, unechoed
 from localgemma_cli.chat.terminal.toolbar import figures, fitted, vi_mode
 from localgemma_cli.chat.terminal.typed_ahead import Keystrokes, ends_a_line, lines_of, notice
@@ -54,7 +64,7 @@ _NAMES = 20  # of saved conversations that are offered
 
 
 @dataclass(frozen=True)
-class Frame:
+class ReplConfig:
     """What is around a chat; `label` says who answers, `input_history` is None where none is kept."""
 
     label: Callable[[], str]
@@ -72,8 +82,8 @@ class Repl:
     def __init__(
         self,
         session: ChatSession,
-        frame: Frame,
-        models: ChatModels,
+        frame: ReplConfig,
+        models: ModelSwitcher,
         streams: Streams,
         keyboard: TextIO,
     ) -> None:
@@ -81,7 +91,7 @@ class Repl:
         models.wrap = lambda backend: InterruptibleBackend(backend, lambda: self._cancel, frame.status)
         self._streams, self._keyboard = streams, keyboard
         self._cancel = Cancel()
-        self._facts = Facts(frame.plan, frame.model, self._loaded, self._ready)
+        self._facts = CommandContext(frame.plan, frame.model, self._loaded, self._ready)
         self._left = self._noted = self._in_editor = self._busy = False
         self._unknown = ""  # a line that named no command
         self._waiting: list[Keystrokes] = []
@@ -117,10 +127,10 @@ class Repl:
         """Chat until the user leaves; raises what loading raised."""
         with self._own_terminal() as typed:
             store_typeahead(self._prompt.input, key_presses(typed))
-            draft = Line()
+            draft = PromptText()
             if first:
                 with self._at_work():
-                    draft = self._guarded(self._send, from_elsewhere(first))
+                    draft = self._guarded(self._send, as_pasted(first))
             while not self._left:
                 try:
                     self._hold_back(draft)
@@ -128,12 +138,12 @@ class Repl:
                     text = self._prompt.prompt(
                         default=draft.text, pre_run=self._before_prompt, set_exception_handler=False
                     )
-                    line = Line(text, self._typing.pasted)
+                    line = PromptText(text, self._typing.pasted)
                     self._typing.remember(line)
                     with self._at_work():
                         draft = self._guarded(self._handle, line)
                 except KeyboardInterrupt:
-                    draft = Line()
+                    draft = PromptText()
                 except EOFError:
                     return
 
@@ -170,7 +180,7 @@ class Repl:
             self._prompt.output.enable_bracketed_paste()
             self._prompt.output.flush()
 
-    def _hold_back(self, draft: Line) -> None:
+    def _hold_back(self, draft: PromptText) -> None:
         """Lines typed ahead are not sent after a Ctrl-C, nor glued to a draft; they wait for their turn."""
         ahead = pressed(self._prompt.input)
         cancelled = self._cancel.is_set() and ends_a_line(ahead)
@@ -181,16 +191,16 @@ class Repl:
         if self._waiting:
             self._session.say(notice(self._waiting))
 
-    def _line(self) -> Line:
-        return Line(self._prompt.default_buffer.text, self._typing.pasted)
+    def _line(self) -> PromptText:
+        return PromptText(self._prompt.default_buffer.text, self._typing.pasted)
 
     def _cleared(self) -> None:
-        self._typing.begin(Line())
+        self._typing.begin(PromptText())
         self._keep_turns()
         if self._waiting:
             get_app().key_processor.feed_multiple(list(self._waiting.pop(0)))
 
-    def _guarded(self, handle: Callable[[Line], Line], line: Line) -> Line:
+    def _guarded(self, handle: Callable[[PromptText], PromptText], line: PromptText) -> PromptText:
         """What `handle` gives; only the user ends a chat: what else goes wrong is told, and `line` kept."""
         self._cancel = Cancel()
         try:
@@ -203,34 +213,34 @@ class Repl:
             self._frame.report(unforeseen(error))
             return line
 
-    def _send(self, question: Line) -> Line:
-        return Line() if self._ask(Ask(question)) else question
+    def _send(self, question: PromptText) -> PromptText:
+        return PromptText() if self._ask(Ask(question)) else question
 
-    def _handle(self, line: Line) -> Line:
+    def _handle(self, line: PromptText) -> PromptText:
         """Do what a line says; what is left of it to edit, where it could not be sent."""
-        line = line.mended(normalize)
+        line = line.map_parts(normalize)
         match slash.parse(line):
             case slash.Say(question):
-                return Line() if self._ask(Ask(question)) else line
+                return PromptText() if self._ask(Ask(question)) else line
             case slash.Command(name, argument):
                 self._keep_turns()
                 return self._command(name, argument)
             case slash.Unknown() if line.text == self._unknown:
-                return self._send(line.stripped())
+                return self._send(line.strip())
             case slash.Unknown(name, nearest, long):
                 hint = f"Did you mean {nearest}?" if nearest else "/help lists the commands."
                 text = "Enter again sends it as text." if long else "//… sends it as text."
                 self._session.say(f"There is no command {short(name)}. {hint} {text}")
                 self._unknown = line.text if long else ""
-                return line if long else Line()
+                return line if long else PromptText()
             case None:
                 self._keep_turns()
-        return Line()
+        return PromptText()
 
     def _keep_turns(self) -> None:  # those that an edit was to replace
         self._session.rewind = 0
 
-    def _command(self, name: str, argument: str) -> Line:
+    def _command(self, name: str, argument: str) -> PromptText:
         outcomes: list[Outcome] = []
         self._cancellable(lambda: outcomes.append(perform(self._session, self._facts, name, argument)))
         match outcomes[0] if outcomes else None:
@@ -239,7 +249,7 @@ class Repl:
                 self._keep_turns()
             case Edit(text):
                 self._in_editor = bool(os.environ.get("VISUAL") or os.environ.get("EDITOR"))
-                return from_elsewhere(text)
+                return as_pasted(text)
             case Copy(text):
                 self._session.say(copy(text, self._terminal))
             case Do("continue"):
@@ -256,7 +266,7 @@ class Repl:
                 self._session.say(f"Enter {how}.")
             case Do("exit"):
                 self._left = True
-        return Line()
+        return PromptText()
 
     def _ask(self, ask: Ask) -> bool:
         """One turn; whether an answer to it is kept."""
@@ -301,7 +311,7 @@ class Repl:
         recorder.waiting = self._look
         if recorder.store is not None:
             recorder.store.waiting = self._look
-        with cancelling(self._cancel, second_raises=False):
+        with cancel_on_sigint(self._cancel, second_raises=False):
             try:
                 action()
             except LocalGemmaError as error:

@@ -11,7 +11,7 @@ import torch
 from support.models import DEMO, demo_fp32, demo_tokenizer
 
 from localgemma_cli.backends.pytorch.backend import LocalBackend, load
-from localgemma_cli.chat.turn import Settings, run_turn
+from localgemma_cli.chat.turn import TurnSettings, run_turn
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ContextOverflowError, NotFoundError
 from localgemma_cli.events import Delta, Finished, Reading
@@ -56,8 +56,8 @@ def fp32() -> LocalBackend:
     return backend_for(dtype="float32")
 
 
-def settings(sampling: Sampling = GREEDY, on_overflow: OnOverflow = OnOverflow.ERROR) -> Settings:
-    return Settings(sampling, on_overflow, lambda _turns, _how: None)
+def settings(sampling: Sampling = GREEDY, on_overflow: OnOverflow = OnOverflow.ERROR) -> TurnSettings:
+    return TurnSettings(sampling, on_overflow, lambda _turns, _how: None)
 
 
 def reference(messages: tuple[Message, ...], count: int) -> list[int]:
@@ -138,7 +138,7 @@ def test_a_full_context_is_an_error_or_drops_the_oldest_turns_but_never_the_syst
     backend = backend_for(context=256)
     conversation = Conversation("Answer in one word.")
     dropped: list[Turn] = []
-    trimming = Settings(GREEDY, OnOverflow.TRIM, lambda turns, _how: dropped.extend(turns))
+    trimming = TurnSettings(GREEDY, OnOverflow.TRIM, lambda turns, _how: dropped.extend(turns))
     for number in range(9):
         question = f"My number is {number}. " + "Please keep it in mind for later. " * 3
         conversation, answer = run_turn(backend, conversation, question, trimming, Silent(), Cancel())

@@ -9,7 +9,7 @@ import pytest
 from support.program import Program
 from support.terminal import Terminal, paste
 
-from localgemma_cli.chat.pasted import from_elsewhere
+from localgemma_cli.chat.prompt_text import as_pasted
 from localgemma_cli.chat.slash.slash_commands import COMMANDS, Say, parse, usage
 
 EVIL = "evil\x1b[31m\u202e.txt"
@@ -19,7 +19,7 @@ QUESTION = "What does the memory preset do?"
 
 @pytest.mark.parametrize("text", ["Hello", "/undo", "//x", "quit", '"""', "!exit", "a\nb", "/", "exit"])
 def test_a_text_can_be_edited_and_is_still_text(text: str) -> None:
-    assert parse(from_elsewhere(text)) == Say(from_elsewhere(text))
+    assert parse(as_pasted(text)) == Say(as_pasted(text))
 
 
 def test_conversation_commands(program: Program) -> None:

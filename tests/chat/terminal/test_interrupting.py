@@ -22,7 +22,7 @@ from support.terminal import SPINNER, Terminal, answer_to
 
 from localgemma_cli.backends.http.backend import connect
 from localgemma_cli.backends.http.endpoint import parse_endpoint
-from localgemma_cli.chat.interruptible import InterruptibleBackend
+from localgemma_cli.chat.interrupt import InterruptibleBackend
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import InterruptedAnswer
 from localgemma_cli.sampling import Sampling

@@ -19,12 +19,13 @@ from support.chat_server import ChatServer, error, sse
 from support.program import COMMAND, Program
 from support.terminal import Terminal, paste
 
-from localgemma_cli.chat.attachments import mentioned
-from localgemma_cli.chat.pasted import Line, PasteTracker, Spans, from_elsewhere, replaced
+from localgemma_cli.chat.attachments import find_mentions
+from localgemma_cli.chat.prompt_text import PromptText, Spans, as_pasted
 from localgemma_cli.chat.slash.slash_commands import Command, Say, Unknown, opens_block, parse
 from localgemma_cli.chat.terminal.completion import ChatCompleter
 from localgemma_cli.chat.terminal.input_history import input_history
 from localgemma_cli.chat.terminal.keys import EnterKey
+from localgemma_cli.chat.terminal.paste_tracker import PasteTracker, update_spans
 
 SECRET = "the secret of the file"
 DOCSTRING = '"""Says hello."""\n\n\ndef hello() -> None:\n    """Say it."""\n    print("hello")'
@@ -142,16 +143,16 @@ def test_text_from_elsewhere_attaches_nothing(program: Program) -> None:
 
 def test_what_a_line_means_follows_what_was_typed() -> None:
     for text in LOOKS_LIKE_MORE:
-        assert parse(from_elsewhere(text)) == Say(from_elsewhere(text))
-        assert not opens_block(from_elsewhere(text))
-    assert parse(Line("/file a b.txt", ((6, 13),))) == Command("/file", "a b.txt")
-    assert isinstance(parse(Line("/home/x", ((1, 7),))), Say)
-    assert parse(Line("//x y", ((3, 5),))) == Say(Line("/x y", ((2, 4),)))
-    assert parse(Line('"""\nx\n"""', ((4, 5),))) == Say(Line("x", ((0, 1),)))
-    assert opens_block(Line('"""\nx"""', ((4, 8),)))
-    assert parse(Line("/home/x why?")) == Unknown("/home/x", None, long=True)
+        assert parse(as_pasted(text)) == Say(as_pasted(text))
+        assert not opens_block(as_pasted(text))
+    assert parse(PromptText("/file a b.txt", ((6, 13),))) == Command("/file", "a b.txt")
+    assert isinstance(parse(PromptText("/home/x", ((1, 7),))), Say)
+    assert parse(PromptText("//x y", ((3, 5),))) == Say(PromptText("/x y", ((2, 4),)))
+    assert parse(PromptText('"""\nx\n"""', ((4, 5),))) == Say(PromptText("x", ((0, 1),)))
+    assert opens_block(PromptText('"""\nx"""', ((4, 8),)))
+    assert parse(PromptText("/home/x why?")) == Unknown("/home/x", None, long=True)
     for line, name in (("/h", "/help"), ("/clear", "/new"), ("/history rivers", "/sessions")):
-        found = parse(Line(line))
+        found = parse(PromptText(line))
         assert isinstance(found, Command)
         assert found.name == name
 
@@ -170,15 +171,17 @@ def test_spans_are_as_a_mark_on_each_character(changes: list[tuple[int, int, str
         begin, end = sorted((min(one, len(text)), min(other, len(text))))
         text = text[:begin] + new + text[end:]
         marks = marks[:begin] + "xo"[pasted] * len(new) + marks[end:]
-        spans = replaced(spans, begin, end, len(new), by_paste=pasted)
+        spans = update_spans(spans, begin, end, len(new), by_paste=pasted)
         assert "".join("xo"[any(a <= at < b for a, b in spans)] for at in range(len(text))) == marks
         assert all(one[1] < two[0] for one, two in pairwise(spans))
-        line = Line(text, spans)
-        assert line.part(begin, len(text)).text == text[begin:]
-        assert line.mended(str.upper) == Line(text.upper(), spans)
+        line = PromptText(text, spans)
+        assert line.slice(begin, len(text)).text == text[begin:]
+        assert line.map_parts(str.upper) == PromptText(text.upper(), spans)
 
 
-def tracked(action: Callable[[Buffer, PasteTracker], None], known: dict[str, Spans] | None = None) -> Line:
+def tracked(
+    action: Callable[[Buffer, PasteTracker], None], known: dict[str, Spans] | None = None
+) -> PromptText:
     """What a buffer of the real prompt library holds after `action`."""
     buffer = Buffer(multiline=True)
     tracker = PasteTracker(buffer, {} if known is None else known)
@@ -187,7 +190,7 @@ def tracked(action: Callable[[Buffer, PasteTracker], None], known: dict[str, Spa
         action(buffer, tracker)
 
     asyncio.run(run())
-    return Line(buffer.text, tracker.pasted)
+    return PromptText(buffer.text, tracker.pasted)
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
@@ -214,9 +217,9 @@ def test_whatever_is_edited_the_pasted_characters_are_known(steps: list[tuple[st
                     buffer.cursor_left(len(text))
                 case "kill":
                     buffer.delete(len(text))
-            line = Line(buffer.text, tracker.pasted)
+            line = PromptText(buffer.text, tracker.pasted)
             pasted = {at for at, character in enumerate(buffer.text) if character in "a@/"}
-            assert {at for at in range(len(buffer.text)) if not line.typed(at, at + 1)} == pasted
+            assert {at for at in range(len(buffer.text)) if not line.is_typed(at, at + 1)} == pasted
 
     tracked(edit)
 
@@ -226,23 +229,23 @@ def test_what_is_completed_edited_elsewhere_or_recalled() -> None:
         buffer.insert_text("/he")
         buffer.document = Document("/help")
 
-    assert tracked(complete) == Line("/help")
+    assert tracked(complete) == PromptText("/help")
 
     def in_an_editor(buffer: Buffer, tracker: PasteTracker) -> None:
         tracker.paste("see @a")
         buffer.document = Document("see @b and @c")
 
-    assert tracked(in_an_editor).typed(6, 13) is False
+    assert tracked(in_an_editor).is_typed(6, 13) is False
 
     def recall(buffer: Buffer, tracker: PasteTracker) -> None:
         buffer._working_lines.appendleft("/load x")  # as the history gives it
         buffer.working_index = 1
-        tracker.begin(Line())
+        tracker.begin(PromptText())
         tracker.paste("/home")
         buffer.history_backward()
 
-    assert tracked(recall) == Line("/load x")
-    assert tracked(recall, {"/load x": ((0, 7),)}) == from_elsewhere("/load x")
+    assert tracked(recall) == PromptText("/load x")
+    assert tracked(recall, {"/load x": ((0, 7),)}) == as_pasted("/load x")
 
 
 NAME = "@secret.txt"
@@ -279,7 +282,7 @@ def test_however_it_comes_back_it_stays_pasted(
     (tmp_path / "secret.txt").write_text(SECRET)
     monkeypatch.chdir(tmp_path)
     for line in prompted(keys, vi=vi):
-        assert mentioned(line.text, line.pasted) == ([], [])
+        assert find_mentions(line.text, line.pasted) == ([], [])
         assert parse(line) == Say(line)
     assert NAME in line.text or "/exit" in line.text
 
@@ -299,14 +302,14 @@ def test_what_was_typed_comes_back_as_typed() -> None:
     assert [line.pasted for line in lines] == [()] * 6
 
 
-def prompted(keys: tuple[str, ...], *, vi: bool = False) -> list[Line]:
+def prompted(keys: tuple[str, ...], *, vi: bool = False) -> list[PromptText]:
     """What the real prompt makes of them, a line each."""
     mode = EditingMode.VI if vi else EditingMode.EMACS
-    lines: list[Line] = []
+    lines: list[PromptText] = []
     with create_pipe_input() as keyboard:
         enter = EnterKey(
-            lambda: Line(prompt.default_buffer.text, tracker.pasted),
-            lambda: tracker.begin(Line()),
+            lambda: PromptText(prompt.default_buffer.text, tracker.pasted),
+            lambda: tracker.begin(PromptText()),
             lambda text: tracker.paste(text),
         )
         prompt: PromptSession[str] = PromptSession(
@@ -320,9 +323,9 @@ def prompted(keys: tuple[str, ...], *, vi: bool = False) -> list[Line]:
         tracker = PasteTracker(prompt.default_buffer, {})
         for each in keys:
             keyboard.send_text(f"{each}\r")
-            tracker.begin(Line())
+            tracker.begin(PromptText())
             text = prompt.prompt()
-            lines.append(Line(text, tracker.pasted))
+            lines.append(PromptText(text, tracker.pasted))
             tracker.remember(lines[-1])
     return lines
 

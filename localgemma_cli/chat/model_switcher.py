@@ -24,7 +24,7 @@ class Model(Protocol):
     def load(self, progress: ProgressSink) -> Backend: ...
 
 
-class ChatModels:
+class ModelSwitcher:
     """`choose` plans the model of a name; it may take its time, and raises LocalGemmaError."""
 
     def __init__(self, model: Model, choose: Callable[[str], Model]) -> None:

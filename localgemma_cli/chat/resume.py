@@ -11,7 +11,7 @@ from localgemma_cli.sessions.titles import files_and_words
 _BELOW = 8  # rows: what is said of the earlier turns, the prompt and its menu, the bar
 
 
-def question_shown(turn: Turn, columns: int, rows: int) -> str:
+def format_question(turn: Turn, columns: int, rows: int) -> str:
     """With the names of its files in their place, and no more of it than half a screen."""
     names, words = files_and_words(turn.question.content)
     lines = [*([f"[with {', '.join(names)}]"] if names else []), *words.split("\n")]
@@ -23,12 +23,12 @@ def question_shown(turn: Turn, columns: int, rows: int) -> str:
     return "\n".join(shown)
 
 
-def last_that_fit(turns: Sequence[Turn], columns: int, rows: int) -> Sequence[Turn]:
+def select_last_turns(turns: Sequence[Turn], columns: int, rows: int) -> Sequence[Turn]:
     """The last turns that fill one screen at most, one at least."""
     left = rows - _BELOW
     for count, turn in enumerate(reversed(turns)):
         left -= 1 + sum(
-            _height(text, columns) for text in (question_shown(turn, columns - 2, rows), turn.answer.content)
+            _height(text, columns) for text in (format_question(turn, columns - 2, rows), turn.answer.content)
         )
         if left < 0:
             return turns[-max(1, count) :]
@@ -42,7 +42,9 @@ def _height(text: str, columns: int) -> int:
     return sum(max(1, -(-get_cwidth(line) // max(1, columns))) for line in text.split("\n"))
 
 
-def with_own_ids(conversation: Conversation, backend: Backend, say: Callable[[str], None]) -> Conversation:
+def drop_foreign_ids(
+    conversation: Conversation, backend: Backend, say: Callable[[str], None]
+) -> Conversation:
     """Token ids only where they are the backend's and say what was said; else the text is read again."""
     turns = tuple(
         turn

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from support.chat import Chat
 
-from localgemma_cli.chat.replay import last_that_fit, question_shown
+from localgemma_cli.chat.resume import format_question, select_last_turns
 from localgemma_cli.conversation import Conversation, Message, Turn
 
 
@@ -15,18 +15,18 @@ def turn(question: str, answer: str) -> Turn:
 
 def test_the_last_turns_that_fill_a_screen_are_shown() -> None:
     turns = [turn(f"question {number}", "two\nlines") for number in range(30)]
-    assert last_that_fit(turns, 80, 24) == turns[-4:]
-    assert last_that_fit(turns[:3], 80, 24) == turns[:3]
+    assert select_last_turns(turns, 80, 24) == turns[-4:]
+    assert select_last_turns(turns[:3], 80, 24) == turns[:3]
     long = turn("q", "word " * 10_000)
-    assert last_that_fit([*turns, long], 80, 24) == [long]
-    assert len(last_that_fit(turns, 3, 24)) < 4
+    assert select_last_turns([*turns, long], 80, 24) == [long]
+    assert len(select_last_turns(turns, 3, 24)) < 4
 
 
 def test_a_question_is_shown_with_the_names_of_its_files_and_not_for_ever() -> None:
     file = "File notes.txt:\n```\n" + "line\n" * 1000 + "```\n\n"
-    assert question_shown(turn(f"{file}Sum it up.", ""), 80, 24) == "[with notes.txt]\nSum it up."
-    assert question_shown(turn("line\n" * 100, ""), 80, 24) == "line\n" * 12 + "…"
-    assert len(question_shown(turn("x" * 100_000, ""), 80, 24)) < 1000
+    assert format_question(turn(f"{file}Sum it up.", ""), 80, 24) == "[with notes.txt]\nSum it up."
+    assert format_question(turn("line\n" * 100, ""), 80, 24) == "line\n" * 12 + "…"
+    assert len(format_question(turn("x" * 100_000, ""), 80, 24)) < 1000
 
 
 @pytest.mark.parametrize("ids", [(2**32 - 1,), (5, 6, 7), ()])
