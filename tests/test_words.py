@@ -96,7 +96,6 @@ def test_phrases_are_found_in_fstrings_docstrings_and_comments(tmp_path: Path) -
 
 
 PENDING: set[str] = {
-    "README.md",
     "docs/benchmarks.md",
     "localgemma_cli/backends/base.py",
     "localgemma_cli/backends/http/answer_text.py",
