@@ -27,7 +27,7 @@ def fail(text):
         raise error("\\x1b[2J it broke\\nin two lines " + "x" * 5000)
 
 
-class Failing(backend.RemoteBackend):
+class Failing(backend.HttpBackend):
     def stream(self, messages, sampling, cancel):
         fail(messages[-1].content)
         for event in super().stream(messages, sampling, cancel):
@@ -35,7 +35,7 @@ class Failing(backend.RemoteBackend):
             fail("late " + messages[-1].content.removeprefix("late "))
 
 
-backend.RemoteBackend = Failing
+backend.HttpBackend = Failing
 stats = actions._ACTIONS["/stats"]
 actions._ACTIONS = {**actions._ACTIONS, "/system": lambda session, facts, text: fail(text)}
 '''

@@ -159,7 +159,7 @@ def test_a_full_context_drops_the_oldest_turns(program: Program, server: ChatSer
 
 def test_a_server_that_is_not_there_ends_the_chat_with_its_reason(program: Program) -> None:
     with Terminal(program, ["--endpoint", "http://127.0.0.1:9"]) as terminal:
-        terminal.wait("cannot be reached")
+        terminal.wait("Connection refused")
         assert terminal.wait_for_end() == 7
 
 

@@ -7,7 +7,7 @@ from support import boards
 from support.chat_server import ChatServer
 from support.program import Program
 
-from localgemma_cli.backends.http.backend import RemoteBackend, connect
+from localgemma_cli.backends.http.backend import HttpBackend, connect
 from localgemma_cli.backends.http.endpoint import parse_endpoint
 from localgemma_cli.chat.turn import Settings, run_turn
 from localgemma_cli.conversation import Conversation
@@ -29,7 +29,7 @@ class Unseen:
     def abort(self) -> None: ...
 
 
-def talk(server: ChatServer, dialect: str = "auto") -> tuple[RemoteBackend, list[str]]:
+def talk(server: ChatServer, dialect: str = "auto") -> tuple[HttpBackend, list[str]]:
     """A system text and three questions; what the server heard at the last of them."""
     from threading import Event
 

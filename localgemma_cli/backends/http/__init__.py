@@ -1,1 +1,1 @@
-"""A server that answers over HTTP, behind the seam of `backends.base`."""
+"""Answers from servers over HTTP: the OpenAI API and those of RK3588 boards."""

@@ -1,26 +1,26 @@
-"""A server that answers over HTTP, behind the seam of `backends.base`."""
+"""A `Backend` that answers through an HTTP server."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from threading import Event as Cancel
 
-from localgemma_cli.backends.http.answer_text import until_stop, well_formed, without
-from localgemma_cli.backends.http.detect import Found, address, find
-from localgemma_cli.backends.http.dialect import Ask, Piece, ServerError, server_words, words_of
+from localgemma_cli.backends.http.detect import ServerInfo, detect_server, dialect_url
+from localgemma_cli.backends.http.dialect import ChatRequest, Piece, ServerError, error_text, json_text
 from localgemma_cli.backends.http.endpoint import Endpoint
-from localgemma_cli.backends.http.failures import (
-    PassingError,
+from localgemma_cli.backends.http.fallbacks import Compatibility, fall_back
+from localgemma_cli.backends.http.notices import Notices, wait_before_retry
+from localgemma_cli.backends.http.server_errors import (
     Refusal,
-    cut_off,
-    is_overflow,
+    TransientError,
+    cut_off_error,
+    is_overflow_refusal,
+    is_overflow_text,
     overflow_error,
-    overflows,
-    quoted,
+    quote,
     refusal_error,
 )
-from localgemma_cli.backends.http.fallbacks import Manner, adapted
-from localgemma_cli.backends.http.notices import Voice, wait_out
-from localgemma_cli.backends.http.transport import Cancelled, Exchange
+from localgemma_cli.backends.http.text_filters import cut_at_stop, join_surrogates, mask_secret
+from localgemma_cli.backends.http.transport import Exchange, ExchangeCancelled
 from localgemma_cli.conversation import FinishReason, Message, folded
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Delta, Event, Finished, RateMeter, Thinking, Usage
@@ -29,35 +29,35 @@ from localgemma_cli.sampling import Sampling
 from localgemma_cli.text import parse_json
 
 _UNKNOWN = Usage(None, None, None)
-_CUT_SHORT = ("length", "max_tokens", "max_length", "token_limit")
-_AFTER_SECONDS = 5.0  # for the counts, once the answer is whole
+_LENGTH_REASONS = ("length", "max_tokens", "max_length", "token_limit")
+_USAGE_SECONDS = 5.0  # wait for the token counts, once the answer is complete
 _LONGEST_ANSWER = 4_000_000  # characters, more than any model writes
-_PIECE_COST = 16  # of them: each piece takes memory of its own
+_PIECE_COST = 16  # characters: what the memory of one piece amounts to
 
 
-class RemoteBackend:
-    """One model on one server; `model` is the server's own name for it."""
+class HttpBackend:
+    """One model on one server; `model` is the server's name for it."""
 
-    name = "remote"
+    name = "remote"  # as in the JSON output
     note: str | None = None
 
-    def __init__(self, endpoint: Endpoint, found: Found, voice: Voice) -> None:
-        self._endpoint, self._found, self._voice = endpoint, found, voice
-        self._asked_for = endpoint.model or next(iter(found.models), None)
-        self.model = self._asked_for or "default"
-        self.context_length = found.context_length
-        self.continues = found.continues
-        self._manner = Manner()
+    def __init__(self, endpoint: Endpoint, server: ServerInfo, notices: Notices) -> None:
+        self._endpoint, self._server, self._notices = endpoint, server, notices
+        self._requested_model = endpoint.model or next(iter(server.models), None)
+        self.model = self._requested_model or "default"
+        self.context_length = server.context_length
+        self.continues = server.continues
+        self._compatibility = Compatibility()
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
-        """See `Backend.stream`; raises EndpointError before any delta, and ends with one after the first."""
-        self._voice.open()
+        """See `Backend.stream`. Raises EndpointError before the first delta; later errors end the answer."""
+        self._notices.open()
         if messages[-1].role == "assistant" and not messages[-1].content.strip():
-            messages = messages[:-1]  # nothing of the answer has come yet
+            messages = messages[:-1]  # an answer without text yet: there is nothing to continue
         answer = _Answer()
         error: EndpointError | None = None
         interrupted = False
-        with closing(self._tried(messages, sampling, cancel)) as pieces:
+        with closing(self._pieces_with_retries(messages, sampling, cancel)) as pieces:
             try:
                 for piece in pieces:
                     answer.add(piece)
@@ -65,124 +65,136 @@ class RemoteBackend:
                         yield Thinking(piece.thinking)
                     if piece.text:
                         yield Delta(piece.text)
-            except Cancelled:
+            except ExchangeCancelled:
                 interrupted = True
             except EndpointError as failure:
-                error = self._judged(failure)
+                error = self._displayable(failure)
                 if not answer.has_text and error is failure:
                     raise
                 if not answer.has_text:
-                    raise error from None  # a traceback would show the server's words as they came
-                error = EndpointError(f"{error.message} The answer is broken off.", error.hint)
+                    raise error from None  # a traceback would show the server's text unchecked
+                error = EndpointError(f"{error.message} The answer is incomplete.", error.hint)
         yield answer.finished(interrupted, error)
 
     def count(self, messages: Sequence[Message]) -> int | None:
         return None
 
     def recognizes(self, answer: Message) -> bool:
-        return True  # ids are never sent
+        return True  # token ids are never sent
 
     def prompt(self, messages: Sequence[Message]) -> str | None:
         return None
 
-    def _judged(self, failure: EndpointError) -> EndpointError:
-        """The failure in words that may be printed: a server's own can hold anything, also the key."""
+    def _displayable(self, failure: EndpointError) -> EndpointError:
+        """The failure as it may be shown: a server's own text can contain anything, also the API key."""
         if not isinstance(failure, ServerError):
             return failure
-        words = quoted(failure.words, self._endpoint.key)
-        return EndpointError(f"{self._endpoint.root} failed: {words}.", failure.hint)
+        text = quote(failure.text, self._endpoint.key)
+        return EndpointError(f"{self._endpoint.root} failed: {text}.", failure.hint)
 
-    def _tried(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Generator[Piece]:
-        """The answer's pieces; what fails before the first is tried again, since nothing was said yet."""
-        tries, began = 0, False
+    def _pieces_with_retries(
+        self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel
+    ) -> Generator[Piece]:
+        """The pieces of the answer; a transient error before the first piece is retried."""
+        attempts, started = 0, False
         while True:
-            tries += 1
+            attempts += 1
             try:
                 for piece in self._pieces(messages, sampling, cancel):
-                    began = began or bool(piece.text or piece.thinking)
+                    started = started or bool(piece.text or piece.thinking)
                     yield piece
-            except PassingError as error:
-                if began:
+            except TransientError as error:
+                if started:
                     raise
-                wait_out(error, tries, self._voice, cancel)
+                wait_before_retry(error, attempts, self._notices, cancel)
             except ServerError as error:
-                words = quoted(error.words, self._endpoint.key)
-                if not began and is_overflow(words):
-                    raise overflow_error(words) from None
+                text = quote(error.text, self._endpoint.key)
+                if not started and is_overflow_text(text):
+                    raise overflow_error(text) from None
                 raise
             else:
                 return
 
     def _pieces(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Piece]:
-        dialect, finished, length = self._found.dialect, False, 0
-        with closing(self._opened(messages, sampling, cancel)) as exchange:
+        dialect, finished, length = self._server.dialect, False, 0
+        with closing(self._open_answer(messages, sampling, cancel)) as exchange:
             try:
-                for piece in self._in_order(dialect.pieces(exchange.chunks())):
+                for piece in self._filtered(dialect.pieces(exchange.chunks())):
                     length += len(piece.text) + len(piece.thinking) + _PIECE_COST
                     if length > _LONGEST_ANSWER:
-                        raise _endless(self._endpoint)
+                        raise EndpointError(
+                            f"{self._endpoint.root} sent an answer without an end.",
+                            "Set a limit with --max-new-tokens.",
+                        )
                     if piece.finish and not finished:
                         finished = True
-                        exchange.allow(min(_AFTER_SECONDS, self._endpoint.timeout))
+                        exchange.allow(min(_USAGE_SECONDS, self._endpoint.timeout))
                     elif piece.text or piece.thinking:
                         exchange.allow(self._endpoint.timeout)
                     yield piece
             except EndpointError:
-                if not finished:  # after the last word only counts are missing
+                if not finished:  # after the finish reason only the token counts are missing
                     raise
         if not finished:
-            raise cut_off(self._endpoint.root)
+            raise cut_off_error(self._endpoint.root)
 
-    def _in_order(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Without what must not be shown: stop strings, halves of characters, the key."""
-        pieces, key = well_formed(pieces), self._endpoint.key
+    def _filtered(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """The pieces as they may be shown: without stop strings, lone surrogates and the API key."""
+        pieces, key = join_surrogates(pieces), self._endpoint.key
         if key and len(key) >= SHORTEST_SECRET:
-            pieces = without(pieces, key)
-        return until_stop(pieces, self._found.dialect.stops)
+            pieces = mask_secret(pieces, key)
+        return cut_at_stop(pieces, self._server.dialect.stops)
 
-    def _opened(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Exchange:
-        """The exchange whose body is the answer, asked for in the manner that the server takes."""
-        manner, words = self._manner, list[str]()
-        uncapped = False
+    def _open_answer(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Exchange:
+        """Send the request until the server accepts it, with fallbacks for what it does not support."""
+        known, notices = self._compatibility, list[str]()
+        unlimited = False
         while True:
-            body = self._body(messages, sampling, manner, uncapped)
-            exchange = self._sent(body, cancel)
+            body = self._body(messages, sampling, known, unlimited)
+            exchange = self._send_request(body, cancel)
             head = exchange.head()
             if head.ok and "html" not in head.headers.get("content-type", ""):
-                self._manner = manner
-                for word in words:
-                    self._voice.say(word)
+                self._compatibility = known
+                for notice in notices:
+                    self._notices.say(notice)
                 return exchange
-            refusal = Refusal(head.status, quoted(_reason(exchange.text()), self._endpoint.key), head.headers)
+            refusal = Refusal(
+                head.status, quote(_refusal_text(exchange.text()), self._endpoint.key), head.headers
+            )
             exchange.close()
             if head.ok:
-                raise EndpointError(f"{self._endpoint.root} answers with a web page.", "Check --endpoint.")
-            if overflows(refusal) and not uncapped and sampling.max_new_tokens:
-                uncapped = True  # the answer may be as long as there is room, as with a local model
+                raise EndpointError(f"{self._endpoint.root} answered with a web page.", "Check --endpoint.")
+            overflows = is_overflow_refusal(refusal)
+            if overflows and not unlimited and sampling.max_new_tokens:
+                unlimited = True  # use whatever room the context has, as a local model does
                 continue
-            system = messages[0].role == "system"
-            change = None if overflows(refusal) else adapted(manner, refusal, body, system=system)
-            if change is None:
-                known = quoted(", ".join(self._found.models[:5]), self._endpoint.key)
-                raise refusal_error(refusal, self._endpoint, self._asked_for, known)
-            manner = change[0]
-            words.append(change[1])
+            fallback = None
+            if not overflows:
+                fallback = fall_back(known, refusal, body, has_system=messages[0].role == "system")
+            if fallback is None:
+                models = quote(", ".join(self._server.models[:5]), self._endpoint.key)
+                raise refusal_error(refusal, self._endpoint, self._requested_model, models)
+            known, notice = fallback
+            notices.append(notice)
 
-    def _sent(self, body: Mapping[str, object], cancel: Cancel) -> Exchange:
-        dialect = self._found.dialect
-        return Exchange(self._endpoint, "POST", address(self._endpoint, dialect, dialect.path), body, cancel)
+    def _send_request(self, body: Mapping[str, object], cancel: Cancel) -> Exchange:
+        dialect = self._server.dialect
+        return Exchange(
+            self._endpoint, "POST", dialect_url(self._endpoint, dialect, dialect.path), body, cancel
+        )
 
     def _body(
-        self, messages: Sequence[Message], sampling: Sampling, manner: Manner, uncapped: bool
+        self, messages: Sequence[Message], sampling: Sampling, known: Compatibility, unlimited: bool
     ) -> dict[str, object]:
-        shaped = self._found.dialect.shape(folded(messages) if manner.folds_system else messages)
-        body = self._found.dialect.body(Ask(shaped, sampling, self._asked_for, self._found.penalty_name))
-        left_out = manner.dropped | ({"max_tokens"} if uncapped else set())
-        return {name: value for name, value in body.items() if name not in left_out}
+        shaped = self._server.dialect.shape(folded(messages) if known.folds_system else messages)
+        request = ChatRequest(shaped, sampling, self._requested_model, self._server.penalty_name)
+        omitted = known.omitted | ({"max_tokens"} if unlimited else set())
+        fields = self._server.dialect.body(request)
+        return {name: value for name, value in fields.items() if name not in omitted}
 
 
 class _Answer:
-    """What has arrived of an answer: when, how many tokens by the server's count, and how it ended."""
+    """What has arrived of an answer: its times, the server's token counts, and its finish reason."""
 
     def __init__(self) -> None:
         self._meter = RateMeter()
@@ -198,32 +210,26 @@ class _Answer:
         self._usage = piece.usage or self._usage
 
     def finished(self, interrupted: bool, error: EndpointError | None) -> Finished:
-        reason: FinishReason = "length" if self._finish in _CUT_SHORT else "stop"
+        reason: FinishReason = "length" if self._finish in _LENGTH_REASONS else "stop"
         if interrupted or error:
             reason = "interrupted" if interrupted else "error"
         timing = self._meter.timing(self._usage.completion_tokens)
         return Finished(reason, self._usage, timing, error=error)
 
 
-def _reason(text: str) -> str:
-    """The words of a refusal, out of the JSON around them."""
+def _refusal_text(body: str) -> str:
+    """The server's message from the body of a refusal: out of its JSON, or the body itself."""
     try:
-        value = parse_json(text)
+        value = parse_json(body)
     except ValueError:
-        return text
+        return body
     if not isinstance(value, dict):
-        return text
-    said = value.get("detail") or value.get("message")
-    return server_words(value) or (words_of(said) if said else text)
+        return body
+    detail = value.get("detail") or value.get("message")
+    return error_text(value) or (json_text(detail) if detail else body)
 
 
-def _endless(endpoint: Endpoint) -> EndpointError:
-    return EndpointError(
-        f"{endpoint.root} sent an answer that does not end.", "--max-new-tokens sets a limit."
-    )
-
-
-def connect(endpoint: Endpoint, say: Callable[[str], None], detail: Callable[[str], None]) -> RemoteBackend:
-    """Ask the server what it is; raises EndpointError where it cannot be reached."""
-    voice = Voice(say, detail)
-    return RemoteBackend(endpoint, find(endpoint, voice, Cancel()), voice)
+def connect(endpoint: Endpoint, say: Callable[[str], None], detail: Callable[[str], None]) -> HttpBackend:
+    """Detect the server's dialect and models. Raises EndpointError if it cannot be reached."""
+    notices = Notices(say, detail)
+    return HttpBackend(endpoint, detect_server(endpoint, notices, Cancel()), notices)

@@ -1,4 +1,4 @@
-"""What a dialect is, and the values that all of them share."""
+"""What a dialect is, and how every dialect reads the values of a server's JSON."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from localgemma_cli.events import Usage
 from localgemma_cli.sampling import Sampling
 
 GEMMA_STOPS = ("<end_of_turn>", "<eos>")
-_THINKING = ("reasoning_content", "reasoning", "thinking")
+_THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 _MOST_TOKENS = 10**12
+_NO_TEXT = "an error without a message"
 
 
 class ServerError(EndpointError):
-    """An error that the server wrote into its answer; `words` are its own, not yet fit to be shown."""
+    """An error that the server reported inside its answer; `text` is its own, not yet safe to display."""
 
-    def __init__(self, words: str) -> None:
-        super().__init__("The server failed.", "Look at the server's log; ask again.")
-        self.words = words
+    def __init__(self, text: str) -> None:
+        super().__init__("The server failed.", "Check the server's log; ask again.")
+        self.text = text
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one message of a stream says; `finish` is the server's own word for why the answer ended."""
+    """The content of one message of a stream; `finish` is the server's own finish reason."""
 
     text: str = ""
     finish: str | None = None
@@ -33,8 +34,8 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One question for a server, as far as all dialects say it."""
+class ChatRequest:
+    """One request, before a dialect writes it as JSON."""
 
     messages: Sequence[Message]
     sampling: Sampling
@@ -44,24 +45,28 @@ class Ask:
 
 @dataclass(frozen=True)
 class Dialect:
-    """`shape` fits the conversation to what the server reads of it; `stops` are applied on our side."""
+    """One server API.
+
+    `shape` adapts the conversation to what the server can read, `body` writes the JSON of a request,
+    `pieces` reads the answer. `stops` are stop strings that are applied here, not by the server.
+    """
 
     name: str
     summary: str
     path: str
     models_path: str | None
     shape: Callable[[Sequence[Message]], Sequence[Message]]
-    body: Callable[[Ask], dict[str, object]]
+    body: Callable[[ChatRequest], dict[str, object]]
     pieces: Callable[[Iterable[bytes]], Iterator[Piece]]
     stops: tuple[str, ...] = ()
 
 
-def plain(messages: Sequence[Message]) -> list[dict[str, str]]:
+def message_objects(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def options(sampling: Sampling, penalty_name: str, *longest_names: str) -> dict[str, object]:
-    """What is set of `sampling`; servers differ in what they call the penalty and the longest answer."""
+def sampling_fields(sampling: Sampling, penalty_name: str, *limit_names: str) -> dict[str, object]:
+    """The sampling options that are set, as JSON fields; the names of penalty and limit vary by server."""
     penalty = None if sampling.repetition_penalty == 1.0 else sampling.repetition_penalty
     values = {
         "temperature": sampling.temperature,
@@ -70,46 +75,46 @@ def options(sampling: Sampling, penalty_name: str, *longest_names: str) -> dict[
         "min_p": sampling.min_p,
         penalty_name: penalty,
         "seed": sampling.seed,
-        **dict.fromkeys(longest_names, sampling.max_new_tokens),
+        **dict.fromkeys(limit_names, sampling.max_new_tokens),
     }
     return {name: value for name, value in values.items() if value is not None}
 
 
-def as_is(messages: Sequence[Message]) -> Sequence[Message]:
+def unchanged(messages: Sequence[Message]) -> Sequence[Message]:
     return messages
 
 
-def flattened(messages: Sequence[Message]) -> Sequence[Message]:
-    """One user message that tells the whole conversation, for a server that reads only the last."""
+def flatten_conversation(messages: Sequence[Message]) -> Sequence[Message]:
+    """The whole conversation as one user message, for a server that reads only the last message."""
     *past, question = folded(messages)
     if not past:
         return [question]
-    said = (f"{'Me' if message.role == 'user' else 'You'}: {message.content.strip()}" for message in past)
-    told = "\n\n".join(("Our conversation so far:", *said, "Answer what I say next:", question.content))
-    return [Message("user", told)]
+    turns = (f"{'Me' if message.role == 'user' else 'You'}: {message.content.strip()}" for message in past)
+    text = "\n\n".join(("Our conversation so far:", *turns, "Answer what I say next:", question.content))
+    return [Message("user", text)]
 
 
-def server_words(value: Mapping[str, Any]) -> str | None:
-    """The error that an object reports, in any of the forms that servers have; None where it reports none."""
+def error_text(value: Mapping[str, Any]) -> str | None:
+    """The error that an object reports, in any of the forms that servers use; None if it reports none."""
     error = value.get("error")
     if not error and (value.get("object") == "error" or value.get("status") == "error"):
-        error = value.get("message") or "an error without words"
+        error = value.get("message") or _NO_TEXT
     if isinstance(error, Mapping):
         parts = (error.get("message"), error.get("type"), error.get("code"), error.get("param"))
-        error = " · ".join(words_of(part) for part in parts if part) or "an error without words"
-    return words_of(error) if error else None
+        error = " · ".join(json_text(part) for part in parts if part) or _NO_TEXT
+    return json_text(error) if error else None
 
 
-def words_of(value: object) -> str:
-    """Any JSON as words for a message."""
+def json_text(value: object) -> str:
+    """Any JSON value as text for a message."""
     try:
         return str(value)
-    except (RecursionError, ValueError):  # nested too deep, or a number of too many digits
+    except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
         return "an error that cannot be shown"
 
 
-def count(value: object) -> int | None:
-    """A number of tokens; None for what cannot be one."""
+def token_count(value: object) -> int | None:
+    """A number of tokens; None for any other JSON, and for a number out of range."""
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     return value if 0 <= value <= _MOST_TOKENS else None
@@ -121,21 +126,22 @@ def as_mapping(value: object) -> Mapping[str, Any]:
 
 
 def as_list(value: object) -> list[Any]:
+    """A JSON array; [] for any other JSON."""
     return value if isinstance(value, list) else []
 
 
-def text_of(content: object) -> str:
-    """Text, also where it comes as a list of parts; "" for any other JSON."""
+def content_text(content: object) -> str:
+    """The text of a `content` field, a string or a list of parts; "" for any other JSON."""
     if isinstance(content, list):
         return "".join(part["text"] for part in content if isinstance(as_mapping(part).get("text"), str))
     return content if isinstance(content, str) else ""
 
 
-def thinking_of(said: Mapping[str, Any]) -> str:
-    """What is thought before the answer; servers differ in what they call it, and some say it twice."""
-    return next(filter(None, (text_of(said.get(name)) for name in _THINKING)), "")
+def thinking_text(message: Mapping[str, Any]) -> str:
+    """The thinking before the answer: the first field in use, since some servers send it in two."""
+    return next(filter(None, (content_text(message.get(name)) for name in _THINKING_FIELDS)), "")
 
 
-def finish_of(value: object) -> str | None:
-    """A server's word for why the answer ended; None where it has not ended."""
+def finish_reason_of(value: object) -> str | None:
+    """The server's finish reason; None while the answer has not ended."""
     return value if isinstance(value, str) and value else None

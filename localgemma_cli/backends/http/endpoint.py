@@ -1,4 +1,4 @@
-"""Which server, which model on it, and the key: values, checked before anything is sent."""
+"""A server's address, dialect, model, timeout and API key: checked before anything is sent."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from localgemma_cli.sanitize import one_line
 KEY_VARIABLE = "LOCALGEMMA_API_KEY"
 DIALECT_NAMES = ("auto", "openai", "rkllama", "rkllama-api", "rkllm", "rkllm-1.2")
 
-_PATHS = {  # a URL that names the very resource says the dialect as well
+_DIALECT_BY_PATH = {  # a URL may end with the path of its dialect
     "/chat/completions": "auto",
     "/api/chat": "rkllama-api",
     "/rkllm_chat": "rkllm-1.2",
@@ -23,7 +23,11 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`root` is the server without a path of any dialect, `base` its OpenAI part, which ends in /v1."""
+    """A server to chat with.
+
+    `root` is its URL without the path of any dialect, `base` that of its OpenAI API, which ends in /v1.
+    `timeout` is in seconds.
+    """
 
     root: str
     base: str
@@ -49,7 +53,7 @@ def parse_endpoint(
     timeout: float = 120.0,
     environ: Mapping[str, str] = os.environ,
 ) -> Endpoint:
-    """The server at `url`, with or without /v1; UsageError where that is no address of a server."""
+    """The server at `url`, with or without /v1. Raises UsageError for an invalid URL, dialect or timeout."""
     if dialect not in DIALECT_NAMES:
         raise UsageError(
             f"--endpoint-dialect cannot be {dialect!r}.", f"Choose one of: {', '.join(DIALECT_NAMES)}."
@@ -57,39 +61,43 @@ def parse_endpoint(
     if not 0 < timeout <= _LONGEST_TIMEOUT:  # also false for nan
         raise UsageError(
             f"--endpoint-timeout must be above 0 and at most {_LONGEST_TIMEOUT} seconds (got {timeout:g}).",
-            "Leave it out for 120 seconds.",
+            "Without it, the timeout is 120 seconds.",
         )
-    parts = _checked(url.strip())
+    parts = _parse_url(url.strip())
     whole = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
-    for path, named in _PATHS.items():
+    for path, named in _DIALECT_BY_PATH.items():
         if whole.endswith(path):
             whole = whole.removesuffix(path)
             base = whole if path == "/chat/completions" else f"{whole}/v1"
             chosen = named if dialect == "auto" else dialect
-            return Endpoint(whole.removesuffix("/v1"), base, chosen, model, timeout, _key(environ))
+            return Endpoint(whole.removesuffix("/v1"), base, chosen, model, timeout, _read_key(environ))
     root = whole.removesuffix("/v1")
-    return Endpoint(root, f"{root}/v1", dialect, model, timeout, _key(environ))
+    return Endpoint(root, f"{root}/v1", dialect, model, timeout, _read_key(environ))
 
 
-def _checked(url: str) -> SplitResult:
-    example = "Give it as http://HOST:PORT or https://HOST."
+def _parse_url(url: str) -> SplitResult:
+    example = "Write it as http://HOST:PORT or https://HOST."
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 - raises for a port that is no number
+        parts.port  # noqa: B018 - raises ValueError if it is not a number
         parts.netloc.encode("ascii")
     except ValueError:
         raise UsageError("--endpoint is not a URL.", example) from None
-    if parts.username is not None:  # it would end up in messages and in shell histories
-        raise UsageError("--endpoint holds a user name or a password.", f"Put the key into {KEY_VARIABLE}.")
+    if parts.username is not None:  # it would appear in messages and in the shell's history
+        raise UsageError(
+            "--endpoint contains a user name or a password.", f"Set {KEY_VARIABLE} to the server's key."
+        )
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\x00-\x1f]", url):
         raise UsageError(f"--endpoint {one_line(url)!r} is not the URL of a server.", example)
     if parts.query or parts.fragment:
-        raise UsageError("--endpoint cannot have a ? or a #.", example)
+        raise UsageError("--endpoint cannot contain ? or #.", example)
     return parts
 
 
-def _key(environ: Mapping[str, str]) -> str | None:
+def _read_key(environ: Mapping[str, str]) -> str | None:
     key = environ.get(KEY_VARIABLE, "").strip()
-    if not (key.isascii() and (key.isprintable())):
-        raise UsageError(f"{KEY_VARIABLE} holds characters that no key has.", "Copy the key again.")
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"{KEY_VARIABLE} contains characters that are not allowed in a key.", "Copy the key again."
+        )
     return key or None

@@ -1,37 +1,37 @@
-"""What a server refuses and can do without: options that it does not know, a system message."""
+"""What to do without after a server has refused a request: optional fields, or the system message."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from localgemma_cli.backends.http.failures import Refusal
-from localgemma_cli.backends.http.openai import DROPPABLE
+from localgemma_cli.backends.http.openai import OPTIONAL_FIELDS
+from localgemma_cli.backends.http.server_errors import Refusal
 
 _ROLES = re.compile(r"\b(roles?|system)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How this server wants to be asked, as far as it has said so."""
+class Compatibility:
+    """What this server is known not to support: a system message, and the `omitted` fields of a request."""
 
     folds_system: bool = False
-    dropped: frozenset[str] = frozenset()
+    omitted: frozenset[str] = frozenset()
 
 
-def adapted(
-    manner: Manner, refusal: Refusal, body: Mapping[str, object], *, system: bool
-) -> tuple[Manner, str] | None:
-    """The manner that may be taken, and a word on it; None where the refusal is about something else.
+def fall_back(
+    known: Compatibility, refusal: Refusal, body: Mapping[str, object], *, has_system: bool
+) -> tuple[Compatibility, str] | None:
+    """What to leave out of the next attempt, and a notice for the user; None if nothing can help.
 
-    Some servers fail without a reason (500) where their template refuses a system message.
+    A server whose template rejects a system message may fail without giving a reason (HTTP 500).
     """
     if refusal.status not in (400, 422, 500):
         return None
-    names = [name for name in DROPPABLE if name in body and re.search(rf"\b{name}\b", refusal.words)]
+    names = [name for name in OPTIONAL_FIELDS if name in body and re.search(rf"\b{name}\b", refusal.text)]
     if names and refusal.status != 500:
-        word = f"[the server does not take {', '.join(names)}; it answers without]"
-        return replace(manner, dropped=manner.dropped | set(names)), word
-    if system and not manner.folds_system and (refusal.status == 500 or _ROLES.search(refusal.words)):
-        word = "[the server refuses a system message; its text opens the first turn instead]"
-        return replace(manner, folds_system=True), word
+        notice = f"[server does not support {', '.join(names)}; omitted]"
+        return replace(known, omitted=known.omitted | set(names)), notice
+    if has_system and not known.folds_system and (refusal.status == 500 or _ROLES.search(refusal.text)):
+        notice = "[server does not support a system message; the first user message starts with its text]"
+        return replace(known, folds_system=True), notice
     return None

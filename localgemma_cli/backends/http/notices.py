@@ -1,45 +1,48 @@
-"""What there is to tell besides the answer, held back while nobody may write on the terminal."""
+"""Notices besides the answer, held back until the terminal is free; and the wait before a retry."""
 
 from collections.abc import Callable
 from threading import Event
 
-from localgemma_cli.backends.http.failures import PassingError
-from localgemma_cli.backends.http.transport import Cancelled
+from localgemma_cli.backends.http.server_errors import TransientError
+from localgemma_cli.backends.http.transport import ExchangeCancelled
 
-WAITS = (0.5, 2.0)  # seconds before the second and the third try
-_LONGEST_WAIT = 30.0  # seconds; a server that asks for more is not waited for
+RETRY_SECONDS = (0.5, 2.0)  # before the second and the third attempt
+_LONGEST_RETRY_SECONDS = 30.0  # no wait for a server that asks for more
 
 
-class Voice:
-    """`say` is for everybody, `detail` for `--verbose`; both wait for `open`."""
+class Notices:
+    """`say` is for everybody, `detail` for `--verbose`; both keep their lines until `open` is called."""
 
     def __init__(self, say: Callable[[str], None], detail: Callable[[str], None]) -> None:
         self._say, self._detail = say, detail
         self._held: list[tuple[Callable[[str], None], str]] | None = []
 
     def say(self, text: str) -> None:
-        self._tell(self._say, text)
+        self._show(self._say, text)
 
     def detail(self, text: str) -> None:
-        self._tell(self._detail, text)
+        self._show(self._detail, text)
 
     def open(self) -> None:
         held, self._held = self._held or [], None
-        for tell, text in held:
-            tell(text)
+        for show, text in held:
+            show(text)
 
-    def _tell(self, tell: Callable[[str], None], text: str) -> None:
+    def _show(self, show: Callable[[str], None], text: str) -> None:
         if self._held is None:
-            tell(text)
+            show(text)
         else:
-            self._held.append((tell, text))
+            self._held.append((show, text))
 
 
-def wait_out(error: PassingError, tries: int, voice: Voice, cancel: Event) -> None:
-    """Wait before the next try, or raise `error` where there is none; Cancelled where the user gave up."""
-    if tries > len(WAITS) or (error.after or 0) > _LONGEST_WAIT:
+def wait_before_retry(error: TransientError, attempts: int, notices: Notices, cancel: Event) -> None:
+    """Wait, after so many failed `attempts`; raise `error` after the last one.
+
+    A server's Retry-After replaces the usual wait. Raises ExchangeCancelled once `cancel` is set.
+    """
+    if attempts > len(RETRY_SECONDS) or (error.retry_after or 0) > _LONGEST_RETRY_SECONDS:
         raise error
-    seconds = WAITS[tries - 1] if error.after is None else error.after
-    voice.say(f"[{error.message} Trying again in {seconds:.3g} s.]")
+    seconds = RETRY_SECONDS[attempts - 1] if error.retry_after is None else error.retry_after
+    notices.say(f"[{error.message} Trying again in {seconds:.3g} s.]")
     if cancel.wait(seconds):
-        raise Cancelled
+        raise ExchangeCancelled

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: vLLM, SGLang, TGI, llama.cpp, Ollama, `transformers serve`, and boards."""
+"""The OpenAI API, `/v1/chat/completions`: most servers, and two of the servers of RK3588 boards."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -6,30 +6,30 @@ from typing import Any
 
 from localgemma_cli.backends.http.dialect import (
     GEMMA_STOPS,
-    Ask,
+    ChatRequest,
     Dialect,
     Piece,
     ServerError,
-    as_is,
     as_list,
     as_mapping,
-    count,
-    finish_of,
-    flattened,
-    options,
-    plain,
-    server_words,
-    text_of,
-    thinking_of,
+    content_text,
+    error_text,
+    finish_reason_of,
+    flatten_conversation,
+    message_objects,
+    sampling_fields,
+    thinking_text,
+    token_count,
+    unchanged,
 )
-from localgemma_cli.backends.http.sse import events, parse_object, whole
+from localgemma_cli.backends.http.sse import parse_events, parse_message, read_whole
 from localgemma_cli.conversation import folded
 from localgemma_cli.events import Usage
 
 _BOM = b"\xef\xbb\xbf"
 
-# What a server may refuse without the answer losing its sense.
-DROPPABLE = (
+# Request fields that can be left out if a server does not support them.
+OPTIONAL_FIELDS = (
     "stream_options",
     "top_k",
     "min_p",
@@ -42,52 +42,52 @@ DROPPABLE = (
 )
 
 
-def body(ask: Ask) -> dict[str, object]:
-    model = {} if ask.model is None else {"model": ask.model}
-    goes_on = ask.messages[-1].role == "assistant"
+def openai_body(request: ChatRequest) -> dict[str, object]:
+    model = {} if request.model is None else {"model": request.model}
+    continues = request.messages[-1].role == "assistant"
     return {
-        "messages": plain(ask.messages),
+        "messages": message_objects(request.messages),
         "stream": True,
         "stream_options": {"include_usage": True},
         **model,
-        **({"continue_final_message": True, "add_generation_prompt": False} if goes_on else {}),
-        **options(ask.sampling, ask.penalty_name, "max_tokens"),
+        **({"continue_final_message": True, "add_generation_prompt": False} if continues else {}),
+        **sampling_fields(request.sampling, request.penalty_name, "max_tokens"),
     }
 
 
-def pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
-    """Ends at `[DONE]`, or where the server ends; raises ServerError for an error in the stream."""
-    for data in _messages(chunks):
+def read_openai_stream(chunks: Iterable[bytes]) -> Iterator[Piece]:
+    """Read an answer up to `[DONE]` or the end of the body. Raises ServerError for an error in the stream."""
+    for data in _read_messages(chunks):
         if data.strip() == "[DONE]":
-            yield Piece(finish="stop")  # some say no reason; where one was said, it came first
+            yield Piece(finish="stop")  # for servers that send no reason; one that was sent came first
             return
-        if data.strip() not in ("", "null"):  # these only keep the connection alive
-            yield piece(_object(data))
+        if data.strip() not in ("", "null"):  # keep-alive messages
+            yield _parse_piece(_parse_data(data))
 
 
-def piece(value: Mapping[str, Any]) -> Piece:
-    if words := server_words(value):
-        raise ServerError(words)
+def _parse_piece(value: Mapping[str, Any]) -> Piece:
+    if text := error_text(value):
+        raise ServerError(text)
     choices = map(as_mapping, as_list(value.get("choices")))
-    choice = next((each for each in choices if not each.get("index")), {})  # we ask for one
-    said = as_mapping(choice.get("delta")) or as_mapping(choice.get("message"))
+    choice = next((each for each in choices if not each.get("index")), {})  # one was requested
+    message = as_mapping(choice.get("delta")) or as_mapping(choice.get("message"))
     return Piece(
-        text_of(said.get("content")),
-        finish_of(choice.get("finish_reason")),
-        usage(value.get("usage")),
-        thinking_of(said),
+        content_text(message.get("content")),
+        finish_reason_of(choice.get("finish_reason")),
+        _parse_usage(value.get("usage")),
+        thinking_text(message),
     )
 
 
-def usage(value: object) -> Usage | None:
+def _parse_usage(value: object) -> Usage | None:
     if not isinstance(value, Mapping):
         return None
-    cached = count(as_mapping(value.get("prompt_tokens_details")).get("cached_tokens"))
-    return Usage(count(value.get("prompt_tokens")), cached, count(value.get("completion_tokens")))
+    cached = token_count(as_mapping(value.get("prompt_tokens_details")).get("cached_tokens"))
+    return Usage(token_count(value.get("prompt_tokens")), cached, token_count(value.get("completion_tokens")))
 
 
-def _messages(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The data of events; a server that does not stream sends one JSON object, whole."""
+def _read_messages(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The data of each event; or one JSON object, from a server that does not stream."""
     source = iter(chunks)
     start = b""
     for chunk in source:
@@ -95,38 +95,40 @@ def _messages(chunks: Iterable[bytes]) -> Iterator[str]:
         if start and not _BOM.startswith(start):
             break
     if not start.startswith(b"{"):
-        return events(chain([start], source))
-    return iter((whole(chain([start], source)),))
+        return parse_events(chain([start], source))
+    return iter((read_whole(chain([start], source)),))
 
 
-def _object(data: str) -> dict[str, Any]:
-    """An error may hold quotation marks that its server did not escape."""
+def _parse_data(data: str) -> dict[str, Any]:
+    """Parse one message. An error may contain quotation marks that the server did not escape."""
     try:
-        return parse_object(data)
+        return parse_message(data)
     except ServerError:
         if data.lstrip().startswith('{"error"'):
             return {"error": data}
         raise
 
 
-OPENAI = Dialect("openai", "OpenAI's API", "/chat/completions", "/models", as_is, body, pieces)
+OPENAI = Dialect(
+    "openai", "OpenAI's API", "/chat/completions", "/models", unchanged, openai_body, read_openai_stream
+)
 RKLLAMA = Dialect(
     "rkllama",
-    "rkllama, which drops a system message: it is folded into the first turn",
+    "rkllama; it drops a system message, so its text is folded into the first turn",
     "/chat/completions",
     "/models",
     folded,
-    body,
-    pieces,
+    openai_body,
+    read_openai_stream,
     GEMMA_STOPS,
 )
 RKLLM = Dialect(
     "rkllm",
-    "Rockchip's server 1.3, which reads one message: the conversation is told in it",
+    "Rockchip's server 1.3; it reads one message, so the conversation is sent as one",
     "/chat/completions",
     "/models",
-    flattened,
-    body,
-    pieces,
+    flatten_conversation,
+    openai_body,
+    read_openai_stream,
     GEMMA_STOPS,
 )

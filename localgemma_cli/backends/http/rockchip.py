@@ -1,91 +1,98 @@
-"""What the servers of RK3588 boards speak besides `/v1/chat/completions`."""
+"""Two APIs of RK3588 boards besides the OpenAI one: rkllama's `/api/chat` and Rockchip's server 1.2."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from localgemma_cli.backends.http.dialect import (
     GEMMA_STOPS,
-    Ask,
+    ChatRequest,
     Dialect,
     Piece,
     ServerError,
     as_list,
     as_mapping,
-    count,
-    finish_of,
-    flattened,
-    options,
-    plain,
-    server_words,
-    text_of,
-    thinking_of,
+    content_text,
+    error_text,
+    finish_reason_of,
+    flatten_conversation,
+    message_objects,
+    sampling_fields,
+    thinking_text,
+    token_count,
 )
-from localgemma_cli.backends.http.sse import lines, objects
+from localgemma_cli.backends.http.sse import parse_objects, split_lines
 from localgemma_cli.conversation import folded
 from localgemma_cli.events import Usage
 
 
-def chat_body(ask: Ask) -> dict[str, object]:
-    """`/api/chat`; rkllama calls the longest answer `max_new_tokens`, Ollama `num_predict`."""
-    said = options(ask.sampling, "repeat_penalty", "max_new_tokens", "num_predict")
-    return {"model": ask.model, "messages": plain(ask.messages), "stream": True, "options": said}
+def rkllama_body(request: ChatRequest) -> dict[str, object]:
+    """`/api/chat`; the token limit is `max_new_tokens` in rkllama and `num_predict` in Ollama."""
+    fields = sampling_fields(request.sampling, "repeat_penalty", "max_new_tokens", "num_predict")
+    return {
+        "model": request.model,
+        "messages": message_objects(request.messages),
+        "stream": True,
+        "options": fields,
+    }
 
 
-def chat_pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
-    """A JSON object per line; the one that is `done` has the counts."""
-    for value in objects(lines(chunks)):
-        if words := server_words(value):
-            raise ServerError(words)
+def read_rkllama_stream(chunks: Iterable[bytes]) -> Iterator[Piece]:
+    """Read one JSON object per line; the one with `done` has the token counts."""
+    for value in parse_objects(split_lines(chunks)):
+        if error := error_text(value):
+            raise ServerError(error)
         message = as_mapping(value.get("message"))
-        piece = Piece(text_of(message.get("content")), thinking=thinking_of(message))
+        piece = Piece(content_text(message.get("content")), thinking=thinking_text(message))
         if not value.get("done"):
             yield piece
             continue
-        counts = Usage(count(value.get("prompt_eval_count")), None, count(value.get("eval_count")))
-        yield replace(piece, finish=finish_of(value.get("done_reason")) or "stop", usage=counts)
+        counts = Usage(
+            token_count(value.get("prompt_eval_count")), None, token_count(value.get("eval_count"))
+        )
+        yield replace(piece, finish=finish_reason_of(value.get("done_reason")) or "stop", usage=counts)
         return
 
 
-def old_body(ask: Ask) -> dict[str, object]:
-    """`/rkllm_chat` takes no sampling options."""
-    return {"model": ask.model or "rkllm", "messages": plain(ask.messages), "stream": True}
+def rkllm_body(request: ChatRequest) -> dict[str, object]:
+    """`/rkllm_chat` has no sampling options."""
+    return {"model": request.model or "rkllm", "messages": message_objects(request.messages), "stream": True}
 
 
-def old_pieces(chunks: Iterable[bytes]) -> Iterator[Piece]:
-    """Objects with a blank line between; each repeats all `choices` so far and adds to them.
+def read_rkllm_stream(chunks: Iterable[bytes]) -> Iterator[Piece]:
+    """Read objects separated by blank lines; each repeats all `choices` so far and adds new ones.
 
-    The last of them need not say that it is: the end of the body is the end of the answer.
+    The last one may not be marked: the end of the body is the end of the answer.
     """
     seen = 0
-    for value in objects(lines(chunks)):
-        if words := server_words(value):
-            raise ServerError(words)
+    for value in parse_objects(split_lines(chunks)):
+        if error := error_text(value):
+            raise ServerError(error)
         choices = as_list(value.get("choices"))
         fresh = [as_mapping(each) for each in choices[seen:]]
-        said = [as_mapping(each.get("delta")) or as_mapping(each.get("message")) for each in fresh]
+        messages = [as_mapping(each.get("delta")) or as_mapping(each.get("message")) for each in fresh]
         seen = max(seen, len(choices))
-        text = "".join(text_of(each.get("content")) for each in said)
-        yield Piece(text, thinking="".join(map(thinking_of, said)))
+        text = "".join(content_text(each.get("content")) for each in messages)
+        yield Piece(text, thinking="".join(map(thinking_text, messages)))
     yield Piece(finish="stop")
 
 
 RKLLAMA_API = Dialect(
     "rkllama-api",
-    "rkllama's /api/chat, which drops a system message: it is folded into the first turn",
+    "rkllama's /api/chat; it drops a system message, so its text is folded into the first turn",
     "/api/chat",
     "/api/tags",
     folded,
-    chat_body,
-    chat_pieces,
+    rkllama_body,
+    read_rkllama_stream,
     GEMMA_STOPS,
 )
-RKLLM_OLD = Dialect(
+RKLLM_1_2 = Dialect(
     "rkllm-1.2",
-    "Rockchip's server 1.2, which reads one message and takes no sampling options",
+    "Rockchip's server 1.2; it reads one message and has no sampling options",
     "/rkllm_chat",
     None,
-    flattened,
-    old_body,
-    old_pieces,
+    flatten_conversation,
+    rkllm_body,
+    read_rkllm_stream,
     GEMMA_STOPS,
 )

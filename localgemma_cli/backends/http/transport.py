@@ -1,4 +1,4 @@
-"""One HTTP exchange in a thread of its own, so that whoever waits for it can give up at any moment."""
+"""One HTTP exchange in its own thread, so that the caller can stop waiting at any moment."""
 
 import contextlib
 import json
@@ -13,21 +13,21 @@ from typing import Any
 import httpx2
 
 from localgemma_cli.backends.http.endpoint import Endpoint
-from localgemma_cli.backends.http.failures import silent, stalling, transport_error
-from localgemma_cli.backends.http.sse import decoded
+from localgemma_cli.backends.http.server_errors import no_answer_error, no_data_error, transport_error
+from localgemma_cli.backends.http.sse import decompress
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
-_FILLER_BYTES = 8 * 2**20  # without an answer in them
-_REFUSAL_BYTES = 64 * 2**10  # of an answer that is only quoted
+_FILLER_BYTES = 8 * 2**20  # the most that may arrive without any text of an answer
+_REFUSAL_BYTES = 64 * 2**10  # the most that is read of a response that is only quoted
 
 
-class Cancelled(Exception):
-    """The user gave up."""
+class ExchangeCancelled(Exception):
+    """The user stopped the exchange."""
 
 
 @dataclass(frozen=True)
-class Head:
+class ResponseHead:
     status: int
     headers: Mapping[str, str]
 
@@ -36,14 +36,14 @@ class Head:
         return 200 <= self.status < 300
 
 
-_Item = Head | bytes | Exception | None  # None ends the body
+_Item = ResponseHead | bytes | Exception | None  # None ends the body
 
 
 class Exchange:
-    """A request on its way: `head`, then `chunks` of the body as they come; `close` at any time.
+    """A request and its response: `head`, then the `chunks` of the body as they arrive; `close` at any time.
 
-    The whole of it has the endpoint's timeout and a bound in bytes, both counted anew with each `allow`:
-    what only keeps the connection busy is no reason to wait longer.
+    The endpoint's timeout and a limit in bytes apply to the whole response and restart with each `allow`:
+    data that only keeps the connection busy does not extend the wait.
     """
 
     def __init__(
@@ -53,34 +53,34 @@ class Exchange:
         self._items: Queue[_Item] = Queue(maxsize=64)
         self._closed = Event()
         self._socket: socket.socket | None = None
-        self._sent = False  # the request
-        self._came = 0  # bytes since `allow`
+        self._sent = False  # whether the whole request has been sent
+        self._received = 0  # bytes since the last `allow`
         self._encoding = ""
-        self._until = 0.0
+        self._deadline = 0.0
         self.allow(endpoint.timeout)
         self._thread = Thread(target=self._run, args=(method, url, body), name="http", daemon=True)
         self._thread.start()
 
-    def head(self) -> Head:
-        """Raises EndpointError where no answer came, Cancelled."""
+    def head(self) -> ResponseHead:
+        """Wait for the status and headers. Raises EndpointError without a response, and ExchangeCancelled."""
         item = self._next()
-        assert isinstance(item, Head)  # it is always the first
+        assert isinstance(item, ResponseHead)  # always the first item
         self._encoding = item.headers.get("content-encoding", "")
         return item
 
     def allow(self, seconds: float) -> None:
-        """The server has done something of use: wait as long from now on for the rest."""
-        self._until, self._came = time.monotonic() + seconds, 0
+        """Restart the timeout, because the server has made progress."""
+        self._deadline, self._received = time.monotonic() + seconds, 0
 
     def chunks(self) -> Iterator[bytes]:
-        """Raises as `head` does."""
-        for piece in decoded(self._body(), self._encoding):
-            self._came += len(piece)
-            self._check()  # a small body can have much in it
+        """Yield the decompressed body. Raises as `head` does."""
+        for piece in decompress(self._body(), self._encoding):
+            self._received += len(piece)
+            self._check()  # a small body can decompress to any size
             yield piece
 
     def text(self, most: int = _REFUSAL_BYTES) -> str:
-        """The body, or so many bytes of it: as far as a message can quote it."""
+        """The body, cut to `most` bytes: enough to quote from."""
         data = bytearray()
         for chunk in self.chunks():
             data += chunk
@@ -89,10 +89,10 @@ class Exchange:
         return data[:most].decode("utf-8", errors="replace")
 
     def close(self) -> None:
-        """Hang up at once, also in the middle of a wait: the server is to stop generating."""
+        """Disconnect at once, also during a wait, so that the server stops generating."""
         self._closed.set()
         if self._socket is not None:
-            with contextlib.suppress(OSError):  # closed already
+            with contextlib.suppress(OSError):  # already closed
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def _body(self) -> Iterator[bytes]:
@@ -113,17 +113,17 @@ class Exchange:
     def _check(self) -> None:
         if self._cancel.is_set():
             self.close()
-            raise Cancelled
-        if time.monotonic() > self._until or self._came > _FILLER_BYTES:
+            raise ExchangeCancelled
+        if time.monotonic() > self._deadline or self._received > _FILLER_BYTES:
             self.close()
-            raise (stalling if self._came else silent)(self._endpoint)
+            raise (no_answer_error if self._received else no_data_error)(self._endpoint)
 
     def _run(self, method: str, url: str, body: Mapping[str, object] | None) -> None:
         try:
             with httpx2.Client(
                 timeout=httpx2.Timeout(self._endpoint.timeout, connect=_CONNECT_SECONDS),
-                trust_env=not self._endpoint.loopback,  # no proxy stands before this machine itself
-                # SSL_CERT_FILE counts here as well; a context of certificates takes time to make
+                trust_env=not self._endpoint.loopback,  # no proxy for this machine itself
+                # with SSL_CERT_FILE; loading the certificates takes time, so only for https
                 verify=httpx2.create_ssl_context() if url.startswith("https:") else False,
             ) as client:
                 request = client.build_request(
@@ -134,15 +134,15 @@ class Exchange:
                     extensions={"trace": self._watch},
                 )
                 response = client.send(request, stream=True)
-                self._put(Head(response.status_code, dict(response.headers)))
-                for chunk in response.iter_raw():  # the client would unpack a small chunk to any size
+                self._put(ResponseHead(response.status_code, dict(response.headers)))
+                for chunk in response.iter_raw():  # iter_bytes would decompress a small chunk to any size
                     self._put(chunk)
             self._put(None)
-        except Exception as error:  # whatever it is, the thread that waits raises it
+        except Exception as error:  # `_next` raises it in the caller's thread
             self._put(error)
 
     def _watch(self, name: str, info: Mapping[str, Any]) -> None:
-        """Keep the socket as soon as there is one; httpx2 cannot end another thread's wait."""
+        """Keep the socket once it is open: httpx2 cannot interrupt another thread's wait, closing it can."""
         self._sent = self._sent or name.endswith("send_request_headers.complete")
         if name in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             self._socket = info["return_value"].get_extra_info("socket")
@@ -161,7 +161,7 @@ def _headers(key: str | None) -> dict[str, str]:
     return {
         "Content-Type": "application/json",
         "Accept": "text/event-stream, application/json",
-        "Accept-Encoding": "identity",  # a compressor would hold back the deltas
+        "Accept-Encoding": "identity",  # compression would delay the deltas
         "User-Agent": "localgemma",
         **authorization,
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.raw_server import RawServer
 
-from localgemma_cli.backends.http import notices as voice
+from localgemma_cli.backends.http import notices
 from localgemma_cli.backends.http.backend import connect
 from localgemma_cli.backends.http.endpoint import parse_endpoint
 from localgemma_cli.errors import EndpointError
@@ -24,7 +24,7 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*PROXIES, *map(str.upper, PROXIES), "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(voice, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(notices, "RETRY_SECONDS", (0.0, 0.0))
 
 
 def failure(url: str) -> str:
@@ -55,7 +55,7 @@ def test_a_proxy_variable_that_cannot_be_used_is_named(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: list[str]
 ) -> None:
     if value.startswith("socks") and find_spec("socksio"):
-        pytest.skip("SOCKS works here")
+        pytest.skip("needs the package socksio to be missing")
     monkeypatch.setenv(variable, value)
     said = failure("http://example.invalid:8000")
     for word in words:
@@ -72,23 +72,25 @@ def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch:
     assert "Connection refused" in said
     assert "secret" not in said
     monkeypatch.setenv("no_proxy", "example.invalid")
-    assert "There is no host example.invalid" in failure("http://example.invalid")
+    assert "Host not found: example.invalid" in failure("http://example.invalid")
 
 
 def test_a_port_where_nothing_or_something_else_listens() -> None:
-    assert "cannot be reached: Connection refused" in failure(f"http://127.0.0.1:{closed_port()}")
+    said = failure(f"http://127.0.0.1:{closed_port()}")
+    assert "Cannot connect to http://127.0.0.1" in said
+    assert "Connection refused" in said
     with RawServer(lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")) as server:
-        assert "sent what is not HTTP" in failure(server.url)
+        assert "did not answer with HTTP" in failure(server.url)
 
 
 def test_certificates_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nowhere.pem"))
     assert "SSL_CERT_FILE" in failure("https://127.0.0.1:1")
     (tmp_path / "nowhere.pem").write_text("no certificate")
-    assert "certificates that HTTPS needs cannot be read" in failure("https://127.0.0.1:1")
+    assert "Cannot read the certificates for HTTPS" in failure("https://127.0.0.1:1")
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="it makes the certificate")
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl")
 def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
     made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert"), "-days", "2", "-subj", "/CN=x"]
@@ -103,4 +105,4 @@ def test_a_certificate_that_nobody_signed(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=handshake, args=(listener,), daemon=True).start()
         said = failure(f"https://127.0.0.1:{listener.getsockname()[1]}")
-    assert "no TLS that can be trusted: self-signed certificate" in said
+    assert "failed the TLS check: self-signed certificate" in said

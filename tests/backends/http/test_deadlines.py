@@ -13,7 +13,7 @@ import pytest
 from support.chat_server import MODELS, delta, ending, event
 from support.raw_server import RawRequest, RawServer, opened, response
 
-from localgemma_cli.backends.http.backend import RemoteBackend, connect
+from localgemma_cli.backends.http.backend import HttpBackend, connect
 from localgemma_cli.backends.http.endpoint import parse_endpoint
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import EndpointError, UsageError
@@ -102,11 +102,11 @@ def answering(write: Write) -> Callable[[socket.socket, RawRequest], None]:
     return handle
 
 
-def backend_of(server: RawServer, timeout: float = TIMEOUT) -> RemoteBackend:
+def backend_of(server: RawServer, timeout: float = TIMEOUT) -> HttpBackend:
     return connect(parse_endpoint(server.url, timeout=timeout, environ={}), lambda _: None, lambda _: None)
 
 
-def answer_of(backend: RemoteBackend) -> None:
+def answer_of(backend: HttpBackend) -> None:
     """Raises what broke it off."""
     for happened in backend.stream(ASKED, Sampling(), threading.Event()):
         if isinstance(happened, Finished) and happened.error:

@@ -5,9 +5,9 @@ from email.utils import formatdate
 
 import pytest
 
-from localgemma_cli.backends.http.dialect import flattened
+from localgemma_cli.backends.http.dialect import flatten_conversation
 from localgemma_cli.backends.http.endpoint import parse_endpoint
-from localgemma_cli.backends.http.failures import is_overflow, quoted, retry_after
+from localgemma_cli.backends.http.server_errors import is_overflow_text, quote, retry_after
 from localgemma_cli.conversation import Message, folded
 from localgemma_cli.errors import UsageError
 
@@ -54,7 +54,7 @@ def test_the_key_is_in_no_representation() -> None:
     endpoint = parse_endpoint("http://h", environ={"LOCALGEMMA_API_KEY": " sk-secret\n"})
     assert endpoint.key == "sk-secret"
     assert "secret" not in repr(endpoint)
-    assert quoted("Incorrect key: sk-secret\x1b[31m", endpoint.key) == "Incorrect key: ***␛[31m"
+    assert quote("Incorrect key: sk-secret\x1b[31m", endpoint.key) == "Incorrect key: ***␛[31m"
     with pytest.raises(UsageError) as caught:
         parse_endpoint("http://h", environ={"LOCALGEMMA_API_KEY": "sk\nsecret"})
     assert "secret" not in caught.value.message
@@ -73,12 +73,12 @@ def test_the_key_is_in_no_representation() -> None:
     ],
 )
 def test_how_servers_say_that_the_context_is_full(words: str) -> None:
-    assert is_overflow(words)
+    assert is_overflow_text(words)
 
 
 @pytest.mark.parametrize("words", ["System role not supported", "Unexpected fields in it: {'top_k'}"])
 def test_what_is_no_overflow(words: str) -> None:
-    assert not is_overflow(words)
+    assert not is_overflow_text(words)
 
 
 def test_both_forms_of_retry_after() -> None:
@@ -102,9 +102,9 @@ def test_folding_puts_the_system_text_once_before_the_first_turn() -> None:
 
 
 def test_flattening_tells_everything_in_one_message() -> None:
-    (told,) = flattened(TALK)
+    (told,) = flatten_conversation(TALK)
     assert told.role == "user"
     positions = [told.content.index(message.content) for message in TALK]
     assert positions == sorted(positions)
-    assert flattened([TALK[1]]) == [TALK[1]]
-    assert flattened(TALK[:2]) == [Message("user", "Be brief.\n\nI am Ada.")]
+    assert flatten_conversation([TALK[1]]) == [TALK[1]]
+    assert flatten_conversation(TALK[:2]) == [Message("user", "Be brief.\n\nI am Ada.")]

@@ -184,7 +184,7 @@ def happened(url: str, dialect: str, told: list[str]) -> list[Event]:
 def test_any_stream_is_an_answer_or_one_error(
     dialect: str, scripted: tuple[RawServer, Script], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("localgemma_cli.backends.http.notices.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("localgemma_cli.backends.http.notices.RETRY_SECONDS", (0.0, 0.0))
     server, script = scripted
 
     @settings(

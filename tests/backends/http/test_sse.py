@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localgemma_cli.backends.http.answer_text import until_stop, well_formed, without
 from localgemma_cli.backends.http.dialect import Piece, ServerError
-from localgemma_cli.backends.http.openai import pieces
-from localgemma_cli.backends.http.rockchip import chat_pieces, old_pieces
-from localgemma_cli.backends.http.sse import events, lines
+from localgemma_cli.backends.http.openai import read_openai_stream
+from localgemma_cli.backends.http.rockchip import read_rkllama_stream, read_rkllm_stream
+from localgemma_cli.backends.http.sse import parse_events, split_lines
+from localgemma_cli.backends.http.text_filters import cut_at_stop, join_surrogates, mask_secret
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Usage
 
@@ -22,7 +22,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 def text_of(chunks: list[bytes]) -> str:
-    return "".join(piece.text for piece in pieces(chunks))
+    return "".join(piece.text for piece in read_openai_stream(chunks))
 
 
 def chunk(text: str | None, finish: str | None = None) -> dict[str, object]:
@@ -41,7 +41,7 @@ def test_cuts_never_change_the_text(texts: list[str], places: list[int], end: st
 
 def test_comments_ids_and_other_fields_are_no_data() -> None:
     stream = b": keep-alive\n\nevent: message\nid: 7\nretry: 10\ndata: one\ndata: two\n\n\n\ndata:three\n\n"
-    assert list(events([stream])) == ["one\ntwo", "three"]
+    assert list(parse_events([stream])) == ["one\ntwo", "three"]
 
 
 def test_what_a_stream_may_hold_besides_text() -> None:
@@ -57,7 +57,7 @@ def test_what_a_stream_may_hold_besides_text() -> None:
         {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 1, "prompt_tokens_details": None}},
     ]
     stream = "".join(f"data: {json.dumps(each)}\n\n" for each in odd).encode()
-    got = list(pieces([stream]))
+    got = list(read_openai_stream([stream]))
     assert "".join(piece.text for piece in got) == "text"
     assert [piece.finish for piece in got if piece.finish] == ["length"]
     assert [piece.usage for piece in got if piece.usage] == [Usage(5, None, 1)]
@@ -75,28 +75,28 @@ def test_what_keeps_a_connection_alive_is_no_error(between: bytes) -> None:
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
 def test_every_end_of_a_line_wherever_it_is_cut(end: str) -> None:
     stream = f"\ufeffdata: one{end}data: two{end}{end}data: three{end}{end}".encode()
-    assert list(events([stream])) == ["one\ntwo", "three"]
-    assert list(events(cut(stream, list(range(len(stream)))))) == ["one\ntwo", "three"]
+    assert list(parse_events([stream])) == ["one\ntwo", "three"]
+    assert list(parse_events(cut(stream, list(range(len(stream)))))) == ["one\ntwo", "three"]
 
 
 @pytest.mark.parametrize("data", ["boom", '{"message": "boom"}', '{"error": {"message": "boom"}}', '"boom"'])
 def test_an_event_named_error_is_one(data: str) -> None:
     with pytest.raises(ServerError, match="failed") as caught:
-        list(pieces([f"event: error\ndata: {data}\n\n".encode()]))
-    assert "boom" in caught.value.words
+        list(read_openai_stream([f"event: error\ndata: {data}\n\n".encode()]))
+    assert "boom" in caught.value.text
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 def test_what_is_thought_stands_apart(name: str) -> None:
     said = {"choices": [{"index": 0, "delta": {"content": None, name: "hm"}}]}
-    assert list(pieces([f"data: {json.dumps(said)}\n\n".encode()])) == [Piece(thinking="hm")]
+    assert list(read_openai_stream([f"data: {json.dumps(said)}\n\n".encode()])) == [Piece(thinking="hm")]
     line = json.dumps({"message": {"content": "", name: "hm"}, "done": False}).encode() + b"\n"
-    assert next(iter(chat_pieces([line]))) == Piece(thinking="hm")
+    assert next(iter(read_rkllama_stream([line]))) == Piece(thinking="hm")
 
 
 def test_halves_of_a_character_are_joined_and_lone_ones_replaced() -> None:
     parts = [Piece("a\ud83d"), Piece("\ude00b", thinking="\ud83d"), Piece("\ud83d"), Piece("c\ud83d", "stop")]
-    got = list(well_formed(parts))
+    got = list(join_surrogates(parts))
     assert "".join(piece.text for piece in got) == "a😀b\ufffdc\ufffd"
     assert "".join(piece.thinking for piece in got) == "\ufffd"
 
@@ -106,13 +106,13 @@ def test_halves_of_a_character_are_joined_and_lone_ones_replaced() -> None:
 def test_a_secret_in_the_answer_is_masked_wherever_it_is_cut(places: list[int]) -> None:
     text = "the key is sk-secret-1, not sk-secret-2 or sk-"
     parts = [Piece(each.decode()) for each in cut(text.encode(), places)]
-    got = "".join(piece.text for piece in without(parts, "sk-secret-1"))
+    got = "".join(piece.text for piece in mask_secret(parts, "sk-secret-1"))
     assert got == text.replace("sk-secret-1", "***")
 
 
 def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
     whole = {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}
-    assert list(pieces([json.dumps(whole, indent=1).encode()])) == [Piece("Hello", "stop", None)]
+    assert list(read_openai_stream([json.dumps(whole, indent=1).encode()])) == [Piece("Hello", "stop", None)]
 
 
 @pytest.mark.parametrize(
@@ -126,14 +126,14 @@ def test_a_server_that_does_not_stream_is_read_all_the_same() -> None:
 )
 def test_every_form_of_an_error_in_the_stream(data: object) -> None:
     with pytest.raises(ServerError) as caught:
-        list(pieces([f"data: {json.dumps(data)}\n\n".encode()]))
-    assert "out of memory" in caught.value.words
+        list(read_openai_stream([f"data: {json.dumps(data)}\n\n".encode()]))
+    assert "out of memory" in caught.value.text
 
 
 def test_an_error_whose_server_forgot_to_escape_it() -> None:
     with pytest.raises(ServerError) as caught:
-        list(pieces([b'data: {"error": "the "big" CUDA error"}\n\n']))
-    assert "CUDA" in caught.value.words
+        list(read_openai_stream([b'data: {"error": "the "big" CUDA error"}\n\n']))
+    assert "CUDA" in caught.value.text
 
 
 @pytest.mark.parametrize(
@@ -141,29 +141,29 @@ def test_an_error_whose_server_forgot_to_escape_it() -> None:
 )
 def test_what_is_no_object_is_an_error(data: bytes) -> None:
     with pytest.raises(EndpointError):
-        list(pieces([data]))
+        list(read_openai_stream([data]))
 
 
 def test_a_line_without_an_end_is_bounded() -> None:
     with pytest.raises(EndpointError, match=r"4\.2 MB"):
-        list(lines(b"x" * 2**20 for _ in range(100)))
+        list(split_lines(b"x" * 2**20 for _ in range(100)))
 
 
 def test_a_last_line_cut_in_its_middle_is_no_end() -> None:
     with pytest.raises(EndpointError, match="closed"):
-        list(lines([b'{"a": 1}\n{"choi']))
-    assert list(lines([b'{"a": 1}\n{"b": 2}'])) == ['{"a": 1}', '{"b": 2}']
+        list(split_lines([b'{"a": 1}\n{"choi']))
+    assert list(split_lines([b'{"a": 1}\n{"b": 2}'])) == ['{"a": 1}', '{"b": 2}']
 
 
 def test_rkllama_lines_and_their_counts() -> None:
     stream = b'{"message": {"content": "Hi"}, "done": false}\n{"done": true, "eval_count": 4}\n'
-    assert list(chat_pieces([stream])) == [Piece("Hi"), Piece("", "stop", Usage(None, None, 4))]
+    assert list(read_rkllama_stream([stream])) == [Piece("Hi"), Piece("", "stop", Usage(None, None, 4))]
 
 
 def test_choices_that_accumulate_are_said_once() -> None:
     objects = [{"choices": [{"delta": {"content": c}} for c in "abc"[:n]]} for n in (1, 2, 3)]
     stream = "\n\n".join(map(json.dumps, objects)).encode()
-    assert "".join(piece.text for piece in old_pieces([stream])) == "abc"
+    assert "".join(piece.text for piece in read_rkllm_stream([stream])) == "abc"
 
 
 @settings(deadline=None)
@@ -174,7 +174,7 @@ def test_a_stop_string_ends_the_answer_wherever_it_is_cut(places: list[int], bef
     expected = whole[: min(at for at in map(whole.find, stops) if at >= 0)]
     edges = sorted({0, len(whole), *(place % (len(whole) + 1) for place in places)})
     parts = [Piece(whole[start:end]) for start, end in itertools.pairwise(edges)]
-    got = list(until_stop(parts, stops))
+    got = list(cut_at_stop(parts, stops))
     assert "".join(piece.text for piece in got) == expected
     assert got[-1].finish == "stop"
 
@@ -182,7 +182,7 @@ def test_a_stop_string_ends_the_answer_wherever_it_is_cut(places: list[int], bef
 def test_what_only_looks_like_a_stop_is_kept() -> None:
     parts = [Piece("a <end_of"), Piece("_line> b <eo"), Piece("", "stop")]
     assert (
-        "".join(piece.text for piece in until_stop(parts, ("<end_of_turn>", "<eos>")))
+        "".join(piece.text for piece in cut_at_stop(parts, ("<end_of_turn>", "<eos>")))
         == "a <end_of_line> b <eo"
     )
 
@@ -193,6 +193,10 @@ ODD = (None, "x", 5, [], [None], ["x"], [5, {}], {"0": 1}, [{"delta": "x"}], [{"
 @pytest.mark.parametrize("odd", [*ODD, [{"delta": {"content": {"a": 1}}}], [[["x"]]], [{"finish_reason": 5}]])
 def test_what_is_no_choice_or_message_says_nothing_in_any_dialect(odd: object) -> None:
     data = json.dumps({"choices": odd, "message": odd, "usage": {"prompt_tokens": 10**400}, "usages": odd})
-    streams = ((pieces, f"data: {data}\n\n"), (old_pieces, f"{data}\n"), (chat_pieces, f"{data}\n"))
+    streams = (
+        (read_openai_stream, f"data: {data}\n\n"),
+        (read_rkllm_stream, f"{data}\n"),
+        (read_rkllama_stream, f"{data}\n"),
+    )
     for parsed, stream in streams:
         assert "".join(piece.text for piece in parsed([stream.encode()])) == ""
