@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from localgemma_cli.backends.pytorch.loading.loader import pretrained_arguments
+from localgemma_cli.backends.pytorch.loading.pretrained import pretrained_arguments
 from localgemma_cli.errors import DiskSpaceError, UsageError
 from localgemma_cli.models.architecture import Architecture
 from localgemma_cli.models.catalog import demo_folder

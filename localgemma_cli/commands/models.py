@@ -23,7 +23,7 @@ from localgemma_cli.sanitize import Block, one_line
 from localgemma_cli.units import format_bytes
 
 if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
-    from localgemma_cli.backends.pytorch.loading.quantized_cache import Kept
+    from localgemma_cli.backends.pytorch.loading.quantized_cache import QuantizedCopy
     from localgemma_cli.planning.hardware import Hardware
 
 _WIDE = 76  # columns; what a line of the list needs
@@ -51,11 +51,11 @@ def list_models(
 
     Example: localgemma models list --json
     """
-    from localgemma_cli.backends.pytorch.loading.quantized_cache import kept_copies
+    from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies
 
     rows = [_row(facts) for facts in catalogue()]
     own = [_own_row(each) for each in own_models().values()]
-    copies = kept_copies(verify=verify)
+    copies = list_copies(verify=verify)
     others = _other_rows()
     streams = standard_streams()
     if json:
@@ -112,14 +112,14 @@ def remove_model(
 
     Example: localgemma models rm 2b
     """
-    from localgemma_cli.backends.pytorch.loading.quantized_cache import kept_copies, remove
+    from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies, remove_copy
     from localgemma_cli.models.hub import cache as hub_cache
 
     streams = standard_streams()
     ids = _ids_of(name)
-    copies = [copy for copy in kept_copies() if any(_is_of(copy, name, each) for each in ids)]
+    copies = [copy for copy in list_copies() if any(_is_of(copy, name, each) for each in ids)]
     for copy in copies:
-        remove(copy)
+        remove_copy(copy)
         streams.show(f"removed {format_bytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}")
     downloaded = {each: size for each in ids if (size := hub_cache.downloaded_bytes(each))}
     if not copies and not downloaded:
@@ -191,7 +191,7 @@ def _verdict(facts: ModelFacts, hardware: "Hardware") -> str:
     return f"{facts.name} does not fit here: it needs {figures}. {plan.hint or ''}".rstrip()
 
 
-def _is_of(copy: "Kept", name: str, model_id: str) -> bool:
+def _is_of(copy: "QuantizedCopy", name: str, model_id: str) -> bool:
     return name in (copy.model, copy.folder.name, copy.source) or copy.source.startswith(f"{model_id}@")
 
 
@@ -271,7 +271,7 @@ def _downloaded(model_id: str) -> int:
     return downloaded_bytes(model_id)
 
 
-def _kept_row(copy: "Kept") -> dict[str, object]:
+def _kept_row(copy: "QuantizedCopy") -> dict[str, object]:
     return {
         "model": copy.model,
         "source": copy.source,

@@ -1,4 +1,4 @@
-"""A GGUF file to a model with plain weights, unpacked tensor by tensor."""
+"""Loads a GGUF file, whose tensors are unpacked one by one to the plan's dtype."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from localgemma_cli.backends.pytorch.loading.assemble import Parts, assemble
+from localgemma_cli.backends.pytorch.loading.assemble import WeightSources, assemble_model
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
 from localgemma_cli.optional_dependencies import needed
@@ -34,23 +34,25 @@ _GEMMA_1 = {**_IN_LAYER, "ffn_norm": "post_attention_layernorm"}
 
 
 def load_gguf(plan: LoadPlan, path: Path, progress: ProgressSink) -> PreTrainedModel:
-    """See `assemble`."""
+    """Load the model in the file `path`. Raises as `assemble_model` does."""
     file = read_gguf(path)
     described = file.config()
     config = AutoConfig.for_model(**described)
     names = _GEMMA_1 if described["model_type"] == "gemma" else _IN_LAYER
     tensors = {
-        found: _reader(file, name) for name in file.tensors if (found := _renamed(name, names)) is not None
+        found: _tensor_reader(file, name)
+        for name in file.tensors
+        if (found := _parameter_name(name, names)) is not None
     }
-    model = assemble(plan, config, Parts(tensors, {}), path, progress)
+    model = assemble_model(plan, config, WeightSources(tensors, {}), path, progress)
     model.generation_config = GenerationConfig.from_model_config(config)
     return model
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """From the vocabulary in the file; raises as `AutoTokenizer` does.
+    """The tokenizer in the file. Raises as `AutoTokenizer` does.
 
-    NotFoundError where the package that knows the file's types is missing; a model's tokenizer comes first.
+    NotFoundError where the gguf package is missing: the tokenizer is read before the weights, which need it.
     """
     with needed("gguf", "gguf", "GGUF files"):
         import gguf  # noqa: F401
@@ -60,8 +62,8 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _renamed(name: str, in_layer: dict[str, str]) -> str | None:
-    """A parameter's name in transformers; None for what no Gemma has (rope_freqs)."""
+def _parameter_name(name: str, in_layer: dict[str, str]) -> str | None:
+    """The name of a tensor's parameter in transformers; None for rope_freqs and others without one."""
     stem = name.removesuffix(".weight")
     if stem in _TOP:
         return f"{_TOP[stem]}.weight"
@@ -71,8 +73,11 @@ def _renamed(name: str, in_layer: dict[str, str]) -> str | None:
     return f"model.layers.{match[1]}.{in_layer[match[2]]}.weight"
 
 
-def _reader(file: Gguf, name: str) -> Callable[[], torch.Tensor]:
-    """Reads one tensor in float32; llama.cpp's converter adds one to the weights of Gemma's norms."""
+def _tensor_reader(file: Gguf, name: str) -> Callable[[], torch.Tensor]:
+    """A function that reads one tensor, in float32.
+
+    llama.cpp's converter adds one to the weights of Gemma's norms; here it is subtracted again.
+    """
 
     def read() -> torch.Tensor:
         import gguf

@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.pytorch.layers.int4 import row_block
 from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable, layout
 from localgemma_cli.backends.pytorch.loading.assemble import (
-    add_generation_config,
-    incomplete,
-    same_matrix,
-    skeleton,
+    empty_model,
+    has_equal_values,
+    incomplete_checkpoint,
 )
 from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
 from localgemma_cli.backends.pytorch.loading.gpu_4bit import attach_on_gpu
-from localgemma_cli.backends.pytorch.loading.quantized_cache import Wanted, open_or_make, source_of
+from localgemma_cli.backends.pytorch.loading.quantized_cache import CopySpec, identify_source, open_or_create
 from localgemma_cli.backends.pytorch.loading.quantized_file import (
     Conversion,
     Kind,
@@ -33,7 +32,7 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import (
     linear_kind,
     map_tensor,
 )
-from localgemma_cli.backends.pytorch.loading.text_config import text_config
+from localgemma_cli.backends.pytorch.loading.transformers_config import add_generation_config, text_config
 from localgemma_cli.backends.pytorch.weights.gpu_streaming import CudaLink, Link
 from localgemma_cli.backends.pytorch.weights.mmap_prefetch import page_through, spans_of
 from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP
@@ -65,7 +64,7 @@ def load_quantized(
         link = CudaLink(torch.device("cuda", torch.cuda.current_device()))
     dtype: torch.dtype = getattr(torch, plan.dtype)
     checkpoint = read_checkpoint(folder)
-    model = skeleton(plan, text_config(folder), dtype)
+    model = empty_model(plan, text_config(folder), dtype)
     add_generation_config(model, folder)
     kind: Kind = "int4" if plan.quantization == "int4" else layout(plan.device)
     file = QuantizedFile(tuple(_conversions(model, checkpoint, folder, kind)), dtype)
@@ -84,7 +83,7 @@ def _conversions(
     model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Kind
 ) -> list[Conversion]:
     """One per parameter but the embedding, in the order of the layers."""
-    tied = is_tied(model.config.tie_word_embeddings, checkpoint, same_matrix)
+    tied = is_tied(model.config.tie_word_embeddings, checkpoint, has_equal_values)
     linears = {f"{name}.weight" for name, each in model.named_modules() if isinstance(each, nn.Linear)}
     parameters = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     sources = {name: EMBEDDING if tied and name == HEAD else name for name in parameters}
@@ -107,28 +106,28 @@ def _require_stored(
     """Check that the checkpoint has every parameter, in its shape and in a float dtype."""
     missing = sorted({source for source in sources.values() if source not in checkpoint})
     if missing:
-        raise incomplete(folder, missing)
+        raise incomplete_checkpoint(folder, missing)
     for name, source in sources.items():
         stored = checkpoint[source]
         if stored.shape != tuple(parameters[name]) or stored.dtype not in _FLOATS:
-            raise ValueError(f"{source} is {stored.dtype} {stored.shape}, not {tuple(parameters[name])}")
+            raise ValueError(f"{source} is {stored.dtype} {stored.shape}, expected {tuple(parameters[name])}")
 
 
 def _open_or_convert(
     plan: LoadPlan, folder: Path, kind: Kind, file: QuantizedFile, progress: ProgressSink
 ) -> mmap.mmap:
     """The file's bytes, mapped from the cache; in memory where the cache cannot hold them."""
-    source, inputs = source_of(plan.model.id, folder)
+    source, inputs = identify_source(plan.model.id, folder)
     form = {
         "quantization": plan.quantization,
         "head": plan.quantization,
         "layout": _int4_layout() if kind == "int4" else kind,
         "dtype": plan.dtype,
     }
-    wanted = Wanted(plan.model.name, source, form, inputs, file.header, file.size)
-    kept = open_or_make(wanted, lambda sink: write_quantized(file, sink, progress), progress)
-    if kept is not None:
-        return kept
+    spec = CopySpec(plan.model.name, source, form, inputs, file.header, file.size)
+    copy = open_or_create(spec, lambda sink: write_quantized(file, sink, progress), progress)
+    if copy is not None:
+        return copy
     memory = _allocate(plan, file.size)
     write_quantized(file, memory, progress)
     return memory

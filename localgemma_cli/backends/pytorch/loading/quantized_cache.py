@@ -1,13 +1,12 @@
-"""Quantized copies of weights, kept in the cache folder: one folder each, written whole or not at all.
+"""The 4-bit copies of models in the cache folder: one folder each, written whole or not at all.
 
     <cache>/weights/<name>-<digest>/manifest.json
                                     weights.safetensors
 
-The digest names what the copy is of (repository and commit, or folder; format); the manifest says what it
-was made from and by, its size and its sha256. A copy whose manifest says otherwise than what is wanted now is
-made again. The size is compared at every load; the sha256 where the file was touched since it was written
-(its modification time is in the manifest too) and where a user asks for it: at each load, it would cost more
-than the load itself.
+The digest is of the source (repository and commit, or folder) and the format. The manifest has what the copy
+was made from, the library versions, its size, its sha256 and its modification time. A copy is made again
+where its manifest differs from the current specification. Every load checks the size. The sha256, which would
+take longer than the load itself, is checked only where the modification time has changed or a user asks.
 """
 
 import hashlib
@@ -33,17 +32,18 @@ from localgemma_cli.models.hub.cache import COMMIT, Repo
 from localgemma_cli.models.safetensors_file import map_file
 from localgemma_cli.units import format_bytes
 
-LAYOUT_VERSION = 1  # of the files' contents; what an older program wrote is made again
+LAYOUT_VERSION = 1  # raise it when the file format changes: older copies are then made again
 _MANIFEST, _WEIGHTS = "manifest.json", "weights.safetensors"
-_MARGIN = 256_000_000  # bytes of disk that are left to others
-_DIRTY_LIMIT = 1 << 28  # bytes between two flushes: the last one must not wait for a whole file
+_MARGIN = 256_000_000  # bytes of disk to leave free
+_DIRTY_LIMIT = 1 << 28  # bytes between flushes, so that the last one is short
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A copy as it has to be now; `source` and `form` say which copy, the rest whether it is still right.
+class CopySpec:
+    """What a copy must be: `source` and `form` identify it, the rest decides whether it is up to date.
 
-    `files` are those it is made from, as (name, bytes, modified); `header` and `size` those of its own file.
+    `files` are those of the source: (name, bytes, modification time in ns). `header` and `size`, in bytes,
+    are those of the copy's own file.
     """
 
     model: str
@@ -55,7 +55,7 @@ class Wanted:
 
     @property
     def key(self) -> str:
-        """A folder's name."""
+        """The name of the copy's folder."""
         digest = hashlib.sha256(json.dumps([self.source, dict(self.form)], sort_keys=True).encode())
         name = re.sub(r"[^\w.-]+", "-", self.model).strip("-.")[-60:]
         return f"{name or 'model'}-{digest.hexdigest()[:12]}"
@@ -77,8 +77,11 @@ def _versions() -> dict[str, str]:
     return {"layout": str(LAYOUT_VERSION), **found}
 
 
-def source_of(model_id: str, folder: Path) -> tuple[str, tuple[tuple[str, int, int], ...]]:
-    """What `folder` is, and (name, bytes, modified) of its weights; a hub commit's files never change."""
+def identify_source(model_id: str, folder: Path) -> tuple[str, tuple[tuple[str, int, int], ...]]:
+    """The repository and commit, or the folder; and the weight files as (name, bytes, modified in ns).
+
+    The time is 0 for a commit from the hub, whose files never change.
+    """
     commit = folder.name
     from_hub = COMMIT.fullmatch(commit) and Repo(model_id, commit).snapshot(commit) == folder
     weights = sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")))
@@ -88,8 +91,8 @@ def source_of(model_id: str, folder: Path) -> tuple[str, tuple[tuple[str, int, i
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A copy on disk, its size in bytes; `problem` says what is wrong with it, if anything is."""
+class QuantizedCopy:
+    """A copy on disk; `size` is in bytes, `problem` is empty or a clause such as "the file is damaged"."""
 
     folder: Path
     model: str
@@ -103,65 +106,72 @@ def weights_folder() -> Path:
     return cache_folder() / "weights"
 
 
-def kept_copies(*, verify: bool = False) -> tuple[Kept, ...]:
-    """Every copy on disk, broken ones too; with `verify` each is read whole and compared with its sha256."""
+def list_copies(*, verify: bool = False) -> tuple[QuantizedCopy, ...]:
+    """All copies on disk, also damaged ones; with `verify`, compare each file with its sha256."""
     root = weights_folder()
     folders = sorted(root.iterdir()) if root.is_dir() else []
-    return tuple(_kept(each, verify) for each in folders if each.is_dir() and not each.name.startswith("."))
+    return tuple(
+        _read_copy(each, verify) for each in folders if each.is_dir() and not each.name.startswith(".")
+    )
 
 
-def _kept(folder: Path, verify: bool) -> Kept:
+def _read_copy(folder: Path, verify: bool) -> QuantizedCopy:
     try:
-        manifest = _manifest(folder)
+        manifest = _read_manifest(folder)
         what = manifest["copy"]
-        problem = _damage(folder, manifest, verify)
+        problem = _find_damage(folder, manifest, verify)
         form = {str(key): str(value) for key, value in what["form"].items()}
-        return Kept(folder, str(what["model"]), str(what["source"]), form, _size_of(folder), problem)
-    except (OSError, ValueError, KeyError, AttributeError):  # whatever it holds, it is not what was written
-        return Kept(folder, folder.name, "?", {}, _size_of(folder), "the manifest cannot be read")
+        return QuantizedCopy(
+            folder, str(what["model"]), str(what["source"]), form, _folder_size(folder), problem
+        )
+    except (OSError, ValueError, KeyError, AttributeError):  # any content is possible
+        return QuantizedCopy(
+            folder, folder.name, "?", {}, _folder_size(folder), "the manifest cannot be read"
+        )
 
 
-def _size_of(folder: Path) -> int:
+def _folder_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def remove(kept: Kept) -> None:
-    _discard(kept.folder)
+def remove_copy(copy: QuantizedCopy) -> None:
+    _discard(copy.folder)
 
 
-def open_or_make(
-    wanted: Wanted, make: Callable[["HashingFile"], None], progress: ProgressSink
+def open_or_create(
+    spec: CopySpec, write: Callable[["HashingFile"], None], progress: ProgressSink
 ) -> mmap.mmap | None:
-    """The copy, mapped; made by `make` where it is not there or not right. None where it cannot be kept.
+    """Map the copy, after creating it with `write` where it is missing or outdated.
 
-    Whatever `make` raises besides an OSError is raised on, and leaves no copy behind.
+    None where it cannot be saved, such as on a full disk. Any other error of `write` is raised, and no copy
+    is left.
     """
     try:
-        folder = weights_folder() / wanted.key
-        if _fault(folder, wanted) is None:
-            with suppress(OSError, ValueError):  # another process may just have replaced it
+        folder = weights_folder() / spec.key
+        if _find_fault(folder, spec) is None:
+            with suppress(OSError, ValueError):  # another process may be replacing it
                 return map_file(folder / _WEIGHTS)
         with _locked(folder, progress):
-            fault = _fault(folder, wanted)
+            fault = _find_fault(folder, spec)
             if fault is not None:
-                _make(folder, wanted, fault, make, progress)
+                _create(folder, spec, fault, write, progress)
             return map_file(folder / _WEIGHTS)
     except OSError as reason:
-        progress(LoadProgress(f"not keeping the 4-bit weights: {reason}"))
+        progress(LoadProgress(f"cannot save the 4-bit weights: {reason}"))
         return None
 
 
 @contextmanager
 def _locked(folder: Path, progress: ProgressSink) -> Iterator[None]:
-    """One process writes a copy at a time; the others wait, and then find it."""
+    """Let one process at a time write a copy; the others wait for it."""
     make_private(folder.parent)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"), mode=0o600)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress(LoadProgress("waiting for another localgemma that is quantizing this model"))
+        progress(LoadProgress("waiting for another localgemma process that is quantizing this model"))
         lock.acquire()
-    except NotImplementedError as error:  # some network folders know no locks
+    except NotImplementedError as error:  # some network file systems do not support locks
         raise OSError(str(error)) from error
     try:
         yield
@@ -169,38 +179,40 @@ def _locked(folder: Path, progress: ProgressSink) -> Iterator[None]:
         lock.release()
 
 
-def _make(
+def _create(
     folder: Path,
-    wanted: Wanted,
+    spec: CopySpec,
     fault: str,
-    make: Callable[["HashingFile"], None],
+    write: Callable[["HashingFile"], None],
     progress: ProgressSink,
 ) -> None:
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a process that was killed
         _discard(leftover)
     if fault:
-        progress(LoadProgress(f"making the kept 4-bit weights again: {fault}"))
+        progress(LoadProgress(f"quantizing again: {fault}"))
         _discard(folder)
     free = shutil.disk_usage(folder.parent).free
-    if free < wanted.size + _MARGIN:
-        raise OSError(f"{format_bytes(wanted.size)} are needed, {format_bytes(free)} of disk are free")
+    if free < spec.size + _MARGIN:
+        raise OSError(
+            f"not enough free disk space: {format_bytes(spec.size)} needed, {format_bytes(free)} free"
+        )
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(mode=0o700)
-        _write(draft, wanted, make)
+        _write_copy(draft, spec, write)
         draft.rename(folder)
     finally:
         _discard(draft)
 
 
-def _write(draft: Path, wanted: Wanted, make: Callable[["HashingFile"], None]) -> None:
+def _write_copy(draft: Path, spec: CopySpec, write: Callable[["HashingFile"], None]) -> None:
     path = draft / _WEIGHTS
     with open(path, "wb", opener=private_opener) as weights, ThreadPoolExecutor(1, "flush") as flusher:
         sink = HashingFile(weights, flusher)
-        make(sink)
+        write(sink)
         sink.finish()
     stat = path.stat()
-    manifest = {"copy": wanted.to_dict(), "sha256": sink.sha256, "modified": stat.st_mtime_ns}
+    manifest = {"copy": spec.to_dict(), "sha256": sink.sha256, "modified": stat.st_mtime_ns}
     with (draft / _MANIFEST).open("w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
@@ -208,7 +220,7 @@ def _write(draft: Path, wanted: Wanted, make: Callable[["HashingFile"], None]) -
 
 
 class HashingFile:
-    """A file that is written front to back, hashed on the way, and sent to the disk while it grows."""
+    """A file that is hashed while it is written front to back, and flushed to the disk as it grows."""
 
     def __init__(self, file: BinaryIO, flusher: Executor) -> None:
         self._file, self._flusher = file, flusher
@@ -233,37 +245,37 @@ class HashingFile:
         self._dirty = 0
 
     def finish(self) -> None:
-        """Wait until all of it is on the disk; an OSError where it does not get there."""
+        """Wait until all of it is on the disk; OSError where that fails."""
         self._flush()
         for flush in self._flushes:
             flush.result()
 
 
-def _fault(folder: Path, wanted: Wanted) -> str | None:
-    """None where the copy can be used, "" where there is none, else what is wrong with it."""
+def _find_fault(folder: Path, spec: CopySpec) -> str | None:
+    """Why the copy cannot be used: None where it can, "" where it does not exist, else a clause."""
     if not folder.is_dir():
         return ""
     try:
-        manifest = _manifest(folder)
+        manifest = _read_manifest(folder)
     except (OSError, ValueError):
         return "the manifest cannot be read"
-    copy, now = manifest["copy"], wanted.to_dict()
+    copy, now = manifest["copy"], spec.to_dict()
     if copy != now:
         if copy.get("versions") != now["versions"]:
-            return "they were made by other versions of the libraries"
+            return "the library versions have changed"
         if copy.get("files") != now["files"]:
             return "the model's files have changed"
-        return "they are laid out differently"
-    return _damage(folder, manifest, verify=False) or None
+        return "the file layout has changed"
+    return _find_damage(folder, manifest, verify=False) or None
 
 
-def _damage(folder: Path, manifest: Mapping[str, Any], verify: bool) -> str:
-    """What is wrong with the weights' file; "" where nothing is."""
+def _find_damage(folder: Path, manifest: Mapping[str, Any], verify: bool) -> str:
+    """Why the weights' file cannot be used, or "" where it can."""
     path = folder / _WEIGHTS
     try:
         stat = path.stat()
         if stat.st_size != manifest["copy"]["bytes"]:
-            return "the file is not whole"
+            return "the file is incomplete"
         touched = stat.st_mtime_ns != manifest.get("modified")
         if (verify or touched) and _sha256(path) != manifest.get("sha256"):
             return "the file is damaged"
@@ -277,10 +289,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_object(folder / _MANIFEST)
     if not isinstance(manifest.get("copy"), dict):
-        raise ValueError("the manifest is not one")
+        raise ValueError('the manifest has no entry "copy"')
     return manifest
 
 

@@ -1,7 +1,8 @@
-"""int8 weights with activations that are rounded to int8 per token: compressed-tensors' `int-quantized` form.
+"""Loads W8A8 checkpoints: int8 weights, and activations that are rounded to int8 per token.
 
-A linear layer is stored as `weight` int8 [out, in] and `weight_scale` [out, 1]. Products are exact in int32,
-and the weights stay in int8; the compressed-tensors package would unpack them at the first forward.
+The format is compressed-tensors' `int-quantized`: a linear layer has a `weight` [out, in] int8 and a
+`weight_scale` [out, 1]. Products are summed exactly, in int32, and the weights stay in int8; the
+compressed-tensors package unpacks them at the first forward.
 """
 
 from collections.abc import Callable
@@ -12,46 +13,48 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.loading.assemble import (
-    Parts,
+    WeightSources,
+    assemble_model,
+    incomplete_checkpoint,
+    tensor_reader,
+)
+from localgemma_cli.backends.pytorch.loading.transformers_config import (
     add_generation_config,
-    assemble,
-    incomplete,
-    plain_config,
-    reader,
+    unquantized_config,
 )
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.safetensors_file import Stored, read_checkpoint
 from localgemma_cli.planning.plan import LoadPlan
 
 _SUFFIX = ".weight_scale"
-_CUDA_ROWS = 32  # the kernel there takes no fewer than 17
+_CUDA_ROWS = 32  # the CUDA kernel needs at least 17
 
 
 class W8A8Linear(nn.Module):
-    """[..., in] -> [..., out], in the type of its input."""
+    """x [..., in] -> [..., out], in the dtype of x."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
-        """`weight` [out, in] in int8; `scale` [out, 1] or [1]."""
+        """`weight` [out, in] int8; `scale` [out, 1] or [1]."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Buffer(weight)
         self.scale = nn.Buffer(scale.float().reshape(-1))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        rows, scale = rounded(inputs.reshape(-1, self.in_features))
-        product = _product(rows, self.weight) * (scale.float() * self.scale)
+        rows, scale = quantize_rows(inputs.reshape(-1, self.in_features))
+        product = _multiply(rows, self.weight) * (scale.float() * self.scale)
         return product.to(inputs.dtype).view(*inputs.shape[:-1], self.out_features)
 
 
-def rounded(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [n, in] as int8, and a scale [n, 1]: the 255 steps of int8 span twice the largest magnitude."""
+def quantize_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, in] -> int8 [n, in] and a scale per row [n, 1], by which int8 spans twice the largest magnitude."""
     scale = rows.abs().amax(dim=-1, keepdim=True) / 127.5
     scale = torch.where(scale == 0, torch.finfo(scale.dtype).eps, scale)
     return (rows / scale).round().clamp(-128, 127).to(torch.int8), scale
 
 
-def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[n, in] and [out, in] in int8 -> [n, out] in float32, exact below 2**24."""
+def _multiply(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[n, in] int8 times [out, in] int8 -> [n, out] float32, exact below 2**24."""
     if rows.device.type == "mps":
         return rows.float() @ weight.float().T
     count = rows.shape[0]
@@ -61,19 +64,22 @@ def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def load_w8a8(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
+    """NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged."""
     checkpoint = read_checkpoint(folder)
-    config = plain_config(folder)
+    config = unquantized_config(folder)
     names = [name.removesuffix(_SUFFIX) for name in checkpoint if name.endswith(_SUFFIX)]
     if lost := [f"{name}.weight" for name in names if f"{name}.weight" not in checkpoint]:
-        raise incomplete(folder, lost)
-    parts = Parts(
-        tensors={name: reader(stored) for name, stored in checkpoint.items()},
-        linears={name: _maker(checkpoint[f"{name}.weight"], checkpoint[name + _SUFFIX]) for name in names},
+        raise incomplete_checkpoint(folder, lost)
+    sources = WeightSources(
+        tensors={name: tensor_reader(stored) for name, stored in checkpoint.items()},
+        linears={
+            name: _linear_maker(checkpoint[f"{name}.weight"], checkpoint[name + _SUFFIX]) for name in names
+        },
     )
-    model = assemble(plan, config, parts, folder, progress)
+    model = assemble_model(plan, config, sources, folder, progress)
     add_generation_config(model, folder)
     return model
 
 
-def _maker(weight: Stored, scale: Stored) -> Callable[[], nn.Module]:
-    return lambda: W8A8Linear(reader(weight)(), reader(scale)())
+def _linear_maker(weight: Stored, scale: Stored) -> Callable[[], nn.Module]:
+    return lambda: W8A8Linear(tensor_reader(weight)(), tensor_reader(scale)())

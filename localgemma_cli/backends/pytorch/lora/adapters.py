@@ -30,7 +30,7 @@ _EMBEDDING_MODULE, _HEAD_MODULE = EMBEDDING.removesuffix(".weight"), HEAD.remove
 _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
-def attach(model: PreTrainedModel, folder: Path, *, merge: bool) -> PreTrainedModel:
+def attach_adapter(model: PreTrainedModel, folder: Path, *, merge: bool) -> PreTrainedModel:
     """The model with the adapter in its weights, or beside them; NotFoundError where the two do not match."""
     with needed("peft", "adapters", "Adapters"):
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL

@@ -18,7 +18,7 @@ from localgemma_cli.backends.pytorch.layers.int4 import Int4Linear, row_block
 from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4
 from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
 from localgemma_cli.backends.pytorch.loading.loader import load_model
-from localgemma_cli.backends.pytorch.loading.quantized_cache import kept_copies
+from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies
 from localgemma_cli.backends.pytorch.loading.quantized_file import Conversion, QuantizedFile
 from localgemma_cli.backends.pytorch.weights import quantize_int4
 from localgemma_cli.backends.pytorch.weights import quantize_nf4 as quantize
@@ -128,11 +128,11 @@ def test_a_second_load_maps_the_copy_and_nf4_has_one_of_its_own(checkpoint: Path
     assert stages_of_loading("int4") == {"quantizing"}
     answer = greedy(load(checkpoint))
     assert len(set(answer)) > 3
-    (kept,) = kept_copies(verify=True)
+    (kept,) = list_copies(verify=True)
     assert (kept.form["quantization"], kept.problem) == ("int4", "")
     assert stages_of_loading("nf4") == {"quantizing"}
     assert isinstance(load(checkpoint, "nf4").lm_head, InterleavedNF4 | PlainNF4)
-    assert len(kept_copies()) == 2
+    assert len(list_copies()) == 2
     assert stages_of_loading("int4") == set()
     assert greedy(load(checkpoint)) == answer
 
@@ -156,7 +156,7 @@ with torch.inference_mode():
     there = torch.load(tmp_path / "logits.pt")
     assert (there - here).abs().max() < 0.02 * here.abs().max()
     layouts = {f"{block} rows, groups of 64" for block in (row_block(), 32)}
-    assert {kept.form["layout"] for kept in kept_copies(verify=True)} == layouts
+    assert {kept.form["layout"] for kept in list_copies(verify=True)} == layouts
 
 
 @pytest.mark.parametrize("kind", ["int4", "nf4"])

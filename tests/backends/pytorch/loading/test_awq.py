@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.pytorch.layers.int4 import Int4Linear, from_levels, row_block
-from localgemma_cli.backends.pytorch.loading.awq import unpacked
+from localgemma_cli.backends.pytorch.loading.awq import unpack_int32
 from localgemma_cli.errors import NotFoundError
 
 
@@ -28,9 +28,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrain
 
 def test_a_word_holds_its_eight_columns_in_awqs_order() -> None:
     word = torch.tensor([[0x75316420]], dtype=torch.int32)  # nibble i holds column ORDER[i]
-    assert unpacked(word).tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    assert unpack_int32(word).tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
     values = torch.randint(0, 16, (6, 64), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(unpacked(packed(values)).long(), values)
+    assert torch.equal(unpack_int32(packed(values)).long(), values)
 
 
 def test_unpacked_it_is_the_reference(checkpoint: tuple[Path, PreTrainedModel]) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from localgemma_cli.backends.pytorch.loading.quantized_cache import (
+    CopySpec,
     HashingFile,
-    Wanted,
-    kept_copies,
-    open_or_make,
-    remove,
-    source_of,
+    identify_source,
+    list_copies,
+    open_or_create,
+    remove_copy,
     weights_folder,
 )
 from localgemma_cli.events import LoadProgress
@@ -28,7 +28,7 @@ from localgemma_cli.models.safetensors_file import Entry, header
 ENTRIES = [Entry("layer.packed", "U8", (1000,))]
 HEADER = header(ENTRIES)
 CONTENT = bytes(range(250)) * 4
-WANTED = Wanted(
+SPEC = CopySpec(
     "tiny", "org/tiny@" + "0" * 40, {"quantization": "nf4"}, (("model.safetensors", 9, 0),), HEADER, 5096
 )
 
@@ -45,8 +45,8 @@ class Loads:
         self.made = 0
         self.said: list[str] = []
 
-    def open(self, wanted: Wanted = WANTED) -> bytes | None:
-        mapped = open_or_make(wanted, self._make, self._told)
+    def open(self, spec: CopySpec = SPEC) -> bytes | None:
+        mapped = open_or_create(spec, self._make, self._told)
         return None if mapped is None else bytes(mapped)
 
     def _make(self, sink: HashingFile) -> None:
@@ -63,8 +63,8 @@ def loads() -> Loads:
     return Loads()
 
 
-def files_of(wanted: Wanted = WANTED) -> tuple[Path, Path]:
-    folder = weights_folder() / wanted.key
+def files_of(spec: CopySpec = SPEC) -> tuple[Path, Path]:
+    folder = weights_folder() / spec.key
     return folder / "manifest.json", folder / "weights.safetensors"
 
 
@@ -83,9 +83,9 @@ def test_a_copy_is_made_once_and_private_to_the_user(loads: Loads) -> None:
 )
 def test_another_commit_and_another_form_have_copies_of_their_own(loads: Loads, other: dict) -> None:
     loads.open()
-    loads.open(replace(WANTED, **other))
+    loads.open(replace(SPEC, **other))
     loads.open()
-    assert (loads.made, len(kept_copies())) == (2, 2)
+    assert (loads.made, len(list_copies())) == (2, 2)
 
 
 def cut_short(manifest: Path, weights: Path) -> None:
@@ -142,7 +142,7 @@ def other_versions(manifest: Path, weights: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "word"),
     [
-        (cut_short, "not whole"),
+        (cut_short, "incomplete"),
         (one_bit, "damaged"),
         (no_weights, "cannot be read"),
         (no_manifest, "manifest"),
@@ -150,9 +150,9 @@ def other_versions(manifest: Path, weights: Path) -> None:
         (a_list, "manifest"),
         (nested, "manifest"),
         (many_digits, "manifest"),
-        (wrong_types, "laid out differently"),
+        (wrong_types, "file layout has changed"),
         (a_pipe, "manifest"),
-        (other_versions, "other versions"),
+        (other_versions, "library versions have changed"),
     ],
 )
 def test_what_is_broken_or_stale_is_made_again_with_a_word(loads: Loads, spoil, word: str) -> None:
@@ -168,7 +168,7 @@ def test_what_is_broken_or_stale_is_made_again_with_a_word(loads: Loads, spoil, 
 
 def test_a_copy_of_other_files_is_made_again(loads: Loads) -> None:
     loads.open()
-    loads.open(replace(WANTED, files=(("model.safetensors", 9, 1),)))
+    loads.open(replace(SPEC, files=(("model.safetensors", 9, 1),)))
     assert loads.made == 2
     assert "files have changed" in loads.said[0]
 
@@ -186,8 +186,8 @@ def test_damage_that_left_the_time_alone_is_found_on_request(loads: Loads) -> No
     modified = weights.stat().st_mtime_ns
     one_bit(*files_of())
     os.utime(weights, ns=(modified, modified))
-    assert [kept.problem for kept in kept_copies()] == [""]
-    assert [kept.problem for kept in kept_copies(verify=True)] == ["the file is damaged"]
+    assert [kept.problem for kept in list_copies()] == [""]
+    assert [kept.problem for kept in list_copies(verify=True)] == ["the file is damaged"]
 
 
 def test_an_interrupt_leaves_nothing(loads: Loads) -> None:
@@ -196,15 +196,15 @@ def test_an_interrupt_leaves_nothing(loads: Loads) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        open_or_make(WANTED, interrupted, loads._told)
+        open_or_create(SPEC, interrupted, loads._told)
     assert [path.name for path in weights_folder().iterdir() if path.suffix != ".lock"] == []
     assert loads.open() == HEADER + CONTENT
 
 
 SCRIPT = """
 import sys, time
-from localgemma_cli.backends.pytorch.loading.quantized_cache import open_or_make
-from test_weights_cache import HEADER, CONTENT, WANTED
+from localgemma_cli.backends.pytorch.loading.quantized_cache import open_or_create
+from test_quantized_cache import HEADER, CONTENT, SPEC
 
 def make(sink):
     sink.write(memoryview(HEADER))
@@ -216,7 +216,7 @@ def make(sink):
 def told(progress):
     print(progress.stage, flush=True)
 
-mapped = open_or_make(WANTED, make, told)
+mapped = open_or_create(SPEC, make, told)
 print(mapped is not None and bytes(mapped) == HEADER + CONTENT, flush=True)
 """
 
@@ -246,7 +246,7 @@ def killed() -> Iterator[None]:
 def test_what_a_killed_process_left_is_not_loaded_and_goes_away(loads: Loads, killed: None) -> None:
     drafts = list(weights_folder().glob(".*.tmp"))
     assert len(drafts) == 1
-    assert kept_copies() == ()
+    assert list_copies() == ()
     assert loads.open() == HEADER + CONTENT
     assert (loads.made, loads.said) == (1, [])
     assert not drafts[0].exists()
@@ -256,7 +256,10 @@ def test_of_two_processes_one_makes_the_copy_and_the_other_waits_for_it(loads: L
     process = another_process("time.sleep(0.5)")
     assert process.stdout.readline() == "making\n"
     assert loads.open() == HEADER + CONTENT
-    assert (loads.made, loads.said) == (0, ["waiting for another localgemma that is quantizing this model"])
+    assert (loads.made, loads.said) == (
+        0,
+        ["waiting for another localgemma process that is quantizing this model"],
+    )
     assert lines(process) == ["True"]
 
 
@@ -267,15 +270,15 @@ def test_a_full_disk_is_said_and_leaves_nothing() -> None:
     )
     said = lines(process)
     assert said[0] == "making"
-    assert said[1].startswith("not keeping the 4-bit weights: ")
+    assert said[1].startswith("cannot save the 4-bit weights: ")
     assert said[2] == "False"
     assert [path.name for path in weights_folder().iterdir() if path.suffix != ".lock"] == []
 
 
 def test_more_than_the_disk_has_is_not_begun(loads: Loads) -> None:
-    assert loads.open(replace(WANTED, size=1 << 60)) is None
+    assert loads.open(replace(SPEC, size=1 << 60)) is None
     assert loads.made == 0
-    assert "of disk are free" in loads.said[0]
+    assert "not enough free disk space" in loads.said[0]
 
 
 def test_a_folder_that_cannot_be_made_is_said(loads: Loads, tmp_path: Path) -> None:
@@ -285,32 +288,32 @@ def test_a_folder_that_cannot_be_made_is_said(loads: Loads, tmp_path: Path) -> N
 
 
 def test_copies_are_listed_and_removed(loads: Loads) -> None:
-    assert kept_copies() == ()
+    assert list_copies() == ()
     loads.open()
-    (kept,) = kept_copies()
+    (kept,) = list_copies()
     assert (kept.model, kept.problem) == ("tiny", "")
     assert 5096 < kept.size < 7000
     no_json(*files_of())
-    (broken,) = kept_copies()
+    (broken,) = list_copies()
     assert broken.problem == "the manifest cannot be read"
-    remove(broken)
-    assert kept_copies() == ()
+    remove_copy(broken)
+    assert list_copies() == ()
 
 
 @pytest.mark.parametrize("spoil", [nested, many_digits, wrong_types, a_pipe])
 def test_any_manifest_can_be_listed_and_removed(loads: Loads, spoil) -> None:
     loads.open()
     spoil(*files_of())
-    (broken,) = kept_copies()
+    (broken,) = list_copies()
     assert broken.problem == "the manifest cannot be read"
     assert isinstance(broken.model, str)
-    remove(broken)
-    assert kept_copies() == ()
+    remove_copy(broken)
+    assert list_copies() == ()
 
 
 def test_a_map_outlives_its_copy(loads: Loads) -> None:
-    mapped = open_or_make(WANTED, loads._make, loads._told)
-    remove(kept_copies()[0])
+    mapped = open_or_create(SPEC, loads._make, loads._told)
+    remove_copy(list_copies()[0])
     assert bytes(mapped) == HEADER + CONTENT
 
 
@@ -322,10 +325,10 @@ def test_a_source_is_a_commit_of_the_hub_or_a_folder_with_its_times(tmp_path: Pa
     snapshot = tmp_path / "models--org--name" / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (snapshot / "model.safetensors").write_bytes(b"123")
-    assert source_of("org/name", snapshot) == (f"org/name@{commit}", (("model.safetensors", 3, 0),))
-    name, files = source_of("other/name", snapshot)
+    assert identify_source("org/name", snapshot) == (f"org/name@{commit}", (("model.safetensors", 3, 0),))
+    name, files = identify_source("other/name", snapshot)
     assert name == str(snapshot)
     assert files[0][2] == (snapshot / "model.safetensors").stat().st_mtime_ns
     time.sleep(0.01)
     os.utime(snapshot / "model.safetensors")
-    assert source_of("other/name", snapshot)[1] != files
+    assert identify_source("other/name", snapshot)[1] != files

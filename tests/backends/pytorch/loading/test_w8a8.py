@@ -19,7 +19,7 @@ from support.checkpoints import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from localgemma_cli.backends.pytorch.loading.w8a8 import W8A8Linear, rounded
+from localgemma_cli.backends.pytorch.loading.w8a8 import W8A8Linear, quantize_rows
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.models.model_config import stored_format_of
 
@@ -87,7 +87,7 @@ def test_products_are_exact_and_activations_really_rounded() -> None:
     layer = W8A8Linear(weight, scale)
     for rows in (1, 20):
         x = torch.randn(rows, 256, generator=generator)
-        levels, steps = rounded(x)
+        levels, steps = quantize_rows(x)
         exact = (levels.double() @ weight.double().T) * steps.double() * scale.double().T
         assert torch.allclose(layer(x).double(), exact, rtol=1e-6)
         assert not torch.allclose(layer(x), x @ (weight.float() * scale).T, rtol=1e-4)

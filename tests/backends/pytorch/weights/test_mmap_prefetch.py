@@ -14,7 +14,7 @@ from support.models import DEMO, needs_int4
 from support.patience import patience
 
 from localgemma_cli.backends.pytorch.loading.loader import load_model
-from localgemma_cli.backends.pytorch.loading.quantized_cache import kept_copies, remove
+from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies, remove_copy
 from localgemma_cli.backends.pytorch.weights.mmap_prefetch import Span, page_through, spans_of
 from localgemma_cli.errors import DiskSpaceError
 from localgemma_cli.models.resolve import resolve
@@ -141,5 +141,5 @@ def test_the_two_memory_presets_share_one_copy(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
     load_model(demo_plan(None), DEMO, silent)
     load_model(replace(demo_plan(2), preset="memory"), DEMO, silent)
-    (copy,) = kept_copies()
-    remove(copy)
+    (copy,) = list_copies()
+    remove_copy(copy)

@@ -3,7 +3,7 @@
 import pytest
 from support.models import DEMO
 
-from localgemma_cli.backends.pytorch.loading.loader import pretrained_arguments
+from localgemma_cli.backends.pytorch.loading.pretrained import pretrained_arguments
 from localgemma_cli.models.catalog import lookup
 from localgemma_cli.planning.hardware import GIB, describe
 from localgemma_cli.planning.plan import make_plan
