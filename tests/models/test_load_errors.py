@@ -56,7 +56,7 @@ def folder_for(name: str) -> Callable[[Path], None]:
 SPOILED = {
     "more layers": (config(num_hidden_layers=1000, layer_types=None), "Missing tensors: "),
     "fewer layers": (config(num_hidden_layers=4, layer_types=None), "more layers"),
-    "vocabulary": (config(vocab_size=4096), r"model\.embed_tokens in model\.safetensors is \[2048, 192\]"),
+    "vocabulary": (config(vocab_size=4096), r"embed_tokens in model\.safetensors has shape \[2048, 192\]"),
     "feed-forward": (config(intermediate_size=999_999), "gate_proj"),
     "heads": (config(num_attention_heads=12), "q_proj"),
     "odd heads": (config(head_dim=33), "head_dim"),
