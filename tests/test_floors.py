@@ -1,6 +1,8 @@
 """The structure of the package: which module may import which, and where each is tested."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -43,11 +45,6 @@ FLOORS = {
     "text": 1,
     "types": 1,
     "units": 1,
-}
-PENDING = {  # moved, and not yet of their floor
-    "prompts/tokenizer.py",
-    "prompts/prompt_forms.py",
-    "prompts/prompter.py",
 }
 # A module `a/b.py` is tested in tests/a/test_b.py, or in the file named here.
 TESTED_IN = {
@@ -138,7 +135,8 @@ TESTED_IN = {
     "prompts/markers.py": "prompts/test_template_process.py",
     "prompts/stop_strings.py": "prompts/test_prompt_forms.py",
     "prompts/template_worker.py": "prompts/test_template_process.py",
-    "prompts/tokenizer.py": "prompts/test_template_process.py",
+    "prompts/tokenizer_files.py": "prompts/test_tokenizer.py",
+    "prompts/tokenizer_loader.py": "prompts/test_tokenizer.py",
     "render/base.py": "render/test_plain.py",
     "render/blocks.py": "render/test_markdown.py",
     "render/console.py": "render/test_doors.py",
@@ -153,11 +151,7 @@ TESTED_IN = {
     "sessions/schema.py": "sessions/test_damage.py",
     "sessions/titles.py": "sessions/test_store.py",
 }
-FILES = sorted(
-    path
-    for path in PACKAGE.rglob("*.py")
-    if "demo" not in path.parts and path.stem != "__init__" and "/".join(path.parts[-2:]) not in PENDING
-)
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts and path.stem != "__init__")
 
 
 def imported(path: Path) -> set[str]:
@@ -196,6 +190,15 @@ def test_only_the_pytorch_backend_and_the_benchmark_import_torch_and_transformer
     parts = path.relative_to(PACKAGE).parts
     if "pytorch" not in parts and parts[0] != "bench":
         assert not tops & {"torch", "transformers", "accelerate", "bitsandbytes"}
+
+
+def test_models_and_prompts_load_no_torch_and_no_transformers() -> None:
+    """Not even through another module: they serve engines that need neither."""
+    modules = [module_name(path) for room in ("models", "prompts") for path in (PACKAGE / room).rglob("*.py")]
+    heavy = ("torch", "transformers", "accelerate", "bitsandbytes")
+    code = f"import sys\nimport {', '.join(modules)}\nprint(*({{*{heavy!r}}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
 def module_level(body: Iterable[ast.AST]) -> Iterator[ast.AST]:

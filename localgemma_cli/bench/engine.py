@@ -9,7 +9,6 @@ from threading import Event as Cancel
 from threading import Thread
 
 import torch
-from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.backend import LocalBackend
@@ -32,7 +31,8 @@ from localgemma_cli.conversation import Message
 from localgemma_cli.events import Finished
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.tokenizer import load_tokenizer
+from localgemma_cli.prompts.tokenizer import Tokenizer
+from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.render.plain import PlainRenderer
 from localgemma_cli.render.progress import silent
 from localgemma_cli.sampling import Sampling
@@ -62,7 +62,7 @@ def measure(job: Job) -> Outcome:
         read_bytes=read_bytes(model),
         answered=tuple(bench.answer(workload) for workload in job.workloads),
         chatted=bench.chat(job.chat) if job.workloads and job.chat else None,
-        stream_seconds_per_token=stream_cost(prompter.tokenizer.backend_tokenizer),
+        stream_seconds_per_token=stream_cost(prompter.tokenizer),
     )
 
 
@@ -156,7 +156,7 @@ class _Bench:
 
 def stream_cost(tokenizer: Tokenizer) -> float:
     """Seconds per token from an id to text that has been flushed into a pipe; the answer is a long one."""
-    size = min(tokenizer.get_vocab_size(), 256_000)
+    size = min(tokenizer.size, 256_000)
     ids = random_ids(size, _STREAM_TOKENS, 0, "stream")
     read_end, write_end = os.pipe()
     drain = Thread(target=_drain, args=(read_end,), daemon=True)

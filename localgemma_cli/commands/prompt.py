@@ -51,7 +51,7 @@ def prompt(
 
     from localgemma_cli.models.load_errors import loading
     from localgemma_cli.prompts.prompter import Prompter
-    from localgemma_cli.prompts.tokenizer import load_tokenizer
+    from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
     messages = Conversation(text).messages(incoming.prompt)
     with loading("tokenizer", folder):

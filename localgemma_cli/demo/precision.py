@@ -26,7 +26,7 @@ from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.tokenizer import load_tokenizer
+from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.render.progress import silent
 from localgemma_cli.types import CacheKind
 
@@ -65,7 +65,7 @@ def samples(prompter: Prompter, limit: int | None) -> list[Sample]:
 
 def _sample(prompter: Prompter, question: str, answer: str) -> Sample:
     prompt = prompter.encode([Message("user", question)])
-    said = prompter.tokenizer.encode(answer, add_special_tokens=False)
+    said = prompter.tokenizer.encode(answer)
     return Sample((*prompt, *said), len(prompt))
 
 

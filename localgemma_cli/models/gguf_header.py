@@ -8,7 +8,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -72,9 +72,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Array:
-    """A list that was skipped."""
+    """A list that was skipped: `length` items of a GGUF type, from `start` to `end` in the file, in bytes."""
 
+    type: int
     length: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,31 @@ class Gguf:
             "tie_word_embeddings": "output.weight" not in self.tensors,
             **self._special_ids(),
         }
+
+    def texts(self, key: str) -> list[str]:
+        """A list of texts; bytes that are not UTF-8 become U+FFFD. ValueError where there is none."""
+        array = self.values.get(key)
+        if not isinstance(array, Array) or array.type != _STRING:
+            raise ValueError(f"{key} is missing, or is not a list of texts")
+        with open_file(self.path) as file:
+            file.seek(array.start)
+            data = file.read(array.end - array.start)
+        found, at = [], 0
+        for _ in range(array.length):
+            start = at + 8
+            at = start + int.from_bytes(data[at:start], "little")
+            found.append(data[start:at].decode("utf-8", "replace"))
+        return found
+
+    def numbers(self, key: str) -> Sequence[float]:
+        """A list of numbers; () where there is none."""
+        array = self.values.get(key)
+        if not isinstance(array, Array) or array.type == _STRING:
+            return array if isinstance(array, tuple) else ()
+        with open_file(self.path) as file:
+            file.seek(array.start)
+            data = file.read(array.end - array.start)
+        return struct.unpack(f"<{array.length}{_SCALARS[array.type][1]}", data)
 
     def _require_known(self, kind: str) -> None:
         known = (*_KEYS, *KNOWN)
@@ -232,15 +260,15 @@ def _array(file: BinaryIO) -> "Array | tuple[float, ...]":
         return tuple(_scalar(file, _SCALARS[kind]) for _ in range(count))
     if count > _MOST_ITEMS:
         raise ValueError("it holds a list that is longer than any vocabulary")
+    start = file.tell()
     if kind != _STRING:
-        file.seek(count * struct.calcsize(_form(kind)), 1)
-        return Array(count)
+        return Array(kind, count, start, file.seek(count * struct.calcsize(_form(kind)), 1))
     for _ in range(count):
         length = _number(file, "<Q")
         if length > _MOST_TEXT:
             raise ValueError("it is cut short")
         file.seek(length, 1)
-    return Array(count)
+    return Array(kind, count, start, file.tell())
 
 
 def _text(file: BinaryIO, longest: int) -> str:

@@ -2,7 +2,7 @@
 
 import re
 
-from tokenizers import Tokenizer
+from localgemma_cli.prompts.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -21,11 +21,11 @@ class Detokenizer:
 
     def step(self, token: int) -> str:
         """The characters that `token` completes; empty while a run of bytes is open."""
-        byte = _BYTE.fullmatch(self._tokenizer.id_to_token(token) or "")
+        byte = _BYTE.fullmatch(self._tokenizer.token_of(token) or "")
         if byte:
             self._bytes += bytes.fromhex(byte[1])
             return ""
-        return self.flush() + str(self._tokenizer.decode([token], skip_special_tokens=True))
+        return self.flush() + self._tokenizer.decode([token])
 
     @property
     def is_open(self) -> bool:

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
 from localgemma_cli.environment import expanded
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import AUTO, check_template
 from localgemma_cli.prompts.template_process import TemplateFailed
+from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.text import read_text
 from localgemma_cli.types import PROMPT_FORMS, PromptForm
 
@@ -89,10 +88,10 @@ class Form:
         return CONTINUES if self.is_raw else None
 
 
-def form_of(template: str, stated: PromptForm, tokenizer: PreTrainedTokenizerBase) -> Form:
+def form_of(template: str, stated: PromptForm, tokenizer: Tokenizer) -> Form:
     """What `--template` says; for auto the tokenizer's own, or without one what the catalogue states."""
     if template == AUTO:
-        return Form() if _has_template(tokenizer) else built_in(stated)
+        return Form() if tokenizer.template else built_in(stated)
     check_template(template)
     named = PROMPT_FORMS.get(template)
     return built_in(named) if named else _from_file(expanded(template))
@@ -103,12 +102,6 @@ def built_in(form: PromptForm) -> Form:
     return Form(_TEMPLATES[form], stops, is_raw=form == "raw")
 
 
-def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's; of several the default one."""
-    templates = tokenizer.chat_template
-    return str(templates["default"] if isinstance(templates, dict) else templates)
-
-
 def template_error(form: Form, error: TemplateFailed) -> UsageError:
     """Why a template could not be rendered, with the line where it is known."""
     line = f", line {error.line}" if error.line else ""
@@ -117,12 +110,6 @@ def template_error(form: Form, error: TemplateFailed) -> UsageError:
         f"{form.file or own}{line} cannot be used: {error}",
         "Correct the file." if form.file else "Take another form with --template.",
     )
-
-
-def _has_template(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """A tokenizer may bring several by name, one of them the default."""
-    templates = tokenizer.chat_template
-    return "default" in templates if isinstance(templates, dict) else bool(templates)
 
 
 def _from_file(path: Path) -> Form:

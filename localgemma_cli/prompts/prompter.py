@@ -5,20 +5,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from transformers import AddedToken, PreTrainedTokenizerBase
-
 from localgemma_cli.conversation import Message, folded
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.markers import Markers, markers_for, spread
-from localgemma_cli.prompts.prompt_forms import Form, form_of, own_template, template_error
+from localgemma_cli.prompts.prompt_forms import Form, form_of, template_error
 from localgemma_cli.prompts.template_process import (
     TemplateExceeds,
     TemplateFailed,
     render_bounded,
     render_trusted,
 )
+from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.types import PromptForm
 
 _TURNS = re.compile(r"<start_of_turn>|<end_of_turn>|<\|turn>|<turn\|>|<bos>|<eos>")
@@ -37,14 +36,12 @@ class Prompter:
     UsageError or NotFoundError for a template that cannot be used.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, template: str = AUTO, stated: PromptForm = "raw"
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: str = AUTO, stated: PromptForm = "raw") -> None:
         self.tokenizer = tokenizer
         self.form: Form = form_of(template, stated, tokenizer)
-        self._template = self.form.template or own_template(tokenizer)
+        self._template = self.form.template or tokenizer.template or ""
         self._check_template()
-        _make_special(tokenizer, self._control_names)
+        tokenizer.mark_special(self._control_names)
 
     def text(self, messages: Sequence[Message]) -> str:
         """The prompt as it is encoded, up to where the model goes on."""
@@ -68,8 +65,9 @@ class Prompter:
             rendered, markers = self._rendered([replace(message, token_ids=None) for message in told])
         ids: list[int] = []
         for part in self._control.split(self._with_one_bos(rendered) + self._opening):
-            if self._control.fullmatch(part):
-                ids.append(self.tokenizer.convert_tokens_to_ids(part))
+            control = self.tokenizer.id_of(part) if self._control.fullmatch(part) else None
+            if control is not None:
+                ids.append(control)
                 continue
             for piece in part.split(markers.edge):
                 known = markers.message(piece)
@@ -83,8 +81,8 @@ class Prompter:
     def recognizes(self, answer: Message) -> bool:
         """Whether the answer's ids are within the vocabulary, and their text is the answer's."""
         ids = answer.token_ids or ()
-        detokenizer = Detokenizer(self.tokenizer.backend_tokenizer)
-        known = max(ids, default=0) < len(self.tokenizer)
+        detokenizer = Detokenizer(self.tokenizer)
+        known = max(ids, default=0) < self.tokenizer.size
         return known and "".join(map(detokenizer.step, ids)) + detokenizer.flush() == answer.content
 
     @cached_property
@@ -103,8 +101,8 @@ class Prompter:
         turn_end = self._control.search(self._after_answer)
         if turn_end:
             names.add(turn_end[0])
-        ids = {self.tokenizer.convert_tokens_to_ids(name) for name in names}
-        return frozenset((ids | {self.tokenizer.eos_token_id}) - {None})
+        ids = {self.tokenizer.eos_id, *map(self.tokenizer.id_of, names)}
+        return frozenset(token for token in ids if token is not None)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -115,7 +113,7 @@ class Prompter:
     @property
     def note(self) -> str | None:
         """What a person should know before the first answer."""
-        bos = self.tokenizer.bos_token
+        bos = self.tokenizer.bos
         notes = [self.form.note] if self.form.note else []
         if bos and (self._tried([("user", _USER)]) or "").count(bos) > 1:
             notes.append(f"The chat template writes {bos} more than once; only the first is kept.")
@@ -176,7 +174,7 @@ class Prompter:
 
     def _with_one_bos(self, rendered: str) -> str:
         """The template's text behind one `<bos>`, whether it writes none, one or several."""
-        bos = self.tokenizer.bos_token
+        bos = self.tokenizer.bos
         if bos is None:
             return rendered
         before, _, after = rendered.partition(bos)
@@ -202,7 +200,7 @@ class Prompter:
     def _attempt(self, messages: Sequence[tuple[str, str]], opens: bool) -> str:
         render = render_trusted if self.form.is_built_in else render_bounded
         variables = {
-            **_plain(self.tokenizer.special_tokens_map),
+            **self.tokenizer.names,
             "messages": [{"role": role, "content": content} for role, content in messages],
             "tools": None,
             "documents": None,
@@ -247,22 +245,16 @@ class Prompter:
 
     def _encode_plain(self, text: str) -> list[int]:
         """Ids of `text` with the names of special tokens read as ordinary text."""
-        if not text:
-            return []
-        ids: list[int] = self.tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        return ids
+        return self.tokenizer.encode(text) if text else []
 
     @cached_property
     def _control_names(self) -> frozenset[str]:
         """The special tokens; of the others those that are marks of turns, or that the template writes."""
         turns = [("user", "x"), ("assistant", "x"), ("user", "x")]
         own = self._template + (self._tried([("system", "x"), *turns]) or "") + (self._tried(turns) or "")
-        added = {each.content: each.special for each in self.tokenizer.added_tokens_decoder.values()}
         return frozenset(
             name
-            for name, special in added.items()
+            for name, special in self.tokenizer.added_tokens.items()
             if name and (special or _MARK.fullmatch(name) or (_LIKE_MARK.fullmatch(name) and name in own))
         )
 
@@ -271,19 +263,3 @@ class Prompter:
         """Matches any control token, capturing it, longest first."""
         names = sorted(self._control_names, key=len, reverse=True)
         return re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")
-
-
-def _make_special(tokenizer: PreTrainedTokenizerBase, names: frozenset[str]) -> None:
-    """To the tokenizer as well: only special tokens can be kept from being found in plain text."""
-    others = [each.content for each in tokenizer.added_tokens_decoder.values() if not each.special]
-    tokens = [AddedToken(name, special=True, normalized=False) for name in others if name in names]
-    if tokens:
-        tokenizer.backend_tokenizer.add_special_tokens(tokens)
-
-
-def _plain(special: object) -> dict[str, object]:
-    """The names of special tokens as a template may see them."""
-    return {
-        str(name): [str(each) for each in value] if isinstance(value, (list, tuple)) else str(value)
-        for name, value in dict(special).items()  # type: ignore[call-overload]
-    }

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from safetensors import safe_open
-from support.models import DEMO, demo_tokenizer
+from support.models import DEMO, own_tokenizer
 
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.bench import bandwidth, engine, reference
@@ -197,7 +197,7 @@ def test_the_bandwidth_is_a_positive_rate() -> None:
 
 
 def test_the_way_from_id_to_text_is_timed() -> None:
-    assert 0 < engine.stream_cost(demo_tokenizer().backend_tokenizer) < 1
+    assert 0 < engine.stream_cost(own_tokenizer()) < 1
 
 
 def test_prompts_are_the_same_everywhere_and_begin_differently() -> None:

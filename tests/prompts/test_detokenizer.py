@@ -2,13 +2,13 @@
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.models import demo_tokenizer
+from support.models import demo_tokenizer, own_tokenizer
 
 from localgemma_cli.prompts.detokenizer import Detokenizer
 
 
 def stream(ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer(demo_tokenizer().backend_tokenizer)
+    detokenizer = Detokenizer(own_tokenizer())
     return [*(detokenizer.step(token) for token in ids), detokenizer.flush()]
 
 
@@ -54,7 +54,7 @@ def test_bytes_that_are_no_text_are_shown_as_transformers_decodes_them(parts: li
 @example("你a".encode() + b"\xe4")
 def test_an_answer_that_may_go_on_has_all_but_an_unfinished_character(data: bytes) -> None:
     """Up to the last token at which nothing was open, as its ids are kept."""
-    detokenizer = Detokenizer(demo_tokenizer().backend_tokenizer)
+    detokenizer = Detokenizer(own_tokenizer())
     whole = 0
     for count, token in enumerate(byte_ids(data), 1):
         assert detokenizer.step(token) == ""

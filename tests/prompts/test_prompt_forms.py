@@ -1,17 +1,17 @@
 """The prompt forms: golden text and ids, the wall around control tokens, and where an answer ends."""
 
-import copy
 import functools
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from threading import Event as Cancel
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import DEMO, demo_tokenizer
-from transformers import PreTrainedTokenizerFast
+from support.models import DEMO, demo_tokenizer, own_tokenizer
 
 from localgemma_cli.backends.pytorch.backend import Parts, load
 from localgemma_cli.conversation import Message
@@ -24,6 +24,7 @@ from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.prompts.prompt_forms import built_in
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.stop_strings import StopText
+from localgemma_cli.prompts.tokenizer import TokenizerSettings, build_tokenizer
 from localgemma_cli.render.progress import silent
 from localgemma_cli.sampling import Sampling
 
@@ -53,9 +54,7 @@ FILE = (
 @functools.cache
 def bare():
     """The demo's tokenizer without a template."""
-    tokenizer = copy.deepcopy(demo_tokenizer())
-    tokenizer.chat_template = None
-    return tokenizer
+    return replace(own_tokenizer(), templates={})
 
 
 @functools.cache
@@ -63,8 +62,9 @@ def prompter(form: str, real: bool = False) -> Prompter:
     if not real:
         return Prompter(bare(), form)
     file = str(Path(SHARED or "") / "gemma2-tokenizer" / "tokenizer.json")
-    names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    return Prompter(PreTrainedTokenizerFast(tokenizer_file=file, **names), form)
+    return Prompter(
+        build_tokenizer(tokenizers.Tokenizer.from_file(file), TokenizerSettings({}, (), {})), form
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,8 @@ def test_golden_text_and_its_ids(form: str, real: bool) -> None:
     messages = [Message("user", "Add 2 and 3.")]
     assert subject.text(messages) == "<bos>" + TEXTS[form]
     ids = subject.encode(messages)
-    assert ids == [2, *subject.tokenizer.encode(TEXTS[form], add_special_tokens=False)]
+    subject.tokenizer.library.encode_special_tokens = False  # the template's marks are control tokens
+    assert ids == [2, *subject.tokenizer.library.encode(TEXTS[form], add_special_tokens=False).ids]
 
 
 def test_a_line_input_begins_alpacas_input_block() -> None:
@@ -108,10 +109,10 @@ def test_a_base_model_continues_the_last_text_untouched_and_takes_no_system_text
 
 
 def test_the_form_comes_from_the_repository_and_not_from_its_name() -> None:
-    assert Prompter(demo_tokenizer(), "auto", "raw").form.template is None
+    assert Prompter(own_tokenizer(), "auto", "raw").form.template is None
     assert Prompter(bare(), "auto", "alpaca").form == built_in("alpaca")
     assert Prompter(bare(), "auto").form.is_raw
-    assert Prompter(demo_tokenizer(), "raw").form.is_raw
+    assert Prompter(own_tokenizer(), "raw").form.is_raw
 
 
 hostile = st.lists(
@@ -222,7 +223,7 @@ def test_a_second_alpaca_turn_continues_the_first_ones_ids_and_a_stop_text_ends_
     assert "".join(delta.text for delta in deltas if isinstance(delta, Delta)) == text.partition(word)[0]
     assert isinstance(finished, Finished)
     assert finished.finish_reason == "stop"
-    assert text.partition(word)[0].startswith(bare().decode(finished.token_ids))
+    assert text.partition(word)[0].startswith(demo_tokenizer().decode(finished.token_ids))
 
 
 def test_a_template_that_makes_control_tokens_of_user_text_is_refused(tmp_path: Path) -> None:

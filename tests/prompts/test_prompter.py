@@ -2,16 +2,18 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import demo_tokenizer
-from transformers import PreTrainedTokenizerFast
+from support.models import demo_tokenizer, own_tokenizer
 
 from localgemma_cli.conversation import Message
 from localgemma_cli.prompts.prompter import Prompter
+from localgemma_cli.prompts.tokenizer import TokenizerSettings, build_tokenizer
 
 SHARED = os.environ.get("LOCALGEMMA_TEST_SHARED")
 GOLDEN = Path(SHARED or "") / "golden" / "gemma2_prompts.json"
@@ -33,15 +35,9 @@ DROPPING = (
 def gemma2() -> Prompter:
     """The real tokenizer, with the template that the bundled model shares with Gemma 2."""
     file = str(Path(SHARED or "") / "gemma2-tokenizer" / "tokenizer.json")
+    templates = own_tokenizer().templates
     return Prompter(
-        PreTrainedTokenizerFast(
-            tokenizer_file=file,
-            bos_token="<bos>",
-            eos_token="<eos>",
-            unk_token="<unk>",
-            pad_token="<pad>",
-            chat_template=demo_tokenizer().chat_template,
-        )
+        build_tokenizer(tokenizers.Tokenizer.from_file(file), TokenizerSettings({}, (), templates))
     )
 
 
@@ -58,14 +54,9 @@ def test_golden_prompts_of_the_real_tokenizer(gemma2: Prompter, case: dict) -> N
 
 
 def prompter(template: str | None = None) -> Prompter:
-    tokenizer = demo_tokenizer()
     if template is None:
-        return Prompter(tokenizer)
-    import copy
-
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = template
-    return Prompter(other)
+        return Prompter(own_tokenizer())
+    return Prompter(replace(own_tokenizer(), templates={"default": template}))
 
 
 def control_counts(ids: list[int]) -> dict[str, int]:

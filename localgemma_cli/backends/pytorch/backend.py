@@ -34,7 +34,7 @@ from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.stop_strings import StopText
-from localgemma_cli.prompts.tokenizer import load_tokenizer
+from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.sampling import Sampling
 
 # Parameters; the demo's step takes 2.9 ms on one core and 2.6 on four, but 400 where others use those cores,
@@ -73,7 +73,7 @@ class LocalBackend:
         ids: list[int] = []
         whole = 0  # tokens up to the last whole character
         finish: FinishReason = "length"
-        detokenizer = Detokenizer(self._prompter.tokenizer.backend_tokenizer)
+        detokenizer = Detokenizer(self._prompter.tokenizer)
         stop_text = StopText(self._prompter.stops)
         for token in self._tokens(prompt, sampling, limit, cancel):
             if isinstance(token, Reading):

@@ -8,7 +8,7 @@ from threading import Event as Cancel
 
 import pytest
 import torch
-from support.models import DEMO, demo_fp32, demo_tokenizer
+from support.models import DEMO, demo_fp32, demo_tokenizer, own_tokenizer
 
 from localgemma_cli.backends.pytorch.backend import LocalBackend, load
 from localgemma_cli.chat.turn import TurnSettings, run_turn
@@ -62,7 +62,7 @@ def settings(sampling: Sampling = GREEDY, on_overflow: OnOverflow = OnOverflow.E
 
 def reference(messages: tuple[Message, ...], count: int) -> list[int]:
     """transformers' `generate` on the whole history from scratch, without the stop token."""
-    prompter = Prompter(demo_tokenizer())
+    prompter = Prompter(own_tokenizer())
     ids = torch.tensor([prompter.encode(messages)])
     stops = sorted(prompter.stop_ids)
     output = demo_fp32().generate(

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Event as Cancel
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.generation.decode import forward, make_step, prefill
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
@@ -19,7 +19,8 @@ from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.errors import UsageError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.planning.plan import LoadPlan
-from localgemma_cli.prompts.tokenizer import load_tokenizer
+from localgemma_cli.prompts.tokenizer import Tokenizer
+from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
 _FIRST = 4  # guesses per round, before any has been checked
 _UNREAD = -1  # no token's id: what a roll-back finds where a draft was broken off
@@ -86,7 +87,7 @@ class Draft:
 
 
 def load_draft(
-    plan: LoadPlan, draft: LoadPlan, folder: Path, tokenizer: PreTrainedTokenizerBase, progress: ProgressSink
+    plan: LoadPlan, draft: LoadPlan, folder: Path, tokenizer: Tokenizer, progress: ProgressSink
 ) -> Draft:
     """`draft` for the model of `plan`, whose tokenizer it must share: a UsageError where it does not."""
     if not same_tokens(tokenizer, load_tokenizer(folder)):
@@ -98,6 +99,6 @@ def load_draft(
     return Draft(draft, load_model(draft, folder, progress), vocabulary)
 
 
-def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether every id, special ones included, stands for the same piece of text."""
-    return bool(one.get_vocab() == other.get_vocab())
+    return one.vocabulary == other.vocabulary

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from localgemma_cli.backends.pytorch.loading.assemble import WeightSources, assemble_model
 from localgemma_cli.events import ProgressSink
@@ -34,7 +34,12 @@ _GEMMA_1 = {**_IN_LAYER, "ffn_norm": "post_attention_layernorm"}
 
 
 def load_gguf(plan: LoadPlan, path: Path, progress: ProgressSink) -> PreTrainedModel:
-    """Load the model in the file `path`. Raises as `assemble_model` does."""
+    """Load the model in the file `path`. Raises as `assemble_model` does.
+
+    NotFoundError where the gguf package is missing: it unpacks the weights.
+    """
+    with needed("gguf", "gguf", "GGUF files"):
+        import gguf  # noqa: F401
     file = read_gguf(path)
     described = file.config()
     config = AutoConfig.for_model(**described)
@@ -47,19 +52,6 @@ def load_gguf(plan: LoadPlan, path: Path, progress: ProgressSink) -> PreTrainedM
     model = assemble_model(plan, config, WeightSources(tensors, {}), path, progress)
     model.generation_config = GenerationConfig.from_model_config(config)
     return model
-
-
-def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in the file. Raises as `AutoTokenizer` does.
-
-    NotFoundError where the gguf package is missing: the tokenizer is read before the weights, which need it.
-    """
-    with needed("gguf", "gguf", "GGUF files"):
-        import gguf  # noqa: F401
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
-    )
-    return tokenizer
 
 
 def _parameter_name(name: str, in_layer: dict[str, str]) -> str | None:

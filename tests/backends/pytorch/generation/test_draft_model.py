@@ -9,7 +9,7 @@ from threading import Event as Cancel
 import pytest
 import torch
 from support.decoding import generate
-from support.models import DEMO, demo_fp32, demo_tokenizer
+from support.models import DEMO, demo_fp32, own_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from localgemma_cli.backends.pytorch.backend import LocalBackend, Parts, load
@@ -97,7 +97,7 @@ def answer(
 
 
 def prompt_of(text: str) -> list[int]:
-    return Prompter(demo_tokenizer()).encode((Message("user", text),))
+    return Prompter(own_tokenizer()).encode((Message("user", text),))
 
 
 class Counted:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import dense_state, greedy, loaded, logits, plan_for, tiny
-from support.models import DEMO, demo_tokenizer
+from support.models import DEMO, demo_tokenizer, own_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.conversation import Message
@@ -20,7 +20,7 @@ from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.gguf_header import read_gguf
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.tokenizer import load_tokenizer
+from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
 ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
 LAYER_NAMES = {
@@ -167,7 +167,7 @@ def test_a_head_of_its_own_is_taken(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_in_the_file_is_a_whole_tokenizer(file: Path) -> None:
-    ours, own = Prompter(load_tokenizer(file)), Prompter(demo_tokenizer())
+    ours, own = Prompter(load_tokenizer(file)), Prompter(own_tokenizer())
     for text in ("What does the memory preset do?", "naïve\n\n  two  spaces \t ☂ <end_of_turn>"):
         messages = [Message("user", text)]
         assert ours.text(messages) == own.text(messages)
