@@ -1,6 +1,6 @@
-"""The words a plan is made of, and how a user's spelling becomes one of them."""
+"""The values that a plan's settings can have, and parsing of those that users type."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal, TypeVar
 
 from localgemma_cli.errors import UsageError
@@ -8,16 +8,16 @@ from localgemma_cli.errors import UsageError
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "nf4", "int4", "int8"]
-# What a checkpoint can already be in; the last three are never made here.
+# Formats of quantized checkpoints; the last three are only loaded, never made here.
 StoredQuantization = Literal["nf4", "int8", "awq", "w8a8", "gguf"]
 WeightKind = Quantization | StoredQuantization
 Attention = Literal["eager", "sdpa", "flash_attention_2"]
 CacheKind = Literal["full", "int8", "sliding", "static"]
 CompileMode = Literal[
     "none",
-    "graph",  # as written, its kernels recorded once and replayed
+    "graph",  # not compiled; its kernels are recorded once as a CUDA graph and replayed
     "default",  # compiled
-    "reduce-overhead",  # compiled, and recorded
+    "reduce-overhead",  # compiled, and recorded as a CUDA graph
 ]
 Assistant = Literal["none", "lookup"]
 Offload = Literal["none", "host", "disk"]
@@ -48,15 +48,11 @@ PROMPT_FORMS: Mapping[str, PromptForm] = {
 }
 DTYPE_BYTES: Mapping[Dtype, int] = {"bfloat16": 2, "float16": 2, "float32": 4}
 
-Choice = TypeVar("Choice")
+Value = TypeVar("Value")
 
 
-def chosen(value: str, choices: Mapping[str, Choice], what: str) -> Choice:
-    """What `value` stands for; a UsageError that lists the choices where it stands for nothing."""
-    if value not in choices:
-        raise UsageError(f"{what} cannot be {value!r}.", f"Choose one of: {listed(choices)}.")
-    return choices[value]
-
-
-def listed(words: Iterable[str]) -> str:
-    return ", ".join(words)
+def parse_choice(text: str, choices: Mapping[str, Value], option: str) -> Value:
+    """The value that `text` names; a UsageError that lists the choices if it names none."""
+    if text not in choices:
+        raise UsageError(f"{option} cannot be {text!r}.", f"Choose one of: {', '.join(choices)}.")
+    return choices[text]

@@ -7,7 +7,7 @@ import typer
 from localgemma_cli import options
 from localgemma_cli.commands.model_options import Choice, planned
 from localgemma_cli.environment import standard_streams
-from localgemma_cli.planning.hardware import parse_size, parse_sizes, what_if
+from localgemma_cli.planning.hardware import parse_size, parse_sizes, probe_or_describe
 from localgemma_cli.planning.plan import plan_all
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.json import write_line
@@ -54,7 +54,7 @@ def plan(
         host_memory=host_memory,
     )
     sizes = parse_sizes(device_memory) if device_memory else None
-    hardware = what_if(device, sizes, parse_size(host_memory) if host_memory else None)
+    hardware = probe_or_describe(device, sizes, parse_size(host_memory) if host_memory else None)
     streams = standard_streams()
     if all_:
         plans = plan_all(hardware, choice.overrides(), load_presets())

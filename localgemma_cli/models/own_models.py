@@ -10,7 +10,7 @@ from localgemma_cli.environment import config_folder, expanded
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.models.catalog import MODEL_NAMES
 from localgemma_cli.sampling import Mode, sampling_for
-from localgemma_cli.types import PROMPT_FORMS, listed
+from localgemma_cli.types import PROMPT_FORMS
 
 AUTO = "auto"
 _TEXTS = ("repository", "revision", "template", "adapter", "endpoint", "system")
@@ -47,7 +47,7 @@ def check_template(template: str) -> str:
     if template != AUTO and template not in PROMPT_FORMS and not template.endswith(".jinja"):
         raise UsageError(
             f"--template cannot be {shown(template)}.",
-            f"Choose one of: {listed((AUTO, *PROMPT_FORMS))}; or a file that ends in .jinja.",
+            f"Choose one of: {', '.join((AUTO, *PROMPT_FORMS))}; or a file that ends in .jinja.",
         )
     return template
 
@@ -61,7 +61,7 @@ def _own_model(name: str, table: object, path: Path) -> OwnModel:
     allowed = (*_TEXTS, "sampling")
     for key, value in table.items():
         if key not in allowed:
-            raise UsageError(f"{path}: [{name}] has no key {shown(key)}.", f"Allowed: {listed(allowed)}.")
+            raise UsageError(f"{path}: [{name}] has no key {shown(key)}.", f"Allowed: {', '.join(allowed)}.")
         if key in _TEXTS and (not isinstance(value, str) or not value.strip()):
             raise UsageError(f"{path}: {key} of [{name}] must be text.", "Correct the value.")
     if not table.keys() & {"repository", "endpoint", "adapter"}:
@@ -90,7 +90,7 @@ def _sampling(table: object, name: str, path: Path) -> dict[str, float]:
     values = {key.replace("-", "_"): value for key, value in table.items()}
     for key, value in values.items():
         if key not in _NUMBERS:
-            known = listed(_NUMBERS).replace("_", "-")
+            known = ", ".join(_NUMBERS).replace("_", "-")
             raise UsageError(f"{path}: sampling of [{name}] has no key {shown(key)}.", f"Allowed: {known}.")
         if not is_number(value) or (key in _WHOLE and not isinstance(value, int)):
             raise UsageError(f"{path}: {key} in sampling of [{name}] is no number.", "Correct the value.")

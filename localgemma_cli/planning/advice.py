@@ -1,76 +1,59 @@
-"""What would fit where a plan does not: a shorter context, another preset, a smaller model."""
+"""Suggest what fits instead of a plan that does not: a shorter context, another preset, a smaller model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.catalog import HUB_MODELS, ModelFacts
-from localgemma_cli.planning.draft_model import is_small_beside
+from localgemma_cli.planning.draft_model import is_much_smaller
 from localgemma_cli.planning.hardware import Hardware
-from localgemma_cli.planning.load_plan import LoadPlan, planned
-from localgemma_cli.planning.placement import longest_context
-from localgemma_cli.planning.presets import Preset
+from localgemma_cli.planning.load_plan import LoadPlan, plan_automatic_presets, plan_preset
+from localgemma_cli.planning.placement import find_longest_context
+from localgemma_cli.planning.presets import Preset, Presets
 from localgemma_cli.planning.settings import Overrides
 from localgemma_cli.units import format_bytes
 
-AUTOMATIC = ("exact", "speed", "memory", "memory_extreme")  # tried in this order
 
-
-def advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]) -> str:
-    """One sentence for the user."""
-    found = list(_suggestions(plan, hardware, overrides, presets))
+def suggest_changes(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Presets) -> str:
+    """One sentence with every single change that makes the plan fit, or how to get more memory."""
+    found = list(_fitting_changes(plan, hardware, overrides, presets))
     if found:
-        return f"Take {', or '.join(found)}."
+        return f"Use {', or '.join(found)}."
     cap = "--device-memory" if overrides.device_memory else "--host-memory"
     if overrides.device_memory or overrides.host_memory:
         return f"Allow more with {cap}."
     other = "--endpoint" if plan.model.bundled else "--model demo or --endpoint"
-    return f"Free some memory, or take {other}."
+    return f"Free some memory, or use {other}."
 
 
-def draft_suggestion(
-    plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+def suggest_draft(
+    plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Presets
 ) -> tuple[str, ...]:
-    """The built-in model that could draft for this one, where both fit whole and nothing was said of it."""
+    """A built-in draft model, if both models fit whole and --assistant was not given."""
     if plan.draft or overrides.assistant or plan.offload != "none":
         return ()
     for small in HUB_MODELS:
-        if not is_small_beside(small, plan.model):
+        if not is_much_smaller(small, plan.model):
             continue
         with suppress(UsageError):
-            both = planned(plan.model, presets[plan.preset], hardware, replace(overrides, draft=small))
+            both = plan_preset(plan.model, presets[plan.preset], hardware, replace(overrides, draft=small))
             if both.memory.fits and both.offload == "none":
                 total = format_bytes(both.memory.total_bytes)
-                return (f"--assistant {small.name} could draft tokens for it to check, and fits: {total}",)
+                return (f"--assistant {small.name} also fits ({total} in all) and may make answers faster",)
     return ()
 
 
-def candidates(
-    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
-) -> Iterator[LoadPlan]:
-    """The automatic presets' plans, best first; without those that cannot work here.
-
-    Where speed is not compact it takes what exact takes, and is no other way.
-    """
-    kept = facts.stored is not None and facts.stored.kind == "awq"  # 4 bits lose nothing that is still there
-    for name in AUTOMATIC[1:] if kept else AUTOMATIC:
-        with suppress(UsageError):
-            plan = planned(facts, presets[name], hardware, overrides)
-            if name != "speed" or plan.compact:
-                yield plan
-
-
-def _suggestions(
-    plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+def _fitting_changes(
+    plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Presets
 ) -> Iterator[str]:
     alone = replace(overrides, draft=None)
-    if plan.draft and planned(plan.model, presets[plan.preset], hardware, alone).memory.fits:
+    if plan.draft and plan_preset(plan.model, presets[plan.preset], hardware, alone).memory.fits:
         yield "no --assistant"
     context = _longest_context(plan, hardware, overrides, presets[plan.preset])
     if context is not None:
         yield f"--context {context}"
-    other = next(_fitting(plan.model, hardware, overrides, presets), None)
+    other = next(_fitting_plans(plan.model, hardware, overrides, presets), None)
     if other is not None:
         yield f"--preset {other.preset}"
     smaller = _smaller_model(plan.model, hardware, overrides, presets)
@@ -78,28 +61,29 @@ def _suggestions(
         yield f"--model {smaller.name}"
 
 
-def _fitting(
-    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+def _fitting_plans(
+    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Presets
 ) -> Iterator[LoadPlan]:
-    return (plan for plan in candidates(facts, hardware, overrides, presets) if plan.memory.fits)
+    plans = plan_automatic_presets(facts, hardware, overrides, presets)
+    return (plan for plan in plans if plan.memory.fits)
 
 
 def _longest_context(plan: LoadPlan, hardware: Hardware, overrides: Overrides, preset: Preset) -> int | None:
     """The longest shorter context that fits with the same preset."""
 
     def fits(context: int) -> bool:
-        return planned(plan.model, preset, hardware, replace(overrides, context=context)).memory.fits
+        return plan_preset(plan.model, preset, hardware, replace(overrides, context=context)).memory.fits
 
-    return longest_context(plan.context_length, fits)
+    return find_longest_context(plan.context_length, fits)
 
 
 def _smaller_model(
-    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Mapping[str, Preset]
+    facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Presets
 ) -> ModelFacts | None:
     """The largest built-in model below this one that fits whole."""
     size = facts.architecture.parameters
     smaller = [each for each in HUB_MODELS if each.architecture.parameters < size]
     for each in sorted(smaller, key=lambda model: -model.architecture.parameters):
-        if any(plan.offload == "none" for plan in _fitting(each, hardware, overrides, presets)):
+        if any(plan.offload == "none" for plan in _fitting_plans(each, hardware, overrides, presets)):
             return each
     return None

@@ -1,4 +1,7 @@
-"""A small model that drafts tokens for a larger one to check: which may, how it is planned, what it adds."""
+"""Plan a draft model beside the main one: which models can be one, its preset, its memory.
+
+A draft model proposes tokens that the larger model checks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,17 +15,17 @@ from localgemma_cli.planning.settings import Overrides
 from localgemma_cli.types import CacheKind
 from localgemma_cli.units import format_bytes
 
-_PADDING = 64  # rows; Gemma 3's larger sizes append as many to the embedding for their image token
-_WHOLE: Mapping[str, CacheKind] = {"sliding": "full", "least": "int8"}  # instead of what forgets
-_SMALL = 8  # a model this many times smaller drafts several tokens in the time that the larger takes for one
+_PADDING = 64  # rows; Gemma 3's larger sizes add this many to the embedding for their image token
+_EVERY_TOKEN: Mapping[str, CacheKind] = {"sliding": "full", "least": "int8"}  # caches that keep every token
+_SMALL = 8  # a model this many times smaller proposes several tokens while the larger one computes one
 
 
-def refuse_draft(facts: ModelFacts, draft: ModelFacts, processes: int) -> None:
-    """A UsageError where the two cannot mean the same by a token id; their tokenizers are compared later."""
+def check_draft(facts: ModelFacts, draft: ModelFacts, processes: int) -> None:
+    """A UsageError if the models cannot share token ids; loading compares their tokenizers."""
     if processes > 1:
         raise UsageError(
-            f"{draft.name} drafts in one process, and {facts.name} is spread over {processes}.",
-            "Leave --assistant out, or run without torchrun.",
+            f"--assistant {draft.name} cannot be used with {processes} processes.",
+            "Remove --assistant, or run localgemma without torchrun.",
         )
     main, small = facts.architecture, draft.architecture
     if main.family != small.family:
@@ -33,27 +36,27 @@ def refuse_draft(facts: ModelFacts, draft: ModelFacts, processes: int) -> None:
         return
     raise UsageError(
         f"{draft.name} cannot be the assistant of {facts.name}: {differ}.",
-        "Take a smaller model of the same family, or --assistant lookup.",
+        "Use a smaller model of the same family, or --assistant lookup.",
     )
 
 
-def whole(preset: Preset) -> Preset:
-    """The same with all of the draft on the device, and a cache that can be rolled back to any token."""
+def draft_preset(preset: Preset) -> Preset:
+    """The preset for a draft model: all of it on the device, with a cache that can return to any token."""
     devices = {
-        device: replace(settings, offload="none", cache=_WHOLE.get(settings.cache, settings.cache))
+        device: replace(settings, offload="none", cache=_EVERY_TOKEN.get(settings.cache, settings.cache))
         for device, settings in preset.devices.items()
     }
     return replace(preset, devices=devices)
 
 
 def draft_overrides(overrides: Overrides, draft: ModelFacts, context: int) -> Overrides:
-    """What the user said of both; `context` is the larger model's."""
+    """The user's overrides, as they apply to the draft model; `context` is the larger model's."""
     context = min(context, draft.architecture.context_length)
     return replace(overrides, assistant="none", draft=None, context=context)
 
 
-def beside(main: MemoryEstimate, draft: MemoryEstimate) -> MemoryEstimate:
-    """Both models on one device; they compute in turn, so the larger workspace serves both."""
+def add_draft_memory(main: MemoryEstimate, draft: MemoryEstimate) -> MemoryEstimate:
+    """Both models on one device; they compute in turn, so they share the larger workspace."""
     return replace(
         main,
         weights_bytes=main.weights_bytes + draft.weights_bytes,
@@ -63,21 +66,21 @@ def beside(main: MemoryEstimate, draft: MemoryEstimate) -> MemoryEstimate:
     )
 
 
-def why_draft(draft: ModelFacts, memory: MemoryEstimate) -> str:
+def draft_reason(draft: ModelFacts, memory: MemoryEstimate) -> str:
     weights, cache = format_bytes(memory.weights_bytes), format_bytes(memory.kv_cache_bytes)
     return (
-        f"{draft.name} drafts tokens while that saves time, and each is checked: the answer stays the model's"
-        f" own; its {weights} of weights and {cache} of cache are counted"
+        f"{draft.name} drafts tokens as long as that saves time, and the model checks each of them;"
+        f" the total includes its weights ({weights}) and cache ({cache})"
     )
 
 
-def draft_caution(facts: ModelFacts, draft: ModelFacts) -> tuple[str, ...]:
+def draft_warnings(facts: ModelFacts, draft: ModelFacts) -> tuple[str, ...]:
     if draft.architecture.parameters < facts.architecture.parameters:
         return ()
-    return (f"{draft.name} is no smaller than {facts.name}, so its drafts will not save time",)
+    return (f"{draft.name} will not save time as a draft model, because it is as large as {facts.name}",)
 
 
-def is_small_beside(draft: ModelFacts, facts: ModelFacts) -> bool:
-    """Whether it is worth suggesting: the same family, and a fraction of the size."""
+def is_much_smaller(draft: ModelFacts, facts: ModelFacts) -> bool:
+    """Whether `draft` is worth suggesting: of the same family, and a fraction of the size."""
     main, small = facts.architecture, draft.architecture
     return small.family == main.family and small.parameters * _SMALL <= main.parameters

@@ -1,4 +1,4 @@
-"""The device a model would run on: found on this machine, or described by flags."""
+"""Find the device of this machine that a model would run on, or describe another machine's."""
 
 import os
 import platform
@@ -21,27 +21,27 @@ from localgemma_cli.planning.host import (
     macos_major,
 )
 from localgemma_cli.planning.nvml import visible_gpus
-from localgemma_cli.types import DEVICES, DeviceKind, chosen
+from localgemma_cli.types import DEVICES, DeviceKind, parse_choice
 
 GIB = 1 << 30
-_TOO_MUCH = float(1 << 60)  # bytes: no machine's
-DeviceMemory = int | tuple[int, ...]  # bytes: of each device, or one by one
+_TOO_MUCH = float(1 << 60)  # bytes; more than any machine has
+DeviceMemory = int | tuple[int, ...]  # bytes of every device, or of each one in turn
 
 
 @dataclass(frozen=True)
 class Ability:
-    """Whether a device can do something, and the reason; true or false as a condition."""
+    """Whether a device supports something, and why; true or false as a condition."""
 
-    there: bool
+    supported: bool
     why: str
 
     def __bool__(self) -> bool:
-        return self.there
+        return self.supported
 
 
 @dataclass(frozen=True)
-class Room:
-    """A CUDA device by its index among the visible ones, with its free bytes and all of them (0: unknown)."""
+class GpuMemory:
+    """A GPU by its index among the visible ones, with free and total bytes (total 0: unknown)."""
 
     index: int
     name: str
@@ -51,13 +51,13 @@ class Room:
 
 @dataclass(frozen=True)
 class Hardware:
-    """One device and its host; memory in bytes, and on a CPU or a Mac the two memories are one.
+    """One device and its host; memory in bytes. A CPU or a Mac's GPU shares the host's memory.
 
-    `devices`: how many GPUs are visible; `others`: those after this one that can do all that it can.
-    `nf4_kernel`, `int4`: whether there is a product for such weights as they are; NF4 without one is unpacked
-    at each step, which is slow. `bf16_widened`: without bfloat16 instructions, weights in it can still be
-    read as they are and multiplied in float32. `c_compiler`: for our own product of int4 weights, and
-    with `own_bf16` of bfloat16 where it is widened.
+    `gpu_count`: how many GPUs are visible; `other_gpus`: those after this one with the same abilities.
+    `nf4_kernel`, `int4`: whether a kernel multiplies such weights directly; without one, NF4 is unpacked at
+    each step, which is slow. `bf16_widened`: the processor has no bfloat16 instructions, but kernels that
+    read bfloat16 weights and multiply in float32. `c_compiler`: for localgemma's own int4 kernel and, with
+    `own_bf16`, for its kernels of widened bfloat16.
     """
 
     device: DeviceKind
@@ -71,101 +71,108 @@ class Hardware:
     nf4: Ability
     int8: Ability
     compute_capability: tuple[int, int] | None = None
-    devices: int = 1
-    others: tuple[Room, ...] = ()
+    gpu_count: int = 1
+    other_gpus: tuple[GpuMemory, ...] = ()
     nf4_kernel: Ability = Ability(True, "")
-    int4: Ability = Ability(False, "they are for processors")
+    int4: Ability = Ability(False, "int4 is CPU-only")
     bf16_widened: bool = False
     c_compiler: bool = True
     own_bf16: bool = False
     notes: tuple[str, ...] = ()
 
     def capped(self, device_memory: DeviceMemory | None, host_memory: int | None) -> "Hardware":
-        """The same with no more free memory than that; of several sizes, each device takes one or is left."""
+        """The same hardware with no more free memory than these bytes.
+
+        Several device sizes apply to the GPUs in turn; further GPUs are not used.
+        """
         host = _least(self.host_memory_free, host_memory)
         if self.device != "cuda":
-            device = _least(_least(self.device_memory_free, _one(device_memory)), host)
+            device = _least(_least(self.device_memory_free, _single_size(device_memory)), host)
             return replace(self, device_memory_free=device, host_memory_free=host)
-        caps = device_memory if isinstance(device_memory, tuple) else (device_memory,) * len(self.rooms)
-        pairs = zip(self.rooms, caps, strict=False)
-        first, *others = (replace(room, free=_least(room.free, cap)) for room, cap in pairs)
-        return replace(self, device_memory_free=first.free, host_memory_free=host, others=tuple(others))
+        caps = device_memory if isinstance(device_memory, tuple) else (device_memory,) * len(self.gpus)
+        pairs = zip(self.gpus, caps, strict=False)
+        first, *others = (replace(gpu, free=_least(gpu.free, cap)) for gpu, cap in pairs)
+        return replace(self, device_memory_free=first.free, host_memory_free=host, other_gpus=tuple(others))
 
-    def at_rest(self) -> "Hardware":
-        """The same with as much free as there usually is, whatever other programs hold just now.
+    def with_margin(self) -> "Hardware":
+        """The same hardware with the memory that is usually free, regardless of what other programs use now.
 
-        A GPU has a tenth for a desktop and what drivers keep. A processor shares its memory with the system
-        and its programs, which leave three quarters; so does a Mac, whose GPU may take no more than that.
+        On a GPU, 9/10 of the total: a desktop and the driver use the rest. On a CPU or a Mac, 3/4 of the
+        total: the system and its programs use the rest, and a Mac's GPU cannot use more.
         """
         host = self.host_memory_total * 3 // 4
         if self.device == "cuda":
-            others = tuple(replace(room, free=room.total * 9 // 10 or room.free) for room in self.others)
+            others = tuple(replace(gpu, free=gpu.total * 9 // 10 or gpu.free) for gpu in self.other_gpus)
             return replace(
                 self,
                 device_memory_free=self.device_memory_total * 9 // 10,
                 host_memory_free=host,
-                others=others,
+                other_gpus=others,
             )
         return replace(self, device_memory_free=min(self.device_memory_total, host), host_memory_free=host)
 
     @property
-    def rooms(self) -> tuple[Room, ...]:
-        return (Room(0, self.name, self.device_memory_free), *self.others)
+    def gpus(self) -> tuple[GpuMemory, ...]:
+        return (GpuMemory(0, self.name, self.device_memory_free), *self.other_gpus)
 
 
 def probe(device: str | None = None) -> Hardware:
-    """The asked-for device of this machine, else the best: CUDA, then Apple's GPU, then the CPU."""
-    asked = None if device is None else chosen(device, DEVICES, "--device")
+    """The requested device of this machine, else the best: CUDA, then Apple's GPU, then the CPU."""
+    asked = None if device is None else parse_choice(device, DEVICES, "--device")
     cuda, note = _cuda(os.environ) if asked in (None, "cuda") else (None, None)
     if cuda is not None:
         return cuda
     if asked == "cuda":
         raise UsageError(
-            note or "No NVIDIA GPU is visible here.",
-            "Leave --device out; `localgemma plan` takes --device-memory for a GPU that is elsewhere.",
+            note or "No NVIDIA GPU found.",
+            "Remove --device. To plan for another machine's GPU, use: localgemma plan --device-memory SIZE",
         )
     if asked in (None, "mps") and _is_apple_silicon():
         return _mps()
     if asked == "mps":
-        raise UsageError("--device mps needs a Mac with Apple silicon.", "Leave --device out.")
+        raise UsageError("--device mps needs a Mac with Apple silicon.", "Remove --device.")
     return _cpu(notes=(note,) if note else ())
 
 
-def describe(
+def describe_hardware(
     device: str,
     device_memory: DeviceMemory | None,
     host_memory: int | None,
     *,
     compute_capability: tuple[int, int] = (8, 0),
 ) -> Hardware:
-    """A machine that need not exist; what the flags leave out is as on this one.
+    """The hardware of another machine; what is not given is as on this one. Memory in bytes.
 
-    An undescribed GPU is taken for an Ampere (8.0) or later, the first with native bf16.
+    A GPU is assumed to be an Ampere (8.0), the first with native bf16, or later.
     """
-    kind = chosen(device, DEVICES, "--device")
+    kind = parse_choice(device, DEVICES, "--device")
     here = _cpu()
     total, free = host_memory or here.host_memory_total, host_memory or here.host_memory_free
     host = replace(here, host_memory_total=total, host_memory_free=free)
     if kind == "cuda":
         if device_memory is None:
             raise UsageError(
-                "A CUDA device that is not here has no memory to plan with.",
-                "Say how much it has: --device-memory 24GiB.",
+                "The memory of the CUDA device is unknown.",
+                "Give its size, for example: --device-memory 24GiB",
             )
         name = "the described GPU"
         first, *rest = device_memory if isinstance(device_memory, tuple) else (device_memory,)
-        others = tuple(Room(index, name, size, size) for index, size in enumerate(rest, start=1))
+        others = tuple(GpuMemory(index, name, size, size) for index, size in enumerate(rest, start=1))
         gpu = _gpu(name, compute_capability, first, first, host)
-        return replace(gpu, devices=1 + len(others), others=others)
+        return replace(gpu, gpu_count=1 + len(others), other_gpus=others)
     if kind == "mps":
-        return _sized(apple_gpu(host, macos=14), _one(device_memory))
-    return _sized(replace(host, device_memory_total=total, device_memory_free=free), _one(device_memory))
+        return _with_device_memory(apple_gpu(host, macos=14), _single_size(device_memory))
+    return _with_device_memory(
+        replace(host, device_memory_total=total, device_memory_free=free), _single_size(device_memory)
+    )
 
 
-def what_if(device: str | None, device_memory: DeviceMemory | None, host_memory: int | None) -> Hardware:
-    """What `localgemma plan` answers for: this machine, or the one that its flags describe.
+def probe_or_describe(
+    device: str | None, device_memory: DeviceMemory | None, host_memory: int | None
+) -> Hardware:
+    """The hardware that `localgemma plan` plans for: this machine's, or the one that its options describe.
 
-    A device memory without a device means a GPU: this machine's kind, else CUDA.
+    A device memory without a device means a GPU: this machine's kind of GPU, else CUDA.
     """
     if device_memory is None and host_memory is None:
         return probe(device)
@@ -175,17 +182,17 @@ def what_if(device: str | None, device_memory: DeviceMemory | None, host_memory:
         return replace(probe(kind), host_memory_total=size, host_memory_free=size)
     if device is None and kind == "cpu" and device_memory is not None:
         kind = "cuda"
-    return describe(kind, device_memory, host_memory)
+    return describe_hardware(kind, device_memory, host_memory)
 
 
 def parse_sizes(text: str) -> DeviceMemory:
-    """One size, or with commas between them those of several GPUs."""
+    """Bytes of one size, or of several separated by commas, for several GPUs."""
     sizes = tuple(parse_size(part) for part in text.split(","))
     return sizes if len(sizes) > 1 else sizes[0]
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `24GiB`, `24GB` or `16g`; a bare letter means the binary unit, as everywhere it is typed."""
+    """Bytes of `24GiB`, `24GB` or `16g`; a letter alone means the binary unit."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?b)?\s*", text, re.IGNORECASE)
     size = 0
     if match:
@@ -194,20 +201,20 @@ def parse_size(text: str) -> int:
         bytes_ = float(number) * base ** ("kmgt".index(prefix.lower()) + 1)
         size = int(bytes_) if bytes_ < _TOO_MUCH else 0
     if size == 0:
-        raise UsageError(f"{text!r} is not an amount of memory.", "Write it like 24GiB, 24GB or 512MiB.")
+        raise UsageError(f"Not an amount of memory: {text!r}.", "Write it like 24GiB, 24GB or 512MiB.")
     return size
 
 
-def _sized(hardware: Hardware, device_memory: int | None) -> Hardware:
+def _with_device_memory(hardware: Hardware, device_memory: int | None) -> Hardware:
     if device_memory is None:
         return hardware
     return replace(hardware, device_memory_total=device_memory, device_memory_free=device_memory)
 
 
-def _one(device_memory: DeviceMemory | None) -> int | None:
+def _single_size(device_memory: DeviceMemory | None) -> int | None:
     if isinstance(device_memory, tuple):
         raise UsageError(
-            "Several sizes of --device-memory stand for several NVIDIA GPUs.", "Give one, or --device cuda."
+            "Several sizes for --device-memory need NVIDIA GPUs.", "Give one size, or add --device cuda."
         )
     return device_memory
 
@@ -217,28 +224,28 @@ def _least(free: int, cap: int | None) -> int:
 
 
 def _cuda(environ: Mapping[str, str]) -> tuple[Hardware | None, str | None]:
-    """The first visible GPU; or none, and the reason where a GPU is there but cannot be used."""
+    """The first visible GPU; or none, with the reason if there is a GPU that cannot be used."""
     gpus = visible_gpus(environ)
     if not gpus:
         return None, None
     if not torch_has_cuda():
-        return None, f"{gpus[0].name} is here, but the installed PyTorch cannot use it: it is a CPU build."
+        return None, f"{gpus[0].name} cannot be used: the installed PyTorch is a CPU build."
     host = _cpu()
     all_ = [_gpu(gpu.name, gpu.capability, gpu.memory_total, gpu.memory_free, host) for gpu in gpus]
     others = tuple(
-        Room(index, each.name, each.device_memory_free, each.device_memory_total)
+        GpuMemory(index, each.name, each.device_memory_free, each.device_memory_total)
         for index, each in enumerate(all_[1:], start=1)
-        if _can(each) == _can(all_[0])
+        if _abilities(each) == _abilities(all_[0])
     )
-    return replace(all_[0], devices=len(gpus), others=others), None
+    return replace(all_[0], gpu_count=len(gpus), other_gpus=others), None
 
 
-def _can(gpu: Hardware) -> tuple[bool, ...]:
-    return gpu.bf16.there, gpu.nf4.there, gpu.int8.there
+def _abilities(gpu: Hardware) -> tuple[bool, ...]:
+    return gpu.bf16.supported, gpu.nf4.supported, gpu.int8.supported
 
 
 def torch_has_cuda() -> bool:
-    """What torch/version.py says of the build; read as text, since importing torch takes seconds."""
+    """Whether torch is a CUDA build; read from torch/version.py as text, as importing torch takes seconds."""
     torch = find_spec("torch")
     if torch is None or torch.origin is None:
         return False
@@ -252,8 +259,8 @@ def torch_has_cuda() -> bool:
 def _gpu(name: str, capability: tuple[int, int], total: int, free: int, host: Hardware) -> Hardware:
     """A CUDA device.
 
-    bitsandbytes 0.50.2: its README asks for compute capability 6.0 (7.5 recommended), and int8 products
-    run on the integer tensor cores that `has_imma` in its cuda_specs.py dates to 7.5.
+    bitsandbytes 0.50.2: its README requires compute capability 6.0 (recommends 7.5), and int8 products run
+    on integer tensor cores, which exist from 7.5 (`has_imma` in its cuda_specs.py).
     """
     at = f"compute capability {capability[0]}.{capability[1]}"
     return replace(
@@ -262,7 +269,7 @@ def _gpu(name: str, capability: tuple[int, int], total: int, free: int, host: Ha
         name=name,
         device_memory_total=total,
         device_memory_free=free,
-        bf16=Ability(capability >= (8, 0), f"{at}; bfloat16 is native from 8.0 on"),
+        bf16=Ability(capability >= (8, 0), f"{at}; bfloat16 is native from 8.0"),
         nf4=Ability(capability >= (6, 0), f"{at}; bitsandbytes needs 6.0"),
         int8=Ability(capability >= (7, 5), f"{at}; int8 products need 7.5"),
         int4=Hardware.int4,
@@ -282,8 +289,8 @@ def _mps() -> Hardware:
 def apple_gpu(host: Hardware, macos: int) -> Hardware:
     """Apple's GPU. bitsandbytes 0.50.2's README: NF4 and int8 on M1 or later with macOS 14 or later.
 
-    Metal lets a process keep two thirds of a small Mac's memory on the GPU and three quarters of a large
-    one's (recommendedMaxWorkingSetSize as users report it; an assumption, not measured here).
+    Metal lets a process use two thirds of a small Mac's memory on the GPU and three quarters of a large
+    one's (recommendedMaxWorkingSetSize, as users report; not measured here).
     """
     memory = host.host_memory_total
     total = memory * 3 // 4 if memory > 36 * GIB else memory * 2 // 3
@@ -303,9 +310,9 @@ def apple_gpu(host: Hardware, macos: int) -> Hardware:
 
 
 def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
-    """bitsandbytes 0.50.2's README: on x86-64 NF4 and int8 need AVX2; on 64-bit Arm nothing special.
+    """The CPU. bitsandbytes 0.50.2's README: on x86-64, NF4 and int8 need AVX2; on 64-bit Arm, nothing.
 
-    PyTorch 2.13 has its int4 product for AVX2 and AVX-512, but not as Microsoft's compiler builds it.
+    PyTorch 2.13 has an int4 kernel for AVX2 and AVX-512, except in builds by Microsoft's compiler.
     """
     memory = host_memory()
     flags = cpu_flags()
@@ -323,14 +330,15 @@ def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
         host_memory_total=memory.total,
         host_memory_free=memory.free,
         disk_free=disk_free(hub_cache(os.environ)),
-        bf16=Ability(bf16, "the processor has bfloat16 instructions" if bf16 else "no bfloat16 instructions"),
+        bf16=Ability(bf16, f"the processor has {'' if bf16 else 'no '}bfloat16 instructions"),
         nf4=kernels,
         int8=kernels,
         nf4_kernel=Ability(
-            flags is None or "avx512_bf16" in flags, "NF4's fast product needs a processor with AVX512-BF16"
+            flags is None or "avx512_bf16" in flags, "the fast NF4 kernel needs a processor with AVX512-BF16"
         ),
         int4=Ability(
-            bool(flags and "avx2" in flags), "PyTorch's product for them needs AVX2, and Linux to tell of it"
+            bool(flags and "avx2" in flags),
+            "PyTorch's int4 kernel needs AVX2, which is only detected on Linux",
         ),
         bf16_widened=bool(flags and "avx2" in flags) and not bf16,
         c_compiler=bool(c_compiler()),

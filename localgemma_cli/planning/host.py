@@ -1,4 +1,4 @@
-"""The machine around the device: its memory, its disk, what its processor can do."""
+"""Find the machine's memory, free disk space and processor features."""
 
 import os
 import platform
@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice, then 64-bit Arm
-CPU_OWN_BF16_FLAGS = frozenset({"avx512bw", "avx512dq", "avx512vl", "fma"})  # for our own bfloat16 products
-_NO_LIMIT = 1 << 60  # cgroup v1 says "unlimited" with a number near 2**63
+CPU_OWN_BF16_FLAGS = frozenset({"avx512bw", "avx512dq", "avx512vl", "fma"})  # for our bfloat16 kernels
+_NO_LIMIT = 1 << 60  # cgroup v1 writes "unlimited" as a number near 2**63
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Memory:
 
 
 def host_memory() -> Memory:
-    """Memory in bytes, of the machine or of the container that this process is confined to."""
+    """Memory in bytes, of the machine or of the container that this process runs in."""
     whole = psutil.virtual_memory()
     system = Memory(int(whole.total), int(whole.available))
     confined = _cgroup_memory() or system
@@ -39,9 +39,10 @@ def _cgroup_memory() -> Memory | None:
 
 
 def cgroup_memory(membership: str, root: Path) -> Memory | None:
-    """The tightest limit over this process's cgroup and those around it, v1 or v2; None where none is set.
+    """The lowest limit of this process's cgroup and its parents, v1 or v2; None if there is no limit.
 
-    `membership` is the text of /proc/self/cgroup: lines of `number:controllers:path`, v2 with no controllers.
+    `membership` is the text of /proc/self/cgroup: lines of `number:controllers:path`, without controllers in
+    v2.
     """
     found: list[Memory] = []
     for line in membership.splitlines():
@@ -63,12 +64,15 @@ def _limits(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> 
 
 
 def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> Memory | None:
-    """One cgroup's limit; file cache that can be dropped at once counts as free."""
+    """One cgroup's limit; file cache that can be reclaimed counts as free."""
     try:
         total = (folder / limit).read_text().strip()
         used = int((folder / usage).read_text())
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # the root cgroup has no such files; a container may see a part of the path
+    except (
+        OSError,
+        ValueError,
+    ):  # absent in the root cgroup, or not visible in a container
         return None
     if not total.isdecimal() or int(total) >= _NO_LIMIT:
         return None
@@ -76,13 +80,13 @@ def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> Memory | N
 
 
 def disk_free(folder: Path) -> int:
-    """Free bytes where `folder` is, or will be made."""
+    """Free bytes on the disk where `folder` is or would be created."""
     there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
     return shutil.disk_usage(there).free
 
 
 def cpu_flags() -> frozenset[str] | None:
-    """Lower-case feature flags of the processor; None where the system does not tell them."""
+    """Lower-case feature flags of the processor; None if the system does not list them."""
     if sys.platform == "darwin":
         return _mac_flags()
     try:
@@ -92,7 +96,7 @@ def cpu_flags() -> frozenset[str] | None:
 
 
 def flags_in(cpuinfo: str) -> frozenset[str]:
-    """Flags of the first processor of a /proc/cpuinfo; x86 calls the line `flags`, Arm `Features`."""
+    """Flags of the first processor in /proc/cpuinfo, on the line `flags` (x86) or `Features` (Arm)."""
     for line in cpuinfo.splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("flags", "Features"):
@@ -129,6 +133,6 @@ def cpu_name() -> str:
 
 
 def macos_major() -> int:
-    """The release of macOS, 0 elsewhere."""
+    """The major release of macOS; 0 on other systems."""
     release = platform.mac_ver()[0]
     return int(release.split(".")[0]) if release else 0

@@ -1,14 +1,14 @@
-"""A model on several GPUs: whole layers on each, computed one GPU after the other."""
+"""Split a model over several GPUs: whole layers on each, computed one GPU after the other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from localgemma_cli.planning.hardware import Room
+from localgemma_cli.planning.hardware import GpuMemory
 from localgemma_cli.planning.memory import (
-    Load,
     MemoryEstimate,
     WeightFormat,
+    Workload,
     kv_cache_bytes,
     layer_bytes,
     weights_bytes,
@@ -17,8 +17,8 @@ from localgemma_cli.planning.memory import (
 
 
 @dataclass(frozen=True)
-class Share:
-    """Layers `first` to `last`, counted from 0, on the GPU of that index; `bytes` is all it will hold."""
+class LayerShare:
+    """Layers `first` to `last` (from 0) on the GPU with that index; `bytes` is all that this GPU holds."""
 
     index: int
     name: str
@@ -39,31 +39,31 @@ class Share:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of one layer with its cache and its part of an adapter; what each GPU needs, and the first one too."""
+    """Bytes of the parts of a model."""
 
-    layer: int
-    workspace: int
-    ends: int
+    layer: int  # with its cache and its part of an adapter
+    workspace: int  # on every GPU
+    ends: int  # embedding, last norm and head, on the first GPU
 
 
-def undivided(weights: WeightFormat) -> WeightFormat:
-    """As transformers loads them: it can put each layer elsewhere, which our own loader of 4 bits cannot."""
+def without_streaming(weights: WeightFormat) -> WeightFormat:
+    """The format as transformers loads it: only that loader can put layers on several GPUs."""
     return WeightFormat(weights.dtype, weights.kind, weights.nested)
 
 
-def spread(load: Load, rooms: Sequence[Room]) -> tuple[Share, ...]:
-    """The fewest GPUs that hold the model together, the roomiest first; none where all of them do not.
+def split_layers(work: Workload, gpus: Sequence[GpuMemory]) -> tuple[LayerShare, ...]:
+    """The layers of each of the fewest GPUs that hold the model, most free memory first; () if none do.
 
-    Each takes layers in proportion to what it could hold, so that all keep something free. Embedding, norm
-    and head are on the first: the head is the embedding, and tokens go in and come out at one place.
+    Each GPU gets layers in proportion to what it could hold, so that all keep some memory free. Embedding,
+    last norm and head are on the first: the head shares the embedding's weights.
     """
-    sizes, layers = _sizes(load), load.architecture.layers
-    roomiest = sorted(rooms, key=lambda room: -room.free)
+    sizes, layers = _sizes(work), work.architecture.layers
+    roomiest = sorted(gpus, key=lambda gpu: -gpu.free)
     holds = [
-        (room.free - sizes.workspace - (0 if number else sizes.ends)) // sizes.layer
-        for number, room in enumerate(roomiest)
+        (gpu.free - sizes.workspace - (0 if number else sizes.ends)) // sizes.layer
+        for number, gpu in enumerate(roomiest)
     ]
-    for count in range(2, len(rooms) + 1):
+    for count in range(2, len(gpus) + 1):
         if min(holds[:count]) < 1:
             return ()
         if sum(holds[:count]) >= layers:
@@ -71,10 +71,10 @@ def spread(load: Load, rooms: Sequence[Room]) -> tuple[Share, ...]:
     return ()
 
 
-def spread_memory(load: Load, shares: Sequence[Share]) -> MemoryEstimate:
-    """All the GPUs together; each was given no more than it holds."""
-    sizes, layers = _sizes(load), load.architecture.layers
-    weights = weights_bytes(load.architecture, load.weights) + load.adapter_bytes
+def split_memory(work: Workload, shares: Sequence[LayerShare]) -> MemoryEstimate:
+    """The memory of all the GPUs together."""
+    sizes, layers = _sizes(work), work.architecture.layers
+    weights = weights_bytes(work.architecture, work.weights) + work.adapter_bytes
     return MemoryEstimate(
         weights_bytes=weights,
         kv_cache_bytes=layers * sizes.layer + sizes.ends - weights,
@@ -83,25 +83,27 @@ def spread_memory(load: Load, shares: Sequence[Share]) -> MemoryEstimate:
     )
 
 
-def _sizes(load: Load) -> _Sizes:
-    architecture, weights = load.architecture, load.weights
+def _sizes(work: Workload) -> _Sizes:
+    architecture, weights = work.architecture, work.weights
     layers = architecture.layers
-    cache = kv_cache_bytes(architecture, weights.dtype, load.cache, load.context)
+    cache = kv_cache_bytes(architecture, weights.dtype, work.cache, work.context)
     inside = layer_bytes(architecture, weights)
     ends = weights_bytes(architecture, weights) - layers * inside
-    return _Sizes(inside + -(-(cache + load.adapter_bytes) // layers), workspace_bytes(load), ends)
+    return _Sizes(inside + -(-(cache + work.adapter_bytes) // layers), workspace_bytes(work), ends)
 
 
 def _bounds(layers: int, holds: Sequence[int]) -> list[int]:
-    """Where each share begins, and the end; `layers` is at most the sum, so none exceeds what it holds."""
+    """The first layer of each share, and the end; `layers` is at most the sum of `holds`."""
     total = sum(holds)
     return [-(-layers * held // total) for held in accumulate(holds, initial=0)]
 
 
-def _shares(sizes: _Sizes, rooms: Sequence[Room], bounds: Sequence[int]) -> tuple[Share, ...]:
+def _shares(sizes: _Sizes, gpus: Sequence[GpuMemory], bounds: Sequence[int]) -> tuple[LayerShare, ...]:
     shares = (
-        Share(room.index, room.name, start, end - 1, sizes.workspace + (end - start) * sizes.layer, room.free)
-        for room, (start, end) in zip(rooms, pairwise(bounds), strict=True)
+        LayerShare(
+            gpu.index, gpu.name, start, end - 1, sizes.workspace + (end - start) * sizes.layer, gpu.free
+        )
+        for gpu, (start, end) in zip(gpus, pairwise(bounds), strict=True)
         if end > start
     )
     first, *rest = shares

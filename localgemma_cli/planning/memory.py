@@ -1,4 +1,4 @@
-"""How many bytes a model takes, as a sum over its tensors; all figures in bytes, all functions pure."""
+"""Estimate the memory a model needs, as a sum over its tensors; all figures in bytes, all functions pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,25 +6,26 @@ from dataclasses import dataclass
 from localgemma_cli.models.architecture import Architecture
 from localgemma_cli.types import DTYPE_BYTES, Attention, CacheKind, DeviceKind, Dtype, WeightKind
 
-PREFILL_CHUNK = 512  # tokens; a prompt is read in pieces of this, so that attention scores stay small
+PREFILL_CHUNK = 512  # tokens; prompts are processed in such pieces, to keep attention scores small
 
 # What a running process holds besides tensors. CUDA: the context with PyTorch's and cuBLAS' kernels (0.4 to
-# 0.6 GB on Ampere and later as users report it; not measured here). Metal: taken for the same. CPU: 0.4 GB
-# resident once torch, transformers and bitsandbytes are imported (measured), and some for thread scratch.
+# 0.6 GB on Ampere and later, as users report; not measured here). Metal: assumed to be the same. CPU: 0.4 GB
+# resident after torch, transformers and bitsandbytes are imported (measured), plus thread buffers.
 RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
-_COMPACT_BYTES = 97.4 / 64  # of normal numbers, of which one group of 64 in 370 is kept as it is besides
-_PIECE_BYTES = 16_000_000  # of an int4 or AWQ matrix, unpacked; as int4.py does it
+_COMPACT_BYTES = 97.4 / 64  # per weight; 1 in 370 groups of 64 normal weights is stored unpacked as well
+_PIECE_BYTES = 16_000_000  # int4.py unpacks an int4 or AWQ matrix in pieces of this size
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """`dtype` is that of embeddings, norms and arithmetic, and of the layers where nothing is quantized.
+    """`dtype` is that of embeddings, norms and arithmetic, and of the layers if nothing is quantized.
 
-    `streamed`: NF4 or int4 as this program makes and keeps it. Scales are in 16 bits, which holds NF4's of
-    16-bit weights exactly; the head is quantized like a layer; and rows of the embedding are read from the
-    checkpoint's own file as they are looked up, so that next to nothing of it is in memory.
-    `wide`: NF4's are in fp32 on the device, as CUDA's kernel reads them, and not made so at each step.
-    `compact`: nothing is quantized, and bfloat16 weights are in 12 bits each without loss; see bfloat16.c.
+    `nested`: bitsandbytes quantizes the scales of NF4 as well.
+    `streamed`: NF4 or int4 as this program makes and keeps it. Scales are in 16 bits, which is exact for the
+    NF4 scales of 16-bit weights; the head is quantized like a layer; embedding rows are read from the
+    checkpoint's file when they are looked up, so almost nothing of the embedding is in memory.
+    `wide`: NF4 scales are in fp32 on the device, as CUDA's kernel reads them, and not converted at each step.
+    `compact`: unquantized bfloat16 weights packed losslessly into 12 bits each.
     """
 
     dtype: Dtype
@@ -37,7 +38,7 @@ class WeightFormat:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Device bytes against the device's free bytes; `host_bytes` and `disk_bytes` hold offloaded layers."""
+    """Bytes needed on the device and free there; `host_bytes` and `disk_bytes`: offloaded layers."""
 
     weights_bytes: int
     kv_cache_bytes: int
@@ -69,8 +70,8 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
-class Load:
-    """One way to run a model: all that its memory depends on."""
+class Workload:
+    """All that the memory of a running model depends on."""
 
     architecture: Architecture
     weights: WeightFormat
@@ -78,18 +79,18 @@ class Load:
     cache: CacheKind
     context: int
     device: DeviceKind
-    adapter_bytes: int = 0  # of an adapter that is kept beside the weights
+    adapter_bytes: int = 0  # of an adapter that is not merged into the weights
 
 
 def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
-    """The whole model; a tied head counts once, embeddings and norms stay unquantized unless streamed."""
+    """The whole model; a tied head counts once, and embeddings and norms are unquantized unless streamed."""
     size = DTYPE_BYTES[weights.dtype]
     last = architecture.hidden + architecture.layer_embedding
     layers = architecture.layers * layer_bytes(architecture, weights) + last * size
     if weights.streamed:
         return layers + head_bytes(architecture, weights)
     embeddings = architecture.embedding_parameters * size
-    if weights.compact:  # the head only: an embedding stays as it is in the file
+    if weights.compact:  # the head only; the embedding is not packed
         embeddings += head_bytes(architecture, weights) - embedding_bytes(architecture, weights)
     return layers + embeddings
 
@@ -110,12 +111,12 @@ def layer_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
 
 def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
-    """Of one or several matrices: `count` weights in `rows` rows.
+    """Bytes of one or several matrices with `count` weights in `rows` rows altogether.
 
-    NF4 (bitsandbytes): half a byte, and an fp32 maximum per 64; nested, that maximum is one byte, with an
-    fp32 one per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
-    row. int4 and AWQ, as PyTorch's kernels take them: half a byte, and per 64 or 128 a scale and an offset in
-    16 bits each. Compact: bfloat16.c.
+    NF4 (bitsandbytes): half a byte per weight, and an fp32 scale per 64; nested, that scale is one byte, with
+    an fp32 scale per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
+    row. int4 and AWQ, as PyTorch's kernels read them: half a byte, and per 64 or 128 weights a scale and an
+    offset in 16 bits each.
     """
     match weights.kind:
         case "none" if weights.compact:
@@ -131,7 +132,7 @@ def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
         case "awq":
             return _int4_bytes(count, 128)
         case "gguf":
-            raise ValueError("a GGUF file is unpacked as it is loaded")
+            raise ValueError("GGUF weights are unpacked while they are loaded")
 
 
 def _nf4_bytes(count: int, weights: WeightFormat) -> int:
@@ -146,9 +147,10 @@ def _int4_bytes(count: int, group: int) -> int:
 
 
 def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:
-    """Keys and values of `context` tokens; with a sliding cache, layers that slide keep their window only.
+    """Bytes of keys and values of `context` tokens.
 
-    int8: one byte, and for each head a scale in 16 bits.
+    sliding: layers with a sliding window keep only that window. int8: one byte per number, and a 16-bit scale
+    per head and token.
     """
     window = context
     if cache == "sliding" and architecture.sliding_window is not None:
@@ -164,56 +166,58 @@ def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, c
     return 2 * sum(kept)
 
 
-def workspace_bytes(load: Load) -> int:
-    """The most that one chunk of prefill needs besides weights and cache, with the runtime's own share.
+def workspace_bytes(work: Workload) -> int:
+    """Peak bytes of one prefill chunk besides weights and cache, the runtime's memory included.
 
-    The sum of what the reference's modules keep alive at once; tests hold it against their true peak.
+    The sum of the tensors that the reference's modules keep alive at once; tests compare it with the measured
+    peak.
     """
-    architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
-    chunk = min(PREFILL_CHUNK, load.context)
-    # Logits of one position in fp32, their probabilities, and both sorted with int64 indices to sample from.
+    architecture, size = work.architecture, DTYPE_BYTES[work.weights.dtype]
+    chunk = min(PREFILL_CHUNK, work.context)
+    # Logits of one position in fp32, their probabilities, and both sorted with int64 indices for sampling.
     logits = architecture.vocabulary * (4 + 4 + 4 + 8)
-    # The residual stream twice, and in fp32 inside a norm.
+    # The residual stream twice, and once in fp32 inside a norm.
     stream = chunk * architecture.hidden * (2 * size + 4)
-    largest = max(_attention_bytes(load, chunk), _mlp_bytes(load, chunk))
-    return RUNTIME_BYTES[load.device] + logits + stream + largest
+    largest = max(_attention_bytes(work, chunk), _mlp_bytes(work, chunk))
+    return RUNTIME_BYTES[work.device] + logits + stream + largest
 
 
-def _attention_bytes(load: Load, chunk: int) -> int:
+def _attention_bytes(work: Workload, chunk: int) -> int:
     """Queries, keys and values before and after rotation, both masks, and with eager attention the scores.
 
-    transformers repeats keys and values for every query head. Our own attention, which is eager on a CPU,
-    repeats nothing and scores one key head at a time; what is kept in 8 bits it unpacks layer by layer.
+    transformers repeats keys and values for every query head. localgemma's own attention, used for eager on a
+    CPU, repeats nothing, computes the scores of one key head at a time, and unpacks an 8-bit cache layer by
+    layer.
     """
-    architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
+    architecture, size = work.architecture, DTYPE_BYTES[work.weights.dtype]
     heads, kv_heads, width = architecture.heads, architecture.kv_heads, architecture.widest_head_dim
     rows = 2 * chunk * width * (heads + 2 * kv_heads) * size
-    masks = 2 * chunk * load.context * size
-    # Softmax holds 16-bit scores, their conversion to fp32 and its result; scores in fp32 need two copies.
-    scores = chunk * load.context * (size + 4 + 4 if size < 4 else 2 * size)
-    if load.attention == "eager" and load.device == "cpu":
-        unpacked = 2 * kv_heads * width * load.context * size if load.cache == "int8" else 0
+    masks = 2 * chunk * work.context * size
+    # Softmax keeps 16-bit scores, their conversion to fp32 and its result; scores in fp32 need two copies.
+    scores = chunk * work.context * (size + 4 + 4 if size < 4 else 2 * size)
+    if work.attention == "eager" and work.device == "cpu":
+        unpacked = 2 * kv_heads * width * work.context * size if work.cache == "int8" else 0
         return rows + unpacked + masks + heads // kv_heads * scores
-    repeated = 2 * heads * width * load.context * size if heads > kv_heads else 0
-    return rows + repeated + masks + (heads * scores if load.attention == "eager" else 0)
+    repeated = 2 * heads * width * work.context * size if heads > kv_heads else 0
+    return rows + repeated + masks + (heads * scores if work.attention == "eager" else 0)
 
 
-def _mlp_bytes(load: Load, chunk: int) -> int:
-    """Gate, activated gate, up and their product; quantized, also the unpacked matrix of one projection."""
-    architecture, size = load.architecture, DTYPE_BYTES[load.weights.dtype]
+def _mlp_bytes(work: Workload, chunk: int) -> int:
+    """Gate, activated gate, up and their product; if quantized, also one unpacked projection."""
+    architecture, size = work.architecture, DTYPE_BYTES[work.weights.dtype]
     ffn = architecture.widest_ffn
-    unpacked = 0 if load.weights.kind == "none" else architecture.hidden * ffn * size
-    if load.weights.kind in ("int4", "awq"):
+    unpacked = 0 if work.weights.kind == "none" else architecture.hidden * ffn * size
+    if work.weights.kind in ("int4", "awq"):
         unpacked = min(unpacked, _PIECE_BYTES)
     return 4 * chunk * ffn * size + unpacked
 
 
-def resident(load: Load, available: int, host_available: int) -> MemoryEstimate:
-    """The estimate with every layer on the device."""
+def estimate_memory(work: Workload, available: int, host_available: int) -> MemoryEstimate:
+    """The estimate with every layer on the device; `available` and `host_available` in bytes."""
     return MemoryEstimate(
-        weights_bytes=weights_bytes(load.architecture, load.weights) + load.adapter_bytes,
-        kv_cache_bytes=kv_cache_bytes(load.architecture, load.weights.dtype, load.cache, load.context),
-        workspace_bytes=workspace_bytes(load),
+        weights_bytes=weights_bytes(work.architecture, work.weights) + work.adapter_bytes,
+        kv_cache_bytes=kv_cache_bytes(work.architecture, work.weights.dtype, work.cache, work.context),
+        workspace_bytes=workspace_bytes(work),
         available_bytes=available,
         host_available_bytes=host_available,
     )

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as the driver's own library tells them: no torch, no CUDA context, a few milliseconds."""
+"""List NVIDIA GPUs through the driver's library NVML: without torch or a CUDA context, in milliseconds."""
 
 import ctypes
 import sys
@@ -19,7 +19,7 @@ class Gpu:
 
 
 class NvmlError(Exception):
-    """A call of the library failed; the return code of nvml.h."""
+    """A call of the library failed; the message has the return code of nvml.h."""
 
 
 class _Memory(ctypes.Structure):
@@ -37,18 +37,18 @@ _TEXT_BYTES = 96  # NVML_DEVICE_NAME_V2_BUFFER_SIZE and NVML_DEVICE_UUID_V2_BUFF
 
 
 def visible_gpus(environ: Mapping[str, str], library: str = LIBRARY) -> tuple[Gpu, ...]:
-    """The GPUs that CUDA would show in this environment, in its order; none where there is no driver."""
+    """The GPUs that CUDA would show in this environment, in CUDA's order; empty without a driver."""
     with suppress(OSError, NvmlError), _opened(library) as nvml:
-        return select(_all_gpus(nvml), environ, lambda uuid: _by_uuid(nvml, uuid))
+        return select_visible(_all_gpus(nvml), environ, lambda uuid: _by_uuid(nvml, uuid))
     return ()
 
 
-def select(
+def select_visible(
     gpus: Sequence[Gpu], environ: Mapping[str, str], slice_of: Callable[[str], Gpu | None]
 ) -> tuple[Gpu, ...]:
-    """`gpus` (in bus order) as CUDA_DEVICE_ORDER and CUDA_VISIBLE_DEVICES leave them.
+    """`gpus` (in bus order), selected and ordered by CUDA_DEVICE_ORDER and CUDA_VISIBLE_DEVICES.
 
-    CUDA's own order is the fastest first; the capability stands in for speed, which NVML does not tell.
+    CUDA's default order is the fastest first; here by compute capability, as NVML has no figure for speed.
     As in CUDA, the first invalid entry ends the list; `slice_of` finds a MIG slice by its uuid.
     """
     if environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
@@ -56,17 +56,17 @@ def select(
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return tuple(gpus)
-    chosen: list[Gpu] = []
+    selected: list[Gpu] = []
     for entry in visible.split(","):
         gpu = _find(gpus, entry.strip(), slice_of)
         if gpu is None:
             break
-        chosen.append(gpu)
-    return tuple(chosen)
+        selected.append(gpu)
+    return tuple(selected)
 
 
 def _find(gpus: Sequence[Gpu], entry: str, slice_of: Callable[[str], Gpu | None]) -> Gpu | None:
-    """The GPU that one entry of CUDA_VISIBLE_DEVICES means: an index, the start of a uuid, a MIG slice."""
+    """The GPU that one entry of CUDA_VISIBLE_DEVICES names: an index, the start of a uuid, a MIG slice."""
     if entry.isdecimal():
         return gpus[int(entry)] if int(entry) < len(gpus) else None
     if entry.startswith("MIG-"):
@@ -103,7 +103,7 @@ def _by_index(nvml: ctypes.CDLL, index: int) -> ctypes.c_void_p:
 
 
 def _by_uuid(nvml: ctypes.CDLL, uuid: str) -> Gpu | None:
-    """A MIG slice; its capability is that of the GPU it is cut from."""
+    """A MIG slice, with the compute capability of its GPU."""
     handle, parent = ctypes.c_void_p(), ctypes.c_void_p()
     with suppress(NvmlError):
         _call(nvml, "nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(handle))

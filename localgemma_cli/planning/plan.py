@@ -1,22 +1,22 @@
-"""Which plan to take: pure functions of facts, preset, hardware and overrides."""
+"""Choose the plan for a model: the requested preset, or the best one that fits.
 
-from collections.abc import Mapping
+The way of a plan: `make_plan` here → `plan_preset` (load_plan) → `decide_settings` (settings) →
+`check_settings` (checks) → `place_model` (placement, with the sums of memory) → a `LoadPlan`.
+"""
+
 from contextlib import suppress
 from dataclasses import replace
 
 from localgemma_cli.errors import DoesNotFitError, UsageError
 from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
-from localgemma_cli.planning.advice import AUTOMATIC, advice, candidates, draft_suggestion
+from localgemma_cli.planning.advice import suggest_changes, suggest_draft
 from localgemma_cli.planning.hardware import Hardware
-from localgemma_cli.planning.load_plan import LoadPlan, planned
-from localgemma_cli.planning.presets import Preset, preset_named
+from localgemma_cli.planning.load_plan import AUTOMATIC, LoadPlan, plan_automatic_presets, plan_preset
+from localgemma_cli.planning.presets import Presets, find_preset
 from localgemma_cli.planning.settings import Overrides
-from localgemma_cli.types import listed
 from localgemma_cli.units import format_bytes
 
 __all__ = ["LoadPlan", "Overrides", "default_model", "make_plan", "plan_all", "require_fits"]
-
-Presets = Mapping[str, Preset]
 
 
 def make_plan(
@@ -24,110 +24,134 @@ def make_plan(
 ) -> LoadPlan:
     """The plan of that preset, or of the first automatic one that fits; `fits` may be false.
 
-    The automatic choice is by all memory less a margin: what other programs hold just now does not change it.
-    A UsageError where preset and overrides contradict each other, the model or the device.
+    A requested preset is judged by the memory that is free now. The automatic choice is made from all memory
+    less a margin, so that it does not change with what other programs use.
+    A UsageError if preset and overrides contradict each other, the model or the device.
     """
-    resting = hardware.at_rest().capped(overrides.device_memory, overrides.host_memory)
-    hardware = hardware.capped(overrides.device_memory, overrides.host_memory)
+    now = hardware.capped(overrides.device_memory, overrides.host_memory)
     if preset is None:
-        plan = _automatic(facts, resting, hardware, overrides, presets)
+        usual = hardware.with_margin().capped(overrides.device_memory, overrides.host_memory)
+        plan = _choose_plan(facts, usual, now, overrides, presets)
     else:
-        plan = planned(facts, preset_named(preset, presets), hardware, overrides)
-        plan = _because(plan, f"preset {preset}, as asked: it needs {_figures(plan, hardware)}")
-    if plan.memory.fits:
-        return replace(plan, reasons=(*plan.reasons, *draft_suggestion(plan, hardware, overrides, presets)))
-    hint = advice(plan, hardware, overrides, presets)
-    return replace(plan, hint=hint, warnings=(*plan.warnings, f"does not fit: {hint}"))
+        plan = plan_preset(facts, find_preset(preset, presets), now, overrides)
+        plan = _add_reasons(plan, f"preset {preset}, as requested: it needs {_needs(plan, now, 'free')}")
+    return _add_advice(plan, now, overrides, presets)
 
 
-def _automatic(
-    facts: ModelFacts, resting: Hardware, hardware: Hardware, overrides: Overrides, presets: Presets
+def _choose_plan(
+    facts: ModelFacts, usual: Hardware, now: Hardware, overrides: Overrides, presets: Presets
 ) -> LoadPlan:
-    tried = tuple(candidates(facts, resting, overrides, presets))
-    if not tried:  # then the last of them says why best: the others fail for being lossless, too
-        return planned(facts, presets[AUTOMATIC[-1]], hardware, overrides)
+    """The first automatic preset that fits in the `usual` memory, as it runs in the memory free `now`."""
+    tried = tuple(plan_automatic_presets(facts, usual, overrides, presets))
+    if not tried:  # the last preset has the most informative error: the others fail for being lossless, too
+        return plan_preset(facts, presets[AUTOMATIC[-1]], now, overrides)
     for number, plan in enumerate(tried):
         if plan.memory.fits:
             passed = (
-                f"{each.preset} would need {_figures(each, resting, 'usable')}" for each in tried[:number]
+                f"{each.preset} does not fit: it needs {_needs(each, usual, 'usable')}"
+                for each in tried[:number]
             )
-            fits = f"{plan.preset} fits: it needs {_figures(plan, resting, 'usable')}"
-            return _because(_for_now(plan, resting, hardware, overrides, presets), *passed, fits)
-    # Where nothing leaves the margin, the smallest may still fit in what is free now.
-    smallest = min(candidates(facts, hardware, overrides, presets), key=lambda plan: plan.memory.total_bytes)
-    if smallest.memory.fits:
-        return _because(smallest, f"{smallest.preset}, the smallest: it needs {_figures(smallest, hardware)}")
-    return _because(
-        smallest, f"nothing fits; {smallest.preset}, the smallest, needs {_figures(smallest, hardware)}"
-    )
+            fits = f"{plan.preset} fits: it needs {_needs(plan, usual, 'usable')}"
+            return _add_reasons(_plan_for_now(plan, usual, now, overrides, presets), *passed, fits)
+    smallest = _smallest_plan(facts, now, overrides, presets)
+    nothing = "" if smallest.memory.fits else "no preset fits; "
+    needs = f"the smallest, {smallest.preset}, needs {_needs(smallest, now, 'free')}"
+    return _add_reasons(smallest, nothing + needs)
 
 
-def _for_now(
-    plan: LoadPlan, resting: Hardware, hardware: Hardware, overrides: Overrides, presets: Presets
+def _smallest_plan(facts: ModelFacts, now: Hardware, overrides: Overrides, presets: Presets) -> LoadPlan:
+    """The automatic preset that needs least; without a margin, only this one may use all that is free now."""
+    plans = plan_automatic_presets(facts, now, overrides, presets)
+    return min(plans, key=lambda plan: plan.memory.total_bytes)
+
+
+def _plan_for_now(
+    plan: LoadPlan, usual: Hardware, now: Hardware, overrides: Overrides, presets: Presets
 ) -> LoadPlan:
-    """The same preset with the memory that is free now.
+    """A plan that fits in the `usual` memory, for the memory that is free `now`.
 
-    A GPU's is all there is for now. A processor's system makes room, from other programs and their files, so
-    that the plan stays as it is and the user hears of it.
+    On a GPU, free memory is a hard limit, so the preset is planned again. A CPU's system can free memory of
+    other programs and cached files, so the plan stays, with a warning.
     """
-    if hardware.device == "cuda":
-        caps = tuple(min(a.free, b.free) for a, b in zip(resting.rooms, hardware.rooms, strict=False))
-        return planned(plan.model, presets[plan.preset], hardware.capped(caps, None), overrides)
-    needed, free = plan.memory.total_bytes, hardware.device_memory_free
+    if now.device == "cuda":
+        caps = tuple(min(a.free, b.free) for a, b in zip(usual.gpus, now.gpus, strict=False))
+        return plan_preset(plan.model, presets[plan.preset], now.capped(caps, None), overrides)
+    needed, free = plan.memory.total_bytes, now.device_memory_free
     if needed <= free:
         return plan
-    short = f"{format_bytes(free)} are free now, and {format_bytes(needed)} are needed: close other programs"
-    return replace(plan, warnings=(*plan.warnings, f"{short}, or take a smaller model or --preset"))
+    short = f"{format_bytes(needed)} of memory needed, {format_bytes(free)} are free now"
+    warning = f"{short}: close other programs, or use a smaller model or --preset"
+    return replace(plan, warnings=(*plan.warnings, warning))
 
 
-def _because(plan: LoadPlan, *reasons: str) -> LoadPlan:
+def _add_reasons(plan: LoadPlan, *reasons: str) -> LoadPlan:
     return replace(plan, reasons=(*reasons, *plan.reasons))
 
 
-def _figures(plan: LoadPlan, hardware: Hardware, how: str = "free") -> str:
+def _add_advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Presets) -> LoadPlan:
+    """The plan with a suggested draft model if it fits, else with a hint at what would fit."""
+    if plan.memory.fits:
+        return replace(plan, reasons=(*plan.reasons, *suggest_draft(plan, hardware, overrides, presets)))
+    hint = suggest_changes(plan, hardware, overrides, presets)
+    return replace(plan, hint=hint, warnings=(*plan.warnings, f"does not fit: {hint}"))
+
+
+def _needs(plan: LoadPlan, hardware: Hardware, how: str) -> str:
+    """What the plan needs, and what there is: `20.1 GB; 23.2 GB are usable on NVIDIA L4`."""
     memory = plan.memory
-    elsewhere = [
+    elsewhere = (
         f"{format_bytes(size)} {where}"
         for size, where in ((memory.host_bytes, "in the host's memory"), (memory.disk_bytes, "on disk"))
         if size
-    ]
-    needed = listed([format_bytes(memory.total_bytes), *elsewhere])
+    )
+    needed = ", ".join([format_bytes(memory.total_bytes), *elsewhere])
     where = f"{len(plan.shares)} GPUs" if plan.shares else hardware.name
     return f"{needed}; {format_bytes(memory.available_bytes)} are {how} on {where}"
 
 
 def plan_all(hardware: Hardware, overrides: Overrides, presets: Presets) -> tuple[LoadPlan, ...]:
-    """Every built-in model with every preset; without those that the overrides make impossible."""
+    """Every built-in model with every preset, judged as the automatic choice judges them.
+
+    Combinations that cannot work with these overrides are skipped.
+    """
+    now = hardware.capped(overrides.device_memory, overrides.host_memory)
+    usual = hardware.with_margin().capped(overrides.device_memory, overrides.host_memory)
     plans = []
     for facts in catalogue():
-        for name in presets:
+        tried = tuple(plan_automatic_presets(facts, usual, overrides, presets))
+        has_margin = not tried or any(plan.memory.fits for plan in tried)
+        tight = None if has_margin else _smallest_plan(facts, now, overrides, presets).preset
+        for preset in presets.values():
+            judged, how = (now, "free") if preset.name == tight else (usual, "usable")
             with suppress(UsageError):
-                plans.append(make_plan(facts, name, hardware, overrides, presets))
+                plan = plan_preset(facts, preset, judged, overrides)
+                needs = f"preset {preset.name}: it needs {_needs(plan, judged, how)}"
+                if plan.memory.fits and judged is usual:
+                    plan = _plan_for_now(plan, usual, now, overrides, presets)
+                plans.append(_add_advice(_add_reasons(plan, needs), judged, overrides, presets))
     return tuple(plans)
 
 
 def default_model(hardware: Hardware, overrides: Overrides, presets: Presets) -> ModelFacts:
-    """9b where all of it fits on the device, whatever other programs hold just now; else 2b."""
+    """9b if all of it fits on the device, regardless of what other programs use now; else 2b."""
     large, small = (facts for name in ("9b", "2b") if (facts := lookup(name)))
     with suppress(UsageError):
-        plan = make_plan(large, None, hardware.at_rest(), overrides, presets)
+        plan = make_plan(large, None, hardware.with_margin(), overrides, presets)
         if plan.memory.fits and plan.offload == "none":
             return large
     return small
 
 
 def require_fits(plan: LoadPlan) -> None:
-    """A DoesNotFitError, with what would fit, where the plan does not."""
+    """Raise DoesNotFitError, with what would fit instead, if the plan does not fit."""
     memory = plan.memory
     if memory.fits:
         return
-    needed, free = (
-        memory.total_bytes,
-        f"{format_bytes(memory.available_bytes)} are free on the {plan.device} device",
-    )
-    if needed <= memory.available_bytes:
-        needed, free = memory.host_bytes, f"{format_bytes(memory.host_available_bytes)} are free on the host"
+    needed, free, where = memory.total_bytes, memory.available_bytes, f"on the {plan.device} device"
+    if needed <= free:
+        needed, free, where = memory.host_bytes, memory.host_available_bytes, "on the host"
     raise DoesNotFitError(
-        f"{plan.model.name} with preset {plan.preset} needs {format_bytes(needed)}, and {free}.",
-        plan.hint or "Take a smaller model.",
+        f"{plan.model.name} with preset {plan.preset} needs {format_bytes(needed)} of memory;"
+        f" {format_bytes(free)} are free {where}.",
+        plan.hint or "Use a smaller model.",
     )

@@ -1,4 +1,4 @@
-"""What becomes of a checkpoint that is quantized already: kept as it is, or unpacked; and why."""
+"""Decide whether the weights of a quantized checkpoint are kept in its format or unpacked, with reasons."""
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.architecture import StoredFormat
@@ -11,7 +11,7 @@ from localgemma_cli.types import Dtype, Quantization
 Decision = tuple[WeightFormat, str]
 
 
-def as_stored(
+def keep_or_unpack(
     facts: ModelFacts,
     stored: StoredFormat,
     preset: Preset,
@@ -19,25 +19,24 @@ def as_stored(
     dtype: Dtype,
     asked: Quantization | None,
 ) -> Decision:
-    """The repository's own form wins: quantizing what is quantized would only lose more."""
+    """The checkpoint's own format is kept where it can be: quantizing it again would lose more."""
     if stored.kind == "gguf":
-        why = f"the file's weights ({stored.words}) are unpacked to {dtype} as they are loaded"
-        return WeightFormat(dtype), _despite(why, asked not in (None, "none"), f"--quantization {asked}")
+        why = f"the file's weights ({stored.words}) are unpacked to {dtype} while they are loaded"
+        return WeightFormat(dtype), _ignoring(why, asked not in (None, "none"), f"--quantization {asked}")
     if stored.kind == "awq":
-        return _awq(facts, stored, preset, hardware, dtype, asked)
+        return _keep_or_unpack_awq(facts, stored, preset, hardware, dtype, asked)
     if facts.adapter and stored.kind == "w8a8":
         raise UsageError(
-            f"{facts.name} is stored as {stored.words}, which takes no adapter.",
-            "Give the adapter its unquantized base: -m REPOSITORY --adapter ADAPTER.",
+            f"{facts.name} is stored as {stored.words}, which does not support adapters.",
+            "Name the adapter's unquantized base: -m REPOSITORY --adapter ADAPTER.",
         )
-    why = f"weights kept as the repository stores them: {stored.words}"
-    why = _despite(why, asked not in (None, stored.kind), f"--quantization {asked}")
-    return WeightFormat(dtype, stored.kind, stored.nested), _despite(
-        why, preset.name in LOSSLESS, f"preset {preset.name}"
-    )
+    why = f"weights are kept as the repository stores them: {stored.words}"
+    why = _ignoring(why, asked not in (None, stored.kind), f"--quantization {asked}")
+    why = _ignoring(why, preset.name in LOSSLESS, f"preset {preset.name}")
+    return WeightFormat(dtype, stored.kind, stored.nested), why
 
 
-def _awq(
+def _keep_or_unpack_awq(
     facts: ModelFacts,
     stored: StoredFormat,
     preset: Preset,
@@ -45,23 +44,25 @@ def _awq(
     dtype: Dtype,
     asked: Quantization | None,
 ) -> Decision:
-    """In 4 bits where PyTorch has a kernel and that is what is wanted, else unpacked, which loses nothing."""
+    """Kept in 4 bits if PyTorch has a kernel and the preset allows it, else unpacked without loss."""
     unpacked = WeightFormat(dtype)
     if facts.adapter:
         return unpacked, f"{stored.words}, unpacked to {dtype} so that the adapter can be merged"
-    if asked == "none" or preset.name in LOSSLESS:
-        whom = "asked" if asked == "none" else f"preset {preset.name} says"
-        return unpacked, f"{stored.words}, unpacked to {dtype} as {whom}; --preset memory keeps the 4 bits"
-    if not _has_kernel(hardware):
-        return unpacked, f"{stored.words}, unpacked to {dtype}: PyTorch has no kernel for it on this device"
-    why = f"weights kept in 4 bits as the repository stores them: {stored.words}"
-    return WeightFormat(dtype, "awq"), _despite(why, asked is not None, f"--quantization {asked}")
+    if asked == "none":
+        return unpacked, f"{stored.words}, unpacked to {dtype} as requested; --preset memory keeps the 4 bits"
+    if preset.name in LOSSLESS:
+        why = f"because preset {preset.name} does not quantize; --preset memory keeps the 4 bits"
+        return unpacked, f"{stored.words}, unpacked to {dtype} {why}"
+    if not _has_awq_kernel(hardware):
+        return unpacked, f"{stored.words}, unpacked to {dtype} because PyTorch has no kernel for it here"
+    why = f"weights are kept in 4 bits as the repository stores them: {stored.words}"
+    return WeightFormat(dtype, "awq"), _ignoring(why, asked is not None, f"--quantization {asked}")
 
 
-def _has_kernel(hardware: Hardware) -> bool:
-    """int4pack of PyTorch: on a CPU, and on CUDA from compute capability 8.0 on."""
+def _has_awq_kernel(hardware: Hardware) -> bool:
+    """Whether PyTorch has int4pack there: on a CPU, and on CUDA from compute capability 8.0."""
     return hardware.device == "cpu" or (hardware.compute_capability or (0, 0)) >= (8, 0)
 
 
-def _despite(why: str, contradicts: bool, what: str) -> str:
-    return f"{why} (whatever {what} says)" if contradicts else why
+def _ignoring(why: str, contradicts: bool, option: str) -> str:
+    return f"{why} ({option} has no effect)" if contradicts else why

@@ -1,4 +1,4 @@
-"""Presets: small TOML files, read strictly; the four that ship, and the user's own."""
+"""Read and validate presets: the built-in TOML files and the user's own."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -20,20 +20,19 @@ from localgemma_cli.types import (
     Dtype,
     OffloadRule,
     Quantization,
-    listed,
 )
 
 BUILT_IN = ("exact", "speed", "memory", "memory_extreme")
-LOSSLESS = ("exact", "speed")  # the two that promise the unquantized model
+LOSSLESS = ("exact", "speed")  # presets that never quantize
 
 
 @dataclass(frozen=True)
-class Settings:
-    """A preset's word on one device; `native` is bfloat16 where the device has it, else float32.
+class DevicePreset:
+    """What a preset asks for on one kind of device.
 
-    `4-bit` is NF4 where the device has a product for it, else int4 where it has one for that. `least` is the
-    smaller of a sliding cache and one in 8 bits. `compact`: bfloat16 weights in 12 bits each, without loss,
-    where the device has a product for that.
+    `native`: bfloat16 if the device computes it, else float32. `4-bit`: NF4 if the device has a fast kernel
+    for it, else int4 if it has one for that. `least`: the smaller of a sliding and an 8-bit cache.
+    `compact`: bfloat16 weights packed losslessly into 12 bits each, if the device has a kernel for them.
     """
 
     dtype: Dtype | Literal["native"]
@@ -51,12 +50,15 @@ class Settings:
 class Preset:
     name: str
     summary: str
-    devices: Mapping[DeviceKind, Settings]
+    devices: Mapping[DeviceKind, DevicePreset]
+
+
+Presets = Mapping[str, Preset]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """One file as parsed and checked: `common` keys, and each device's own."""
+    """One validated file: keys for all devices in `common`, those of its device tables in `devices`."""
 
     name: str
     path: str
@@ -80,114 +82,122 @@ _ALLOWED: Mapping[str, tuple[str | bool, ...]] = {
 }
 
 
-def load_presets(folder: Path | None = None) -> Mapping[str, Preset]:
-    """Every preset by name: the built-in ones, then `folder`'s (by default `presets/` in the config folder).
+def load_presets(folder: Path | None = None) -> Presets:
+    """All presets by name: the built-in ones, then those in `folder` (default: the user's own).
 
-    A user's preset cannot take a built-in name: `--preset exact` must mean the same on every machine.
+    Raises UsageError for an invalid file, and for one with a built-in preset's name: `--preset exact` must
+    mean the same on every machine.
     """
     own_folder = config_folder() / "presets" if folder is None else folder
-    sources = {name: _read(_built_in(name), name) for name in BUILT_IN}
+    sources = {name: _read_source(_find_built_in(name), name) for name in BUILT_IN}
     for path in sorted(own_folder.glob("*.toml")):
         if path.stem in BUILT_IN:
             raise UsageError(
                 f"{path} has the name of a built-in preset.",
-                f'Rename the file; `inherits = "{path.stem}"` in it starts from the built-in one.',
+                f'Rename the file. To start from the built-in preset, write: inherits = "{path.stem}"',
             )
-        sources[path.stem] = _read(path, path.stem)
-    return {name: _resolve(name, sources) for name in sources}
+        sources[path.stem] = _read_source(path, path.stem)
+    return {name: _resolve_preset(name, sources) for name in sources}
 
 
-def preset_named(name: str, presets: Mapping[str, Preset]) -> Preset:
+def find_preset(name: str, presets: Presets) -> Preset:
     if name not in presets:
-        raise UsageError(f"There is no preset {name!r}.", f"Choose one of: {listed(presets)}.")
+        raise UsageError(f"Unknown preset: {shown(name)}.", f"Choose one of: {', '.join(presets)}.")
     return presets[name]
 
 
-def _built_in(name: str) -> Traversable:
+def _find_built_in(name: str) -> Traversable:
     try:
         folder = files("localgemma_cli.presets")
-    except ModuleNotFoundError:  # the source tree itself, run from its root without an editable install
+    except ModuleNotFoundError:  # run from the source tree without being installed
         folder = Path(__file__).parents[2] / "presets"
     return folder / f"{name}.toml"
 
 
-def _read(path: Traversable, name: str) -> _Source:
-    table = _parse(path)
+def _read_source(path: Traversable, name: str) -> _Source:
+    table = _parse_file(path)
     devices = {key: table.pop(key) for key in _DEVICES if key in table}
-    summary, inherits = _text(path, table, "summary"), _text(path, table, "inherits")
-    common = {key: _checked(path, key, value) for key, value in table.items()}
+    summary, inherits = _pop_text(path, table, "summary"), _pop_text(path, table, "inherits")
+    common = {key: _parse_value(path, key, value) for key, value in table.items()}
     return _Source(
         name,
         str(path),
         summary,
         inherits,
         common,
-        {key: _section(path, key, devices[key]) for key in devices},
+        {key: _read_section(path, key, devices[key]) for key in devices},
     )
 
 
-def _text(path: Traversable, table: dict[str, object], key: str) -> str | None:
+def _pop_text(path: Traversable, table: dict[str, object], key: str) -> str | None:
     value = table.pop(key, None)
     if value is None or isinstance(value, str):
         return value
-    raise UsageError(f"{path}: {key} must be text, not {shown(value)}.", f"Put {key} in quotation marks.")
+    raise UsageError(
+        f"{path}: {key} must be text (got {shown(value)}).", f"Put the value of {key} in quotation marks."
+    )
 
 
-def _parse(path: Traversable) -> dict[str, object]:
+def _parse_file(path: Traversable) -> dict[str, object]:
     if isinstance(path, Path):
         return read_toml(path)
-    return parse_toml(path.read_text(encoding="utf-8"), str(path))  # ours, in a package that is not unpacked
+    return parse_toml(path.read_text(encoding="utf-8"), str(path))  # a built-in preset in a zipped package
 
 
-def _section(path: Traversable, device: str, table: object) -> Mapping[str, str | bool]:
+def _read_section(path: Traversable, device: str, table: object) -> Mapping[str, str | bool]:
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: {device} must be a table.", f"Write its keys under a line [{device}].")
-    return {key: _checked(path, key, value, f"{device}.") for key, value in table.items()}
+        raise UsageError(f"{path}: {device} must be a table.", f"Write its keys below a line [{device}].")
+    return {key: _parse_value(path, key, value, f"{device}.") for key, value in table.items()}
 
 
-def _checked(path: Traversable, key: str, value: object, prefix: str = "") -> str | bool:
+def _parse_value(path: Traversable, key: str, value: object, prefix: str = "") -> str | bool:
     if key not in _ALLOWED:
         known = ("summary", "inherits", *_ALLOWED, *_DEVICES) if not prefix else tuple(_ALLOWED)
-        raise UsageError(f"{path}: there is no key {prefix}{key}.", f"The keys are: {listed(known)}.")
+        raise UsageError(f"{path}: unknown key {shown(prefix + key)}.", f"Allowed keys: {', '.join(known)}.")
     for allowed in _ALLOWED[key]:
         if type(value) is type(allowed) and value == allowed:
             return allowed
     words = (str(each).lower() if isinstance(each, bool) else each for each in _ALLOWED[key])
-    raise UsageError(f"{path}: {prefix}{key} cannot be {shown(value)}.", f"Choose one of: {listed(words)}.")
+    raise UsageError(
+        f"{path}: {prefix}{key} cannot be {shown(value)}.", f"Choose one of: {', '.join(words)}."
+    )
 
 
-def _resolve(name: str, sources: Mapping[str, _Source]) -> Preset:
-    """A preset with what it inherits: the nearer file wins, and within a file the device's table."""
-    chain = _chain(name, sources)
+def _resolve_preset(name: str, sources: Mapping[str, _Source]) -> Preset:
+    """The preset merged with those it inherits.
+
+    A file overrides the one it inherits, and in a file the device's table overrides the common keys.
+    """
+    chain = _inheritance_chain(name, sources)
     summary = next((source.summary for source in chain if source.summary), name)
-    return Preset(name, summary, {device: _settings(chain, device) for device in _DEVICES})
+    return Preset(name, summary, {device: _merge_settings(chain, device) for device in _DEVICES})
 
 
-def _chain(name: str, sources: Mapping[str, _Source]) -> tuple[_Source, ...]:
-    """The preset and its ancestors, nearest first."""
+def _inheritance_chain(name: str, sources: Mapping[str, _Source]) -> tuple[_Source, ...]:
+    """The preset's file and those it inherits, nearest first."""
     chain = [sources[name]]
     while (parent := chain[-1].inherits) is not None:
         if parent not in sources:
             raise UsageError(
-                f"{chain[-1].path} inherits {shown(parent)}, which does not exist.",
-                f"Choose one of: {listed(sources)}.",
+                f"{chain[-1].path}: inherits names an unknown preset: {shown(parent)}.",
+                f"Choose one of: {', '.join(sources)}.",
             )
         if any(source.name == parent for source in chain):
             names = " → ".join([*(source.name for source in chain), parent])
-            raise UsageError(f"{chain[0].path} inherits itself: {names}.", "Remove one `inherits`.")
+            raise UsageError(f"{chain[0].path} inherits itself: {names}.", "Remove one of the inherits keys.")
         chain.append(sources[parent])
     return tuple(chain)
 
 
-def _settings(chain: Sequence[_Source], device: DeviceKind) -> Settings:
+def _merge_settings(chain: Sequence[_Source], device: DeviceKind) -> DevicePreset:
     merged: dict[str, str | bool] = {}
     for source in reversed(chain):
         merged |= source.common
         merged |= source.devices.get(device, {})
-    missing = [field.name for field in fields(Settings) if field.name not in merged]
+    missing = [field.name for field in fields(DevicePreset) if field.name not in merged]
     if missing:
         raise UsageError(
-            f"{chain[0].path} says nothing of {listed(missing)}.",
-            'Add them, or start from a built-in preset with `inherits = "memory"`.',
+            f"{chain[0].path}: missing keys: {', '.join(missing)}.",
+            'Add them, or inherit them from a built-in preset: inherits = "memory"',
         )
-    return Settings(**merged)  # type: ignore[arg-type]  # each value was checked against its key's choices
+    return DevicePreset(**merged)  # type: ignore[arg-type]  # each value was validated

@@ -1,4 +1,4 @@
-"""One preset on one device, with what the user asked for instead: every choice made, and why."""
+"""Decide every setting of a plan from preset, model, hardware and the user's overrides, with reasons."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.models.catalog import ModelFacts
 from localgemma_cli.planning.hardware import DeviceMemory, Hardware
 from localgemma_cli.planning.memory import WeightFormat, kv_cache_bytes
-from localgemma_cli.planning.prequantized import as_stored
-from localgemma_cli.planning.presets import LOSSLESS, Preset, Settings
+from localgemma_cli.planning.prequantized import keep_or_unpack
+from localgemma_cli.planning.presets import LOSSLESS, DevicePreset, Preset
 from localgemma_cli.types import (
     ASSISTANTS,
     ATTENTIONS,
@@ -22,24 +22,22 @@ from localgemma_cli.types import (
     Dtype,
     OffloadRule,
     Quantization,
-    chosen,
+    parse_choice,
 )
 
-# As `python -m localgemma_cli.demo.precision` measured it: a head in 4 bits, layers unquantized.
-_HEAD = "the output head is in 4 bits like the layers, which leaves 99.9 % of the demo's tokens the same"
-STREAMED: Mapping[DeviceKind, str] = {
-    "cpu": f"{_HEAD}; embeddings are read from the model's file",
-    "cuda": _HEAD,
+STREAMED_REASON: Mapping[DeviceKind, str] = {
+    "cpu": "the output head is in 4 bits, like the layers; embedding rows are read from the model's file",
+    "cuda": "the output head is in 4 bits, like the layers",
 }
-_COMPACT = "weights are packed into 12 bits each without loss, as neighbours' exponents are alike"
-_INT8_CACHE = "the KV cache is in 8 bits, half of bfloat16's; the demo's tokens stay the same"
-_FLASH = "not compiled: flash_attention_2 would read the empty part of a cache of fixed size"
+_COMPACT = "weights are packed losslessly into 12 bits each, because neighbouring exponents are alike"
+_INT8_CACHE = "the KV cache is in 8 bits, which takes half the memory of bfloat16"
+_FLASH = "not compiled, because flash_attention_2 would read the empty part of a static cache"
 DEFAULT_CONTEXT = 8192  # tokens; the cache of Gemma 3's 131072 would be larger than the model
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the user said instead of what the preset says; sizes in bytes, None where nothing was said."""
+    """What the user asks for instead of the preset's values; sizes in bytes, None: not given."""
 
     dtype: str | None = None
     quantization: str | None = None
@@ -50,12 +48,14 @@ class Overrides:
     device_memory: DeviceMemory | None = None
     host_memory: int | None = None
     assistant: str | None = None
-    draft: ModelFacts | None = None  # the model that --assistant names, where it names one
+    draft: ModelFacts | None = None  # the model that --assistant names, if it names one
     processes: int = 1  # that share the model, each with a slice of every layer
 
 
 @dataclass(frozen=True)
-class Settled:
+class PlanSettings:
+    """How one model runs on one device, before it is known which layers fit."""
+
     weights: WeightFormat
     attention: Attention
     cache: CacheKind
@@ -66,100 +66,109 @@ class Settled:
     reasons: tuple[str, ...]
 
 
-def settle(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> Settled:
-    """Every setting of a plan; a UsageError where what was asked for contradicts itself."""
-    settings = preset.devices[hardware.device]
-    dtype, why_dtype = _dtype(settings, hardware, overrides)
-    weights, why_weights = _weights(facts, preset, settings, dtype, overrides, hardware)
-    ours = dtype == "bfloat16" and _multiplies_bfloat16(hardware)
-    attention, why_attention = _attention(facts, settings, overrides, ours)
-    context, why_context = _context(facts, overrides)
-    cache = _cache(facts, settings, dtype, attention, context, hardware)
-    mode, cache, why_mode = _compile(settings, cache, weights, attention, hardware, overrides)
-    assistant, cache, why_assistant = _assistant(settings, cache, mode, overrides)
+def decide_settings(
+    facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides
+) -> PlanSettings:
+    """All settings of a plan; a UsageError if the overrides contradict the preset or each other."""
+    wanted = preset.devices[hardware.device]
+    dtype, why_dtype = _decide_dtype(wanted, hardware, overrides)
+    weights, *why_weights = _decide_weights(facts, preset, wanted, dtype, overrides, hardware)
+    own_kernels = dtype == "bfloat16" and _has_own_bf16_kernels(hardware)
+    attention, why_attention = _decide_attention(facts, wanted, overrides, own_kernels)
+    context, why_context = _decide_context(facts, overrides)
+    cache = _decide_cache(facts, wanted, dtype, attention, context, hardware)
+    mode, cache, why_mode = _decide_compile(wanted, cache, weights, attention, hardware, overrides)
+    assistant, cache, why_assistant = _decide_assistant(wanted, cache, mode, overrides)
     why_cache = _INT8_CACHE if cache == "int8" else ""
-    reasons = (why_dtype, why_weights, why_attention, why_mode, why_cache, why_assistant, why_context)
-    return Settled(
+    reasons = (why_dtype, *why_weights, why_attention, why_mode, why_cache, why_assistant, why_context)
+    return PlanSettings(
         weights=weights,
         attention=attention,
         cache=cache,
         compile=mode,
-        offload="none" if facts.stored else settings.offload,
+        offload="none" if facts.stored else wanted.offload,
         assistant=assistant,
         context=context,
         reasons=tuple(reason for reason in reasons if reason),
     )
 
 
-def _dtype(settings: Settings, hardware: Hardware, overrides: Overrides) -> tuple[Dtype, str]:
+def _decide_dtype(wanted: DevicePreset, hardware: Hardware, overrides: Overrides) -> tuple[Dtype, str]:
     if overrides.dtype is not None:
-        dtype = chosen(overrides.dtype, DTYPES, "--dtype")
-        return dtype, f"{dtype}, as asked"
-    if settings.dtype != "native":
-        return settings.dtype, f"{settings.dtype}, as the preset says"
+        dtype = parse_choice(overrides.dtype, DTYPES, "--dtype")
+        return dtype, f"{dtype}, as requested"
+    if wanted.dtype != "native":
+        return wanted.dtype, f"{wanted.dtype}, set by the preset"
     if hardware.bf16_widened:
-        return "bfloat16", f"bfloat16: {hardware.bf16.why}, so it is widened to multiply"
+        return "bfloat16", f"bfloat16, widened to float32 to multiply because {hardware.bf16.why}"
     native: Dtype = "bfloat16" if hardware.bf16 else "float32"
     return native, f"{native}: {hardware.bf16.why}"
 
 
-def _weights(
+def _decide_weights(
     facts: ModelFacts,
     preset: Preset,
-    settings: Settings,
+    wanted: DevicePreset,
     dtype: Dtype,
     overrides: Overrides,
     hardware: Hardware,
-) -> tuple[WeightFormat, str]:
-    asked, kind = overrides.quantization, _kind(facts, settings, hardware, overrides)
+) -> tuple[WeightFormat, *tuple[str, ...]]:
+    """The format of the weights, and its reasons."""
+    asked, kind = overrides.quantization, _decide_quantization(facts, wanted, hardware, overrides)
     if facts.stored:
-        return as_stored(facts, facts.stored, preset, hardware, dtype, None if asked is None else kind)
+        return keep_or_unpack(facts, facts.stored, preset, hardware, dtype, None if asked is None else kind)
     if asked not in (None, "none") and preset.name in LOSSLESS:
         raise UsageError(
-            f"--quantization {kind} contradicts --preset {preset.name}, which never quantizes.",
-            "Leave one of them out, or take --preset memory.",
+            f"--quantization {kind} and --preset {preset.name} cannot be used together:"
+            f" {preset.name} never quantizes.",
+            "Remove one of them, or use --preset memory.",
         )
     device = hardware.device
-    streamed = kind in ("nf4", "int4") and device in STREAMED and _streams(facts)
-    plain = dtype == "bfloat16" and kind == "none" and not overrides.compile and settings.compile == "none"
-    compact = settings.compact and plain and _multiplies_bfloat16(hardware)
-    nested = kind == "nf4" and settings.nested_quantization and not streamed
-    wide = streamed and device == "cuda" and not settings.nested_quantization
-    why = (
-        _why_kind(settings, kind, asked, hardware),
-        STREAMED[device] if streamed else "",
+    streamed = kind in ("nf4", "int4") and device in STREAMED_REASON and _can_stream(facts)
+    plain = dtype == "bfloat16" and kind == "none" and not overrides.compile and wanted.compile == "none"
+    compact = wanted.compact and plain and _has_own_bf16_kernels(hardware)
+    nested = kind == "nf4" and wanted.nested_quantization and not streamed
+    wide = streamed and device == "cuda" and not wanted.nested_quantization
+    return (
+        WeightFormat(dtype, kind, nested, streamed, wide, compact),
+        _quantization_reason(wanted, kind, asked, hardware),
+        STREAMED_REASON[device] if streamed else "",
         _COMPACT if compact else "",
     )
-    return WeightFormat(dtype, kind, nested, streamed, wide, compact), "; ".join(filter(None, why))
 
 
-def _multiplies_bfloat16(hardware: Hardware) -> bool:
-    """Whether there are products of our own for it."""
+def _has_own_bf16_kernels(hardware: Hardware) -> bool:
+    """Whether localgemma's own bfloat16 kernels run on this device."""
     return hardware.bf16_widened and hardware.own_bf16 and hardware.c_compiler
 
 
-def _kind(facts: ModelFacts, settings: Settings, hardware: Hardware, overrides: Overrides) -> Quantization:
-    """The user's or the preset's kind of weights; int4 is made by streaming only."""
+def _decide_quantization(
+    facts: ModelFacts, wanted: DevicePreset, hardware: Hardware, overrides: Overrides
+) -> Quantization:
+    """The user's or the preset's quantization; int4 is only made from streamed weights."""
     if overrides.quantization is not None:
-        return chosen(overrides.quantization, QUANTIZATIONS, "--quantization")
-    if settings.quantization != "4-bit":
-        return settings.quantization
-    has_int4 = hardware.device == "cpu" and hardware.int4 and _streams(facts)
+        return parse_choice(overrides.quantization, QUANTIZATIONS, "--quantization")
+    if wanted.quantization != "4-bit":
+        return wanted.quantization
+    has_int4 = hardware.device == "cpu" and hardware.int4 and _can_stream(facts)
     return "int4" if has_int4 and not hardware.nf4_kernel else "nf4"
 
 
-def _why_kind(settings: Settings, kind: Quantization, asked: str | None, hardware: Hardware) -> str:
+def _quantization_reason(
+    wanted: DevicePreset, kind: Quantization, asked: str | None, hardware: Hardware
+) -> str:
     if asked:
-        return f"weights in {kind}, as asked"
-    if kind == "int4" and settings.quantization == "4-bit":
-        return f"weights in int4, which have a fast product here: {hardware.nf4_kernel.why}"
+        return f"weights in {kind}, as requested"
+    if kind == "int4" and wanted.quantization == "4-bit":
+        return f"weights in int4, because {hardware.nf4_kernel.why}"
     return ""
 
 
-def _streams(facts: ModelFacts) -> bool:
-    """Whether each row of every matrix is whole blocks of 64, as in all Gemmas, and nothing else is stored.
+def _can_stream(facts: ModelFacts) -> bool:
+    """Whether the model's 4-bit weights can be made and kept by this program, without bitsandbytes.
 
-    Gemma 4 keeps a factor per layer and a second embedding besides; an adapter wants the layers as they were.
+    Every row of every matrix must be a multiple of 64 wide, as in all Gemmas. Gemma 4 stores a factor per
+    layer and a second embedding as well; an adapter needs the layers in their original form.
     """
     shape = facts.architecture
     return (
@@ -169,112 +178,115 @@ def _streams(facts: ModelFacts) -> bool:
     )
 
 
-def _attention(
-    facts: ModelFacts, settings: Settings, overrides: Overrides, ours: bool
+def _decide_attention(
+    facts: ModelFacts, wanted: DevicePreset, overrides: Overrides, own_kernels: bool
 ) -> tuple[Attention, str]:
-    softcap = facts.architecture.softcap
     if overrides.attention is not None:
-        attention = chosen(overrides.attention, ATTENTIONS, "--attention")
-        return attention, f"{attention} attention, as asked"
-    if settings.attention != "auto":
-        return settings.attention, ""
-    if softcap:
-        return "eager", "eager attention: this model caps its attention scores, which sdpa leaves out"
-    if ours:
-        return "eager", "eager attention: a product of our own computes that here"
-    return "sdpa", "sdpa attention: this model needs no cap on its scores"
+        attention = parse_choice(overrides.attention, ATTENTIONS, "--attention")
+        return attention, f"{attention} attention, as requested"
+    if wanted.attention != "auto":
+        return wanted.attention, ""
+    if facts.architecture.softcap:
+        return "eager", "eager attention, because this model caps its attention scores and sdpa cannot"
+    if own_kernels:
+        return "eager", "eager attention, because localgemma has its own kernel for it on this device"
+    return "sdpa", "sdpa attention, because this model does not cap its attention scores"
 
 
-def _cache(
+def _decide_cache(
     facts: ModelFacts,
-    settings: Settings,
+    wanted: DevicePreset,
     dtype: Dtype,
     attention: Attention,
     context: int,
     hardware: Hardware,
 ) -> CacheKind:
-    """8 bits only where our own attention reads them.
+    """The kind of KV cache; 8 bits only if localgemma's own attention kernel reads it.
 
-    The kernel takes 32 numbers of a head at a time, and reads past the end of one that is no multiple.
+    The kernel reads 32 numbers of a head at a time, so the head's width must be a multiple of 32.
     """
     shape = facts.architecture
-    ours = hardware.device == "cpu" and attention == "eager" and shape.family not in ("gemma4_text", "other")
-    whole: CacheKind = "int8" if ours and all(group.head_dim % 32 == 0 for group in shape.groups) else "full"
-    match settings.cache:
+    own = hardware.device == "cpu" and attention == "eager" and shape.family not in ("gemma4_text", "other")
+    every: CacheKind = "int8" if own and all(group.head_dim % 32 == 0 for group in shape.groups) else "full"
+    match wanted.cache:
         case "int8":
-            return whole
+            return every
         case "least":
-            kinds: tuple[CacheKind, ...] = ("sliding", whole)
+            kinds: tuple[CacheKind, ...] = ("sliding", every)
             return min(kinds, key=lambda kind: kv_cache_bytes(shape, dtype, kind, context))
         case kind:
             return kind
 
 
-def _compile(
-    settings: Settings,
+def _decide_compile(
+    wanted: DevicePreset,
     cache: CacheKind,
     weights: WeightFormat,
     attention: Attention,
     hardware: Hardware,
     overrides: Overrides,
 ) -> tuple[CompileMode, CacheKind, str]:
-    """A compiled or recorded step needs a cache of fixed size; without one, a static cache has no use."""
+    """Whether the decode step is compiled or recorded, and the cache for it.
+
+    A compiled or recorded step needs a static cache; without one, a static cache has no benefit.
+    """
     flash = attention == "flash_attention_2"
     if overrides.compile is None:
-        # int8 and AWQ kernels ask the host, offloaded layers are copied by it: neither can be recorded
-        hosted = weights.kind in ("int8", "awq") or settings.offload != "none"
+        # int8 and AWQ kernels synchronize with the CPU, which also copies offloaded layers: no graph
+        on_host = weights.kind in ("int8", "awq") or wanted.offload != "none"
         grows = (flash and cache == "static") or overrides.processes > 1
-        if not grows and not (hosted and settings.compile == "graph"):
-            return settings.compile, cache, ""
+        if not grows and not (on_host and wanted.compile == "graph"):
+            return wanted.compile, cache, ""
     elif overrides.compile:
         if flash:
             raise UsageError(
-                "A compiled step has a cache of fixed size, and flash_attention_2 would read its empty part.",
-                "Take --no-compile, or --attention eager.",
+                "--compile and --attention flash_attention_2 cannot be used together: a compiled step has a"
+                " static cache, and flash_attention_2 would read the empty part of it.",
+                "Use --no-compile, or --attention eager.",
             )
         mode: CompileMode = "reduce-overhead" if hardware.device == "cuda" else "default"
-        return mode, "static", "compiled, as asked, over a static cache"
+        return mode, "static", "compiled with a static cache, as requested"
     growing: CacheKind = "full" if cache == "static" else cache
     if overrides.compile is None:
         return "none", growing, _FLASH if flash else ""
-    return "none", growing, "not compiled, as asked" if settings.compile != "none" else ""
+    return "none", growing, "not compiled, as requested" if wanted.compile != "none" else ""
 
 
-def _assistant(
-    settings: Settings, cache: CacheKind, mode: CompileMode, overrides: Overrides
+def _decide_assistant(
+    wanted: DevicePreset, cache: CacheKind, mode: CompileMode, overrides: Overrides
 ) -> tuple[Assistant, CacheKind, str]:
-    """Wrong guesses are rolled back, which a cache that only keeps windows cannot do.
+    """Whether tokens are proposed by prompt lookup, and the cache for it.
 
-    Both kinds of guesses stop by the clock where they do not pay. Beside a compiled step they are checked
-    uncompiled, so that look-up, which costs nothing to leave out, is not for it.
+    Rejected tokens are rolled back, which a sliding cache cannot do. Prompt lookup and a draft model both
+    stop when they save no time. Proposed tokens are checked uncompiled, so a compiled step excludes lookup.
     """
     asked = overrides.assistant
     full: CacheKind = "full" if cache == "sliding" else cache
     if overrides.draft is not None:
         return "none", full, ""
-    assistant = settings.assistant if asked is None else chosen(asked, ASSISTANTS, "--assistant")
+    assistant = wanted.assistant if asked is None else parse_choice(asked, ASSISTANTS, "--assistant")
     if assistant == "none":
         return assistant, cache, ""
     if mode != "none":
         if asked is None:
             return "none", cache, ""
         raise UsageError(
-            "--assistant lookup checks several tokens at once, and a compiled step takes one.",
-            "Take --no-compile, or leave --assistant out.",
+            "--assistant lookup cannot be used with a compiled decode step.",
+            "Use --no-compile, or remove --assistant.",
         )
-    why = f"{assistant} guesses from what was said before; the answer stays the model's own"
+    why = "prompt lookup proposes tokens from the conversation, and the model checks each of them"
     return assistant, full, why
 
 
-def _context(facts: ModelFacts, overrides: Overrides) -> tuple[int, str]:
+def _decide_context(facts: ModelFacts, overrides: Overrides) -> tuple[int, str]:
     longest = facts.architecture.context_length
     if overrides.context is None:
         context = min(longest, DEFAULT_CONTEXT)
-        shorter = f"a context of {context} of the model's {longest} tokens; --context takes more"
+        shorter = f"a context of {context} of the model's {longest} tokens; --context sets another"
         return context, shorter if context < longest else ""
     if not 1 <= overrides.context <= longest:
         raise UsageError(
-            f"--context {overrides.context} is outside what {facts.name} can read: 1 to {longest} tokens.",
-            f"Take --context {longest} or less.",
+            f"--context must be between 1 and {longest} tokens for {facts.name} (got {overrides.context}).",
+            f"Use --context {longest} or less.",
         )
-    return overrides.context, f"a context of {overrides.context} tokens, as asked"
+    return overrides.context, f"a context of {overrides.context} tokens, as requested"

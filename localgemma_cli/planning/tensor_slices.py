@@ -1,4 +1,4 @@
-"""A model in several processes, as `torchrun` starts them: a slice of every layer in each."""
+"""Plan for several processes, as `torchrun` starts them: each holds a slice of every layer."""
 
 from dataclasses import replace
 
@@ -6,12 +6,15 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.models.architecture import Architecture
 from localgemma_cli.models.catalog import ModelFacts
 from localgemma_cli.planning.hardware import Hardware
-from localgemma_cli.planning.settings import Overrides, Settled
+from localgemma_cli.planning.settings import Overrides, PlanSettings
 from localgemma_cli.types import CacheKind
 
 
-def part_of(hardware: Hardware, processes: int) -> Hardware:
-    """What one of so many processes has: a GPU of its own (the least counts), or its part of the host."""
+def slice_hardware(hardware: Hardware, processes: int) -> Hardware:
+    """What one of the processes has: its part of a CPU's memory, or a GPU, of which the smallest counts.
+
+    Raises UsageError if there are fewer GPUs than processes.
+    """
     if processes == 1:
         return hardware
     if hardware.device == "cpu":
@@ -19,28 +22,28 @@ def part_of(hardware: Hardware, processes: int) -> Hardware:
         device = min(hardware.device_memory_free // processes, host)
         # slices are multiplied by PyTorch's own linear layers
         return replace(hardware, device_memory_free=device, host_memory_free=host, bf16_widened=False)
-    there = len(hardware.rooms) if hardware.device == "cuda" else 0
-    if there < processes:
+    count = len(hardware.gpus) if hardware.device == "cuda" else 0
+    if count < processes:
         raise UsageError(
-            f"{processes} processes need an NVIDIA GPU each, and {there} can be used.",
-            "Start fewer, or none: localgemma without torchrun takes the GPUs it needs.",
+            f"{processes} processes need an NVIDIA GPU each, and {count} can be used.",
+            "Start fewer processes, or run localgemma without torchrun.",
         )
-    least = min(hardware.rooms[:processes], key=lambda room: room.free)
-    return replace(hardware, name=least.name, device_memory_free=least.free, devices=1, others=())
+    least = min(hardware.gpus[:processes], key=lambda gpu: gpu.free)
+    return replace(hardware, name=least.name, device_memory_free=least.free, gpu_count=1, other_gpus=())
 
 
-def sliced(facts: ModelFacts, settled: Settled, overrides: Overrides) -> Settled:
-    """What was settled, as it can run in several processes; a UsageError where it cannot."""
+def slice_settings(facts: ModelFacts, settings: PlanSettings, overrides: Overrides) -> PlanSettings:
+    """The settings as they can run in several processes; a UsageError if they cannot."""
     if overrides.processes == 1:
-        return settled
-    _refuse(facts, settled, overrides)
-    cache: CacheKind = "full" if settled.cache == "static" else settled.cache
-    why = f"in {overrides.processes} processes, each with a slice of every layer; not compiled"
-    return replace(settled, compile="none", cache=cache, offload="none", reasons=(*settled.reasons, why))
+        return settings
+    _check_slices(facts, settings, overrides)
+    cache: CacheKind = "full" if settings.cache == "static" else settings.cache
+    why = f"runs in {overrides.processes} processes, each with a slice of every layer; not compiled"
+    return replace(settings, compile="none", cache=cache, offload="none", reasons=(*settings.reasons, why))
 
 
-def slice_of(architecture: Architecture, processes: int) -> Architecture:
-    """What one process holds is a narrower model: transformers' plan cuts heads, MLP and vocabulary."""
+def slice_architecture(architecture: Architecture, processes: int) -> Architecture:
+    """The narrower model that one process holds: transformers divides heads, MLP and vocabulary."""
     return replace(
         architecture,
         heads=architecture.heads // processes,
@@ -50,18 +53,21 @@ def slice_of(architecture: Architecture, processes: int) -> Architecture:
     )
 
 
-def _refuse(facts: ModelFacts, settled: Settled, overrides: Overrides) -> None:
+def _check_slices(facts: ModelFacts, settings: PlanSettings, overrides: Overrides) -> None:
     processes, heads = overrides.processes, facts.architecture.kv_heads
-    alone = "or start localgemma without torchrun"
+    alone = "or run localgemma without torchrun"
     if heads % processes:
         raise UsageError(
-            f"{facts.name} has {heads} key-value heads, which {processes} processes cannot share.",
+            f"{facts.name} has {heads} key-value heads, which {processes} processes cannot share evenly.",
             f"Start a number of processes that divides {heads}, {alone}.",
         )
-    if settled.weights.kind != "none":
+    if settings.weights.kind != "none":
         raise UsageError(
-            f"{settled.weights.kind} weights cannot be split between processes.",
-            f"Take --preset exact or speed, {alone}.",
+            f"{settings.weights.kind} weights cannot be split between processes.",
+            f"Use --preset exact or speed, {alone}.",
         )
     if overrides.compile:
-        raise UsageError("A step of several processes is not compiled.", f"Leave --compile out, {alone}.")
+        raise UsageError(
+            "--compile cannot be used with several processes: their decode step is not compiled.",
+            f"Remove --compile, {alone}.",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from localgemma_cli.planning.layer_split import Share
+from localgemma_cli.planning.layer_split import LayerShare
 from localgemma_cli.planning.load_plan import LoadPlan
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.units import format_bytes
@@ -103,8 +103,8 @@ def _verdict(plan: LoadPlan) -> str:
 def _caption(plans: Sequence[LoadPlan], complete: bool) -> Text:
     from rich.text import Text
 
-    free = format_bytes(plans[0].memory.available_bytes) if plans else "nothing"
-    lines = [f"{free} free; weights, cache and workspace counted."]
+    usable = format_bytes(plans[0].memory.available_bytes) if plans else "nothing"
+    lines = [f"{usable} usable; weights, cache and workspace counted."]
     if any(_verdict(plan) == "offload" for plan in plans):
         lines.append("offload: layers wait on host or disk; slow.")
     if not complete:
@@ -131,7 +131,7 @@ def _elsewhere(plan: LoadPlan) -> Iterator[tuple[str, str]]:
         yield "on disk", format_bytes(plan.memory.disk_bytes)
 
 
-def _share(share: Share) -> str:
+def _share(share: LayerShare) -> str:
     memory = f"{format_bytes(share.bytes)} of {format_bytes(share.available_bytes)} free"
     return f"layers {share.first + 1} to {share.last + 1}, {memory}: GPU {share.index}, {share.name}"
 

@@ -13,7 +13,7 @@ from localgemma_cli.bench.job import Answered, Chatted, Engine, Job, Loaded, Out
 from localgemma_cli.bench.report import AnswerFigures, Entry, Row, first_difference, rows
 from localgemma_cli.bench.table import table
 from localgemma_cli.models.resolve import resolve
-from localgemma_cli.planning.hardware import GIB, describe
+from localgemma_cli.planning.hardware import GIB, describe_hardware
 from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -24,7 +24,7 @@ WORKLOAD = Workload(64, 6)
 
 def plan_on(device: str = "cpu", preset: str = "exact") -> LoadPlan:
     facts = resolve("2b", revision=None, offline=True).facts
-    hardware = describe(device, 24 * GIB, 64 * GIB)
+    hardware = describe_hardware(device, 24 * GIB, 64 * GIB)
     return make_plan(facts, preset, hardware, Overrides(dtype="bfloat16"), load_presets())
 
 
@@ -254,7 +254,7 @@ def test_every_gguf_file_is_a_row_of_its_own(
     files = tuple(tmp_path / name for name in ("gemma-Q4_0.gguf", "gemma-BF16.gguf"))
     wanted = bench.Wanted((WORKLOAD,), None, 1, 0, bench.LoadFormat.DUMMY_FILE, tmp_path / "model", files)
     facts = resolve("demo", revision=None, offline=True)
-    hardware = describe("cpu", 24 * GIB, 64 * GIB)
+    hardware = describe_hardware("cpu", 24 * GIB, 64 * GIB)
     measuring = bench._Bench(facts, hardware, bench.Choice(model="demo"), wanted)
     entries = measuring.entries([plan_on()], False, lambda _: None)
     assert [each.label for each in entries] == ["exact", "llama.cpp gemma-Q4_0", "llama.cpp gemma-BF16"]

@@ -1,19 +1,21 @@
-"""What is suggested does fit, and is the most that does."""
+"""Suggestions fit, and are the largest that fit."""
 
 import re
 
 import pytest
 
 from localgemma_cli.models.catalog import lookup
-from localgemma_cli.planning.advice import advice
+from localgemma_cli.planning.advice import suggest_changes
 from localgemma_cli.planning.hardware import GIB
-from localgemma_cli.planning.load_plan import planned
+from localgemma_cli.planning.load_plan import plan_preset
 from localgemma_cli.planning.settings import Overrides
 
 
 def advised(name, preset, machine, presets, overrides=None):
     overrides = overrides or Overrides()
-    return advice(planned(lookup(name), presets[preset], machine, overrides), machine, overrides, presets)
+    return suggest_changes(
+        plan_preset(lookup(name), presets[preset], machine, overrides), machine, overrides, presets
+    )
 
 
 @pytest.mark.parametrize("size", [19, 20, 21])
@@ -21,7 +23,7 @@ def test_the_longest_context_that_fits_is_suggested(presets, gpu, size):
     machine = gpu.capped(size * 10**9 + 10**9, None)
     context = int(re.search(r"--context (\d+)", advised("9b", "exact", machine, presets))[1])
     fits, does_not = (
-        planned(lookup("9b"), presets["exact"], machine, Overrides(context=tokens)).memory.fits
+        plan_preset(lookup("9b"), presets["exact"], machine, Overrides(context=tokens)).memory.fits
         for tokens in (context, context + 512)
     )
     assert fits
@@ -29,12 +31,12 @@ def test_the_longest_context_that_fits_is_suggested(presets, gpu, size):
 
 
 def test_a_context_only_a_little_shorter_is_found(presets, gpu):
-    shorter = planned(lookup("9b"), presets["exact"], gpu, Overrides(context=7680)).memory.total_bytes
+    shorter = plan_preset(lookup("9b"), presets["exact"], gpu, Overrides(context=7680)).memory.total_bytes
     assert "--context 7680" in advised("9b", "exact", gpu.capped(shorter, None), presets)
 
 
 def test_another_preset_and_a_smaller_model_are_suggested(presets, gpu):
-    assert advised("27b", "exact", gpu, presets) == "Take --preset memory, or --model 9b."
+    assert advised("27b", "exact", gpu, presets) == "Use --preset memory, or --model 9b."
 
 
 def test_a_smaller_model_must_fit_whole(presets, small_gpu):

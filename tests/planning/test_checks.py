@@ -1,4 +1,4 @@
-"""Combinations that cannot work are refused, each for its reason; those that work badly are warned of."""
+"""Combinations that cannot work are refused with the reason; those that work badly give a warning."""
 
 from dataclasses import replace
 
@@ -7,21 +7,21 @@ import pytest
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.adapter_config import Adapter
 from localgemma_cli.models.catalog import facts_from_config, lookup
-from localgemma_cli.planning.checks import cautions, refuse
+from localgemma_cli.planning.checks import check_settings, list_warnings
 from localgemma_cli.planning.hardware import Ability
-from localgemma_cli.planning.settings import Overrides, settle
+from localgemma_cli.planning.settings import Overrides, decide_settings
 
 
 def refusal(facts, preset, machine, overrides):
     with pytest.raises(UsageError) as caught:
-        refuse(facts, settle(facts, preset, machine, overrides), machine)
+        check_settings(facts, decide_settings(facts, preset, machine, overrides), machine)
     return caught.value.message
 
 
 def warned(facts, preset, machine, overrides):
-    settled = settle(facts, preset, machine, overrides)
-    refuse(facts, settled, machine)
-    return " / ".join(cautions(facts, preset, settled, machine))
+    settings = decide_settings(facts, preset, machine, overrides)
+    check_settings(facts, settings, machine)
+    return " / ".join(list_warnings(facts, preset, settings, machine))
 
 
 def test_the_27b_does_not_run_in_float16_under_any_name(presets, gpu):
@@ -41,13 +41,13 @@ def test_float16_is_warned_of_from_gemma_2_on(presets, gpu):
 def test_weights_without_a_kernel_are_refused_with_the_reason(presets, old_cpu):
     assert "AVX2" in refusal(lookup("2b"), presets["memory"], old_cpu, Overrides())
     message = refusal(lookup("2b"), presets["memory"], old_cpu, Overrides(quantization="int8"))
-    assert message.startswith("int8 weights do not run")
+    assert message.startswith("int8 weights are not supported")
 
 
 def test_int4_is_for_processors_with_a_product_and_for_whole_layers(presets, desktop_cpu, arm_cpu, gpu, mac):
     overrides, memory = Overrides(quantization="int4"), presets["memory"]
     for elsewhere in (arm_cpu, gpu, mac):
-        assert "int4 weights do not run" in refusal(lookup("2b"), memory, elsewhere, overrides)
+        assert "int4 weights are not supported" in refusal(lookup("2b"), memory, elsewhere, overrides)
     assert "its layers' shapes" in refusal(lookup("4-e4b"), memory, desktop_cpu, overrides)
     adapted = replace(lookup("2b"), adapter=Adapter("org/a", "org/b", 8))
     assert "an adapter" in refusal(adapted, memory, desktop_cpu, overrides)
@@ -89,16 +89,16 @@ def test_an_old_macos_has_no_bfloat16(presets, mac):
 
 
 @pytest.mark.parametrize("overrides", [Overrides(attention="sdpa"), Overrides(dtype="float32")])
-def test_exact_says_when_it_no_longer_is(presets, gpu, overrides):
+def test_exact_warns_when_overrides_change_its_tokens(presets, gpu, overrides):
     assert "no longer" in warned(lookup("7b"), presets["exact"], gpu, overrides)
     assert warned(lookup("7b"), presets["exact"], gpu, Overrides()) == ""
 
 
-def test_what_a_processor_does_slowly_is_said(presets, server_cpu, desktop_cpu, arm_cpu, old_cpu):
-    said = warned(lookup("2b"), presets["memory"], arm_cpu, Overrides())
-    assert "4-bit will be slower than float32" in said
-    assert "AVX512-BF16" in said
-    assert "int4" not in said
+def test_a_cpu_warns_of_what_it_does_slowly(presets, server_cpu, desktop_cpu, arm_cpu, old_cpu):
+    warnings = warned(lookup("2b"), presets["memory"], arm_cpu, Overrides())
+    assert "4-bit weights are slower than float32" in warnings
+    assert "AVX512-BF16" in warnings
+    assert "int4" not in warnings
     assert warned(lookup("2b"), presets["exact"], arm_cpu, Overrides()) == ""
     for name in ("memory", "memory_extreme"):  # in int4
         assert warned(lookup("2b"), presets[name], desktop_cpu, Overrides()) == ""
@@ -112,12 +112,12 @@ def test_what_a_processor_does_slowly_is_said(presets, server_cpu, desktop_cpu, 
         assert "reference's to the last bit" in warned(lookup("2b"), presets[name], bare, Overrides())
         assert warned(lookup("2b"), presets[name], replace(desktop_cpu, c_compiler=False), Overrides()) == ""
     asked = warned(lookup("2b"), presets["memory"], desktop_cpu, Overrides(quantization="nf4"))
-    assert "4-bit will be slower" in asked
+    assert "4-bit weights are slower" in asked
     assert "--quantization int4" in asked
     gemma_4 = warned(lookup("4-e4b"), presets["memory"], desktop_cpu, Overrides())
-    assert "4-bit will be slower" in gemma_4
+    assert "4-bit weights are slower" in gemma_4
     assert "int4" not in gemma_4
-    assert "bfloat16 will be slow" in warned(lookup("2b"), presets["exact"], old_cpu, Overrides(dtype="bf16"))
+    assert "bfloat16 is slow" in warned(lookup("2b"), presets["exact"], old_cpu, Overrides(dtype="bf16"))
     assert "float16 is slow" in warned(lookup("7b"), presets["memory"], server_cpu, Overrides(dtype="fp16"))
     assert "compiler" in warned(lookup("2b"), presets["exact"], server_cpu, Overrides(compile=True))
     assert warned(lookup("2b"), presets["memory"], server_cpu, Overrides()) == ""
@@ -127,6 +127,6 @@ def test_int8_passes_through_float16(presets, gpu):
     assert "float16" in warned(lookup("2b"), presets["memory"], gpu, Overrides(quantization="int8"))
 
 
-def test_what_the_probe_noticed_is_passed_on(presets, server_cpu):
+def test_notes_on_the_hardware_become_warnings(presets, server_cpu):
     noted = replace(server_cpu, notes=("a GPU is here, but",))
     assert "a GPU is here, but" in warned(lookup("2b"), presets["exact"], noted, Overrides())

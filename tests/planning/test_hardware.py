@@ -12,11 +12,11 @@ from localgemma_cli.planning.hardware import (
     GIB,
     Ability,
     apple_gpu,
-    describe,
+    describe_hardware,
     parse_size,
     probe,
+    probe_or_describe,
     torch_has_cuda,
-    what_if,
 )
 
 
@@ -39,7 +39,7 @@ def test_sizes_are_read_as_they_are_written(text, size):
     "text", ["9" * 500 + "GiB", "", "24", "GiB", "-1GiB", "0GiB", "24 gigs", "1e3GB", "24GiBs", "nanGiB"]
 )
 def test_what_is_no_size_is_refused_with_an_example(text):
-    with pytest.raises(UsageError, match="not an amount of memory") as caught:
+    with pytest.raises(UsageError, match="Not an amount of memory") as caught:
         parse_size(text)
     assert "24GiB" in caught.value.hint
 
@@ -74,7 +74,7 @@ def test_a_real_gpu_is_seen_as_torch_sees_it():
     gpu, real = probe("cuda"), torch.cuda.get_device_properties(0)
     assert (gpu.name, gpu.compute_capability) == (real.name, (real.major, real.minor))
     assert gpu.device_memory_total == pytest.approx(real.total_memory, rel=0.03)
-    assert gpu.devices == torch.cuda.device_count()
+    assert gpu.gpu_count == torch.cuda.device_count()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_real_gpu_is_seen_as_torch_sees_it():
     ],
 )
 def test_a_gpu_can_what_its_capability_allows(capability, bf16, nf4, int8):
-    gpu = describe("cuda", 24 * GIB, 64 * GIB, compute_capability=capability)
+    gpu = describe_hardware("cuda", 24 * GIB, 64 * GIB, compute_capability=capability)
     assert (bool(gpu.bf16), bool(gpu.nf4), bool(gpu.int8)) == (bf16, nf4, int8)
     assert f"{capability[0]}.{capability[1]}" in gpu.bf16.why
 
@@ -98,32 +98,32 @@ def test_int4_is_told_from_the_processors_flags_as_pytorch_has_it():
     capability = torch.backends.cpu.get_cpu_capability()
     if "ATEN_CPU_CAPABILITY" not in os.environ and sys.platform == "linux":
         assert bool(probe("cpu").int4) == capability.startswith("AVX")
-    assert not describe("cuda", 24 * GIB, None).int4
-    assert not describe("mps", None, 24 * GIB).int4
+    assert not describe_hardware("cuda", 24 * GIB, None).int4
+    assert not describe_hardware("mps", None, 24 * GIB).int4
 
 
 def test_a_described_gpu_has_what_was_said_and_the_rest_of_this_machine():
-    gpu = describe("cuda", 24 * GIB, None)
+    gpu = describe_hardware("cuda", 24 * GIB, None)
     assert (gpu.device_memory_total, gpu.device_memory_free) == (24 * GIB, 24 * GIB)
     assert gpu.host_memory_total == probe("cpu").host_memory_total
-    assert describe("cuda", 24 * GIB, 8 * GIB).host_memory_free == 8 * GIB
+    assert describe_hardware("cuda", 24 * GIB, 8 * GIB).host_memory_free == 8 * GIB
 
 
 def test_a_gpu_that_is_not_here_needs_its_memory_said():
-    with pytest.raises(UsageError, match="no memory to plan with"):
-        describe("cuda", None, 64 * GIB)
+    with pytest.raises(UsageError, match="memory of the CUDA device is unknown"):
+        describe_hardware("cuda", None, 64 * GIB)
 
 
 @pytest.mark.parametrize(("host", "device"), [(24, 16), (96, 72)])
 def test_a_mac_lends_its_gpu_a_part_of_its_memory(host, device):
-    mac = describe("mps", None, host * GIB)
+    mac = describe_hardware("mps", None, host * GIB)
     assert (mac.device, mac.device_memory_free) == ("mps", device * GIB)
     assert mac.bf16
     assert mac.nf4
 
 
 def test_a_busy_or_old_mac_lends_less():
-    busy = replace(describe("cpu", None, 24 * GIB), host_memory_free=5 * GIB)
+    busy = replace(describe_hardware("cpu", None, 24 * GIB), host_memory_free=5 * GIB)
     assert apple_gpu(busy, macos=15).device_memory_free == 5 * GIB
     old = apple_gpu(busy, macos=13)
     assert not any((old.bf16, old.nf4, old.int8))
@@ -137,12 +137,12 @@ def test_the_build_of_torch_is_known_without_importing_it():
 
 
 def test_a_described_cpu_has_one_memory():
-    cpu = describe("cpu", None, 32 * GIB)
+    cpu = describe_hardware("cpu", None, 32 * GIB)
     assert (cpu.device_memory_free, cpu.host_memory_free) == (32 * GIB, 32 * GIB)
 
 
 def test_caps_only_lower_what_is_free():
-    gpu = describe("cuda", 24 * GIB, 64 * GIB)
+    gpu = describe_hardware("cuda", 24 * GIB, 64 * GIB)
     assert gpu.capped(None, None) == gpu
     assert gpu.capped(99 * GIB, 99 * GIB) == gpu
     capped = gpu.capped(8 * GIB, 4 * GIB)
@@ -151,7 +151,7 @@ def test_caps_only_lower_what_is_free():
 
 
 def test_on_a_cpu_either_cap_is_the_cap():
-    cpu = describe("cpu", None, 32 * GIB)
+    cpu = describe_hardware("cpu", None, 32 * GIB)
     assert cpu.capped(None, 4 * GIB).device_memory_free == 4 * GIB
     assert cpu.capped(8 * GIB, None).device_memory_free == 8 * GIB
 
@@ -160,13 +160,13 @@ def test_what_if_is_this_machine_until_something_is_said(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     here = probe()
     assert replace(
-        what_if(None, None, None), host_memory_free=0, device_memory_free=0, disk_free=0
+        probe_or_describe(None, None, None), host_memory_free=0, device_memory_free=0, disk_free=0
     ) == replace(here, host_memory_free=0, device_memory_free=0, disk_free=0)
-    assert what_if("cuda", 24 * GIB, None).device_memory_free == 24 * GIB
-    assert what_if("cpu", None, 32 * GIB).device_memory_free == 32 * GIB
-    assert what_if(None, None, 32 * GIB).host_memory_free == 32 * GIB
+    assert probe_or_describe("cuda", 24 * GIB, None).device_memory_free == 24 * GIB
+    assert probe_or_describe("cpu", None, 32 * GIB).device_memory_free == 32 * GIB
+    assert probe_or_describe(None, None, 32 * GIB).host_memory_free == 32 * GIB
     if here.device == "cpu":
-        assert what_if(None, 24 * GIB, None).device == "cuda"
+        assert probe_or_describe(None, 24 * GIB, None).device == "cuda"
 
 
 def test_an_ability_is_a_condition_with_a_reason():

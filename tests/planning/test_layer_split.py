@@ -1,4 +1,4 @@
-"""A model that one GPU does not hold, laid over several."""
+"""A model that does not fit on one GPU is split over several."""
 
 from dataclasses import replace
 
@@ -9,19 +9,19 @@ from support.schemas import validate
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.catalog import lookup
-from localgemma_cli.planning.hardware import GIB, Room, describe
-from localgemma_cli.planning.layer_split import spread, spread_memory
-from localgemma_cli.planning.memory import Load, WeightFormat, resident
+from localgemma_cli.planning.hardware import GIB, GpuMemory, describe_hardware
+from localgemma_cli.planning.layer_split import split_layers, split_memory
+from localgemma_cli.planning.memory import WeightFormat, Workload, estimate_memory
 from localgemma_cli.planning.plan import make_plan
 from localgemma_cli.planning.settings import Overrides
 
 
 def gpus(*sizes):
-    return describe("cuda", tuple(size * GIB for size in sizes), 64 * GIB)
+    return describe_hardware("cuda", tuple(size * GIB for size in sizes), 64 * GIB)
 
 
-def a_load(model):
-    return Load(lookup(model).architecture, WeightFormat("bfloat16"), "eager", "full", 8192, "cuda")
+def workload(model):
+    return Workload(lookup(model).architecture, WeightFormat("bfloat16"), "eager", "full", 8192, "cuda")
 
 
 def layers_of(plan):
@@ -29,21 +29,21 @@ def layers_of(plan):
 
 
 @pytest.mark.parametrize("preset", ["exact", "speed"])
-def test_what_one_gpu_does_not_hold_is_spread_by_whole_layers_and_not_compiled(presets, preset):
+def test_a_model_too_large_for_one_gpu_is_split_by_whole_layers_and_not_compiled(presets, preset):
     plan = make_plan(lookup("27b"), preset, gpus(40, 24, 24), Overrides(), presets)
     assert plan.memory.fits
     assert layers_of(plan) == list(range(46))
     assert [share.index for share in plan.shares] == [0, 1]  # two are enough
     assert all(share.bytes <= share.available_bytes for share in plan.shares)
     assert (plan.compile, plan.cache, plan.offload) == ("none", "full", "none")
-    assert any("spread over 2 GPUs" in reason for reason in plan.reasons)
+    assert any("split over 2 GPUs" in reason for reason in plan.reasons)
 
 
 def test_what_one_gpu_holds_stays_there_and_says_so(presets):
     plan = make_plan(lookup("9b"), "exact", gpus(24, 24), Overrides(), presets)
     assert plan.shares == ()
     assert "devices" not in plan.to_dict()
-    assert "one of 2 GPUs is used: it holds all" in plan.reasons
+    assert "one of 2 GPUs is used, because it holds the whole model" in plan.reasons
 
 
 def test_the_json_shows_what_is_where(presets):
@@ -58,15 +58,15 @@ def test_the_json_shows_what_is_where(presets):
 
 
 def test_the_roomiest_gpu_comes_first_with_the_embeddings():
-    first, second = spread(a_load("27b"), gpus(24, 60).rooms)
+    first, second = split_layers(workload("27b"), gpus(24, 60).gpus)
     assert (first.index, second.index) == (1, 0)
     assert first.bytes > second.bytes
 
 
 def test_gpus_that_just_hold_it_together_are_not_overfilled():
-    load = a_load("27b")
+    work = workload("27b")
     tried = [
-        spread(load, [Room(0, "a", size), Room(1, "b", size)])
+        split_layers(work, [GpuMemory(0, "a", size), GpuMemory(1, "b", size)])
         for size in range(28 * GIB, 34 * GIB, GIB // 16)
     ]
     assert not tried[0]
@@ -75,7 +75,9 @@ def test_gpus_that_just_hold_it_together_are_not_overfilled():
 
 
 def test_a_busy_gpu_is_left_out():
-    shares = spread(a_load("27b"), [Room(0, "a", GIB), Room(1, "b", 40 * GIB), Room(2, "c", 40 * GIB)])
+    shares = split_layers(
+        workload("27b"), [GpuMemory(0, "a", GIB), GpuMemory(1, "b", 40 * GIB), GpuMemory(2, "c", 40 * GIB)]
+    )
     assert [share.index for share in shares] == [1, 2]
 
 
@@ -87,12 +89,12 @@ def test_too_little_memory_together_is_said_to_be_too_little(presets):
 
 def test_caps_are_taken_one_by_one_and_end_the_list(presets):
     two = gpus(80, 80, 80).capped((40 * GIB, 30 * GIB), None)
-    assert [room.free for room in two.rooms] == [40 * GIB, 30 * GIB]
+    assert [gpu.free for gpu in two.gpus] == [40 * GIB, 30 * GIB]
     every = gpus(80, 80, 20).capped(30 * GIB, None)
-    assert [room.free for room in every.rooms] == [30 * GIB, 30 * GIB, 20 * GIB]
+    assert [gpu.free for gpu in every.gpus] == [30 * GIB, 30 * GIB, 20 * GIB]
 
 
-def test_spread_weights_are_in_transformers_own_4_bits(presets):
+def test_split_weights_are_in_transformers_own_4_bits(presets):
     plan = make_plan(lookup("27b"), "memory", gpus(14, 14, 14), Overrides(), presets)
     assert (plan.quantization, plan.streamed, plan.offload) == ("nf4", False, "none")
     assert len(plan.shares) >= 2
@@ -106,17 +108,17 @@ def test_compiling_over_several_gpus_is_refused(presets):
 
 @given(st.lists(st.integers(1, 80), min_size=2, max_size=8), st.sampled_from(["2b", "9b", "27b"]))
 def test_every_layer_is_somewhere_and_every_gpu_holds_its_share(sizes, model):
-    load = a_load(model)
-    shares = spread(load, [Room(i, "gpu", size * GIB) for i, size in enumerate(sizes)])
+    work = workload(model)
+    shares = split_layers(work, [GpuMemory(i, "gpu", size * GIB) for i, size in enumerate(sizes)])
     if not shares:
         return
     layers = [layer for share in shares for layer in range(share.first, share.last + 1)]
-    assert layers == list(range(load.architecture.layers))
+    assert layers == list(range(work.architecture.layers))
     assert all(share.bytes <= share.available_bytes for share in shares)
-    memory, alone = spread_memory(load, shares), resident(load, 0, 0)
+    memory, alone = split_memory(work, shares), estimate_memory(work, 0, 0)
     assert memory.fits
     assert memory.weights_bytes == alone.weights_bytes
-    assert memory.kv_cache_bytes == pytest.approx(alone.kv_cache_bytes, abs=load.architecture.layers)
+    assert memory.kv_cache_bytes == pytest.approx(alone.kv_cache_bytes, abs=work.architecture.layers)
     assert memory.workspace_bytes == len(shares) * alone.workspace_bytes
 
 
@@ -132,6 +134,6 @@ def test_a_gpu_that_can_do_less_is_not_among_the_others(monkeypatch):
     monkeypatch.setattr(hardware, "visible_gpus", lambda _: found)
     monkeypatch.setattr(hardware, "torch_has_cuda", lambda: True)
     here = hardware.probe("cuda")
-    assert here.devices == 3
-    assert here.rooms == (Room(0, "new", 20 * GIB), Room(1, "newer still", 22 * GIB, 24 * GIB))
-    assert replace(here, device_memory_free=5).rooms[0].free == 5
+    assert here.gpu_count == 3
+    assert here.gpus == (GpuMemory(0, "new", 20 * GIB), GpuMemory(1, "newer still", 22 * GIB, 24 * GIB))
+    assert replace(here, device_memory_free=5).gpus[0].free == 5

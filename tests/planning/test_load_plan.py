@@ -1,4 +1,4 @@
-"""One preset on one machine becomes a plan."""
+"""The plan of one preset on one machine."""
 
 import re
 from dataclasses import replace
@@ -7,14 +7,14 @@ import pytest
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.catalog import lookup
-from localgemma_cli.planning.hardware import GIB, describe
-from localgemma_cli.planning.load_plan import planned
+from localgemma_cli.planning.hardware import GIB, describe_hardware
+from localgemma_cli.planning.load_plan import plan_preset
 from localgemma_cli.planning.plan import make_plan
 from localgemma_cli.planning.settings import Overrides
 
 
 def test_json_has_the_documented_shape(presets, gpu):
-    plan = planned(lookup("9b"), presets["memory"], gpu, Overrides()).to_dict()
+    plan = plan_preset(lookup("9b"), presets["memory"], gpu, Overrides()).to_dict()
     assert list(plan) == [
         *("model", "preset", "device", "dtype", "quantization", "attention", "cache", "compile", "offload"),
         *("assistant", "context_length", "memory", "reasons", "warnings"),
@@ -42,30 +42,30 @@ def test_json_has_the_documented_shape(presets, gpu):
     assert (plan["quantization"], plan["dtype"], plan["assistant"]) == ("nf4", "bfloat16", None)
 
 
-def test_a_preset_says_what_it_gives_up(presets, gpu):
-    plan = planned(lookup("9b"), presets["memory"], gpu, Overrides())
+def test_a_presets_summary_is_among_the_reasons(presets, gpu):
+    plan = plan_preset(lookup("9b"), presets["memory"], gpu, Overrides())
     assert any("answers that differ" in reason for reason in plan.reasons)
 
 
 def test_the_host_holds_layers_only_for_a_gpu(presets, small_gpu, server_cpu, mac):
     extreme = presets["memory_extreme"]
-    on_gpu = planned(lookup("27b"), extreme, small_gpu, Overrides())
+    on_gpu = plan_preset(lookup("27b"), extreme, small_gpu, Overrides())
     assert (on_gpu.offload, on_gpu.memory.fits, on_gpu.memory.disk_bytes) == ("host", True, 0)
-    on_cpu = planned(lookup("27b"), extreme, server_cpu.capped(12 * GIB, None), Overrides())
+    on_cpu = plan_preset(lookup("27b"), extreme, server_cpu.capped(12 * GIB, None), Overrides())
     assert (on_cpu.offload, on_cpu.memory.fits, on_cpu.memory.host_bytes) == ("disk", True, 0)
-    on_mac = planned(lookup("27b"), extreme, mac, Overrides())
+    on_mac = plan_preset(lookup("27b"), extreme, mac, Overrides())
     assert (on_mac.offload, on_mac.memory.fits) == ("none", False)
 
 
 def test_a_cpu_is_its_own_host_whatever_a_preset_says(presets, server_cpu):
     anywhere = replace(presets["memory_extreme"].devices["cpu"], offload="auto")
     mine = replace(presets["memory_extreme"], name="mine", devices={"cpu": anywhere})
-    plan = planned(lookup("27b"), mine, server_cpu.capped(12 * GIB, None), Overrides())
+    plan = plan_preset(lookup("27b"), mine, server_cpu.capped(12 * GIB, None), Overrides())
     assert (plan.offload, plan.memory.host_bytes) == ("disk", 0)
 
 
 def test_host_and_disk_are_both_named_when_both_are_used(presets, small_gpu):
-    plan = planned(lookup("27b"), presets["memory_extreme"], small_gpu.capped(None, 6 * GIB), Overrides())
+    plan = plan_preset(lookup("27b"), presets["memory_extreme"], small_gpu.capped(None, 6 * GIB), Overrides())
     assert plan.offload == "disk"
     assert plan.resident_layers is not None
     moved = 46 - plan.resident_layers
@@ -76,8 +76,8 @@ def test_host_and_disk_are_both_named_when_both_are_used(presets, small_gpu):
 
 @pytest.mark.parametrize(("name", "device"), [("9b", 3), ("27b", 4)])
 def test_the_extreme_preset_answers_where_next_to_nothing_is_free(presets, name, device):
-    machine = describe("cuda", device * 10**9, 32 * GIB)
-    plan = planned(lookup(name), presets["memory_extreme"], machine, Overrides())
+    machine = describe_hardware("cuda", device * 10**9, 32 * GIB)
+    plan = plan_preset(lookup(name), presets["memory_extreme"], machine, Overrides())
     assert plan.memory.fits
     assert plan.memory.disk_bytes == 0
     assert 4096 <= plan.context_length < 8192
@@ -92,23 +92,23 @@ def test_the_extreme_preset_answers_where_next_to_nothing_is_free(presets, name,
 
 def test_a_cpu_that_is_short_of_memory_takes_a_shorter_context_too(presets, server_cpu):
     machine = server_cpu.capped(2_600_000_000, None)
-    plan = planned(lookup("9b"), presets["memory_extreme"], machine, Overrides())
+    plan = plan_preset(lookup("9b"), presets["memory_extreme"], machine, Overrides())
     assert (plan.memory.fits, plan.offload) == (True, "disk")
     assert 2048 <= plan.context_length < 8192
-    asked = planned(lookup("9b"), presets["memory_extreme"], machine, Overrides(context=8192))
+    asked = plan_preset(lookup("9b"), presets["memory_extreme"], machine, Overrides(context=8192))
     assert (asked.memory.fits, asked.context_length) == (False, 8192)
 
 
 def test_other_presets_keep_their_context(presets, gpu):
-    plan = planned(lookup("9b"), presets["memory"], gpu.capped(6 * 10**9, None), Overrides())
+    plan = plan_preset(lookup("9b"), presets["memory"], gpu.capped(6 * 10**9, None), Overrides())
     assert (plan.memory.fits, plan.context_length) == (False, 8192)
 
 
 def test_an_embedding_goes_to_the_host_before_any_layer_does(presets, gpu):
-    roomy = planned(lookup("9b"), presets["memory"], gpu, Overrides())
+    roomy = plan_preset(lookup("9b"), presets["memory"], gpu, Overrides())
     assert (roomy.host_embedding, roomy.wide_scales) == (False, True)
     tight = gpu.capped(roomy.memory.total_bytes - 1, None)
-    plan = planned(lookup("9b"), presets["memory"], tight, Overrides())
+    plan = plan_preset(lookup("9b"), presets["memory"], tight, Overrides())
     assert (plan.memory.fits, plan.host_embedding, plan.resident_layers) == (True, True, None)
     assert roomy.memory.total_bytes - plan.memory.total_bytes == 2 * 256_000 * 3584
     assert any("1.8 GB would not fit" in reason for reason in plan.reasons)
@@ -117,23 +117,23 @@ def test_an_embedding_goes_to_the_host_before_any_layer_does(presets, gpu):
 def test_a_step_that_needs_the_host_is_not_captured(presets, gpu):
     cuda = replace(presets["memory"].devices["cuda"], compile="reduce-overhead", cache="static")
     mine = replace(presets["memory"], name="mine", devices={"cuda": cuda})
-    roomy = planned(lookup("9b"), mine, gpu, Overrides())
+    roomy = plan_preset(lookup("9b"), mine, gpu, Overrides())
     assert (roomy.compile, roomy.cache) == ("reduce-overhead", "static")
     tight = gpu.capped(roomy.memory.total_bytes - 1, None)
-    plan = planned(lookup("9b"), mine, tight, Overrides())
+    plan = plan_preset(lookup("9b"), mine, tight, Overrides())
     assert (plan.compile, plan.cache, plan.memory.fits) == ("none", "full", True)
     assert any("cannot be captured" in reason for reason in plan.reasons)
     with pytest.raises(UsageError, match="cannot be compiled"):
-        planned(lookup("9b"), mine, tight, Overrides(compile=True))
+        plan_preset(lookup("9b"), mine, tight, Overrides(compile=True))
 
 
 def test_offloaded_layers_are_not_compiled_but_resident_ones_are(presets, small_gpu, gpu):
     extreme = presets["memory_extreme"]
     with pytest.raises(UsageError, match="cannot be compiled"):
-        planned(lookup("27b"), extreme, small_gpu, Overrides(compile=True))
-    assert planned(lookup("27b"), extreme, gpu, Overrides(compile=True)).compile == "reduce-overhead"
+        plan_preset(lookup("27b"), extreme, small_gpu, Overrides(compile=True))
+    assert plan_preset(lookup("27b"), extreme, gpu, Overrides(compile=True)).compile == "reduce-overhead"
 
 
-def test_one_of_several_gpus_is_said(presets, gpu):
-    plan = planned(lookup("2b"), presets["exact"], replace(gpu, devices=2), Overrides())
-    assert "one of 2 GPUs is used: it holds all" in plan.reasons
+def test_the_plan_states_that_one_of_several_gpus_is_used(presets, gpu):
+    plan = plan_preset(lookup("2b"), presets["exact"], replace(gpu, gpu_count=2), Overrides())
+    assert "one of 2 GPUs is used, because it holds the whole model" in plan.reasons

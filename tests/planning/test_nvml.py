@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from localgemma_cli.planning.nvml import Gpu, select, visible_gpus
+from localgemma_cli.planning.nvml import Gpu, select_visible, visible_gpus
 
 SMALL = Gpu("GPU-aaaa-1", "small", 8, 7, (7, 5))
 LARGE = Gpu("GPU-bbbb-2", "large", 80, 79, (9, 0))
@@ -31,7 +31,7 @@ IN_BUS_ORDER = (SMALL, LARGE)
     ],
 )
 def test_the_environment_chooses_as_in_cuda(environ, visible):
-    assert select(IN_BUS_ORDER, environ, {SLICE.uuid: SLICE}.get) == visible
+    assert select_visible(IN_BUS_ORDER, environ, {SLICE.uuid: SLICE}.get) == visible
 
 
 def test_without_a_driver_there_is_no_gpu():

@@ -6,36 +6,36 @@ from hypothesis import strategies as st
 
 from localgemma_cli.models.catalog import lookup
 from localgemma_cli.planning.memory import (
-    Load,
     WeightFormat,
+    Workload,
     embedding_bytes,
+    estimate_memory,
     head_bytes,
     layer_bytes,
-    resident,
 )
-from localgemma_cli.planning.placement import place
+from localgemma_cli.planning.placement import place_layers
 
 SHAPE = lookup("9b").architecture
 WEIGHTS = WeightFormat("bfloat16", "nf4", nested=True)
-LOAD = Load(SHAPE, WEIGHTS, "eager", "sliding", 8192, "cuda")
+LOAD = Workload(SHAPE, WEIGHTS, "eager", "sliding", 8192, "cuda")
 OUTSIDE = layer_bytes(SHAPE, WeightFormat("bfloat16"))
 GB = 10**9
 
 
 def test_what_fits_stays():
-    placement = place(LOAD, 24 * GB, 64 * GB, "auto")
+    placement = place_layers(LOAD, 24 * GB, 64 * GB, "auto")
     assert (placement.offload, placement.resident_layers) == ("none", None)
-    assert placement.memory == resident(LOAD, 24 * GB, 64 * GB)
+    assert placement.memory == estimate_memory(LOAD, 24 * GB, 64 * GB)
 
 
 def test_nothing_moves_where_offloading_is_off():
-    placement = place(LOAD, 6 * GB, 64 * GB, "none")
+    placement = place_layers(LOAD, 6 * GB, 64 * GB, "none")
     assert (placement.offload, placement.resident_layers, placement.memory.fits) == ("none", None, False)
 
 
 @given(st.integers(4 * GB, 12 * GB), st.integers(0, 20 * GB))
 def test_every_layer_is_somewhere_and_one_more_would_not_fit(available, host):
-    placement = place(LOAD, available, host, "auto")
+    placement = place_layers(LOAD, available, host, "auto")
     memory, kept = placement.memory, placement.resident_layers
     if kept is None:
         assert memory.fits
@@ -51,14 +51,14 @@ def test_every_layer_is_somewhere_and_one_more_would_not_fit(available, host):
 
 
 OURS = WeightFormat("bfloat16", "nf4", streamed=True)
-ON_GPU = Load(SHAPE, OURS, "eager", "sliding", 4096, "cuda")
+ON_GPU = Workload(SHAPE, OURS, "eager", "sliding", 4096, "cuda")
 LAYER = layer_bytes(SHAPE, OURS)
 HEAD = head_bytes(SHAPE, OURS)
 
 
 @given(st.integers(2_700_000_000, 10 * GB), st.integers(0, 6 * GB))
 def test_on_a_gpu_streamed_weights_are_all_somewhere(available, host):
-    whole, placement = resident(ON_GPU, available, host), place(ON_GPU, available, host, "auto")
+    whole, placement = estimate_memory(ON_GPU, available, host), place_layers(ON_GPU, available, host, "auto")
     memory, kept = placement.memory, placement.resident_layers
     if kept is None:
         table = 0 if placement.host_embedding else embedding_bytes(SHAPE, OURS)
@@ -77,7 +77,9 @@ def test_on_a_gpu_streamed_weights_are_all_somewhere(available, host):
 
 
 def test_the_head_leaves_the_gpu_last():
-    places = [place(ON_GPU, size, 64 * GB, "auto") for size in range(2_700_000_000, 10 * GB, 50_000_000)]
+    places = [
+        place_layers(ON_GPU, size, 64 * GB, "auto") for size in range(2_700_000_000, 10 * GB, 50_000_000)
+    ]
     order = [(each.host_embedding, each.resident_layers is not None, each.head_waits) for each in places]
     assert order == sorted(order, reverse=True)
     assert set(order) == {
@@ -90,9 +92,9 @@ def test_the_head_leaves_the_gpu_last():
 
 def test_streamed_layers_wait_in_their_file_as_they_are_and_two_pass_through():
     weights = WeightFormat("bfloat16", "nf4", streamed=True)
-    load = Load(SHAPE, weights, "eager", "sliding", 2048, "cpu")
+    load = Workload(SHAPE, weights, "eager", "sliding", 2048, "cpu")
     layer = layer_bytes(SHAPE, weights)
-    whole, placement = resident(load, 3 * GB, 0), place(load, 3 * GB, 0, "disk")
+    whole, placement = estimate_memory(load, 3 * GB, 0), place_layers(load, 3 * GB, 0, "disk")
     memory, kept = placement.memory, placement.resident_layers
     moved = SHAPE.layers - kept
     assert (placement.offload, memory.fits, memory.host_bytes) == ("disk", True, 0)
@@ -111,13 +113,13 @@ def test_streamed_layers_wait_in_their_file_as_they_are_and_two_pass_through():
     ],
 )
 def test_the_rule_says_where_layers_may_go(rule, host, offload, fits):
-    placement = place(LOAD, 7 * GB, host, rule)
+    placement = place_layers(LOAD, 7 * GB, host, rule)
     assert (placement.offload, placement.memory.fits) == (offload, fits)
     assert (placement.memory.disk_bytes > 0) == (offload == "disk")
 
 
 def test_moved_layers_leave_the_device_and_one_comes_back_at_a_time():
-    whole, placement = resident(LOAD, 7 * GB, 64 * GB), place(LOAD, 7 * GB, 64 * GB, "auto")
+    whole, placement = estimate_memory(LOAD, 7 * GB, 64 * GB), place_layers(LOAD, 7 * GB, 64 * GB, "auto")
     moved = SHAPE.layers - placement.resident_layers
     assert whole.weights_bytes - placement.memory.weights_bytes == moved * layer_bytes(SHAPE, WEIGHTS)
     assert placement.memory.workspace_bytes - whole.workspace_bytes == OUTSIDE

@@ -1,4 +1,4 @@
-"""Which plan is taken, and why."""
+"""Which plan is chosen, and why."""
 
 import re
 from dataclasses import replace
@@ -7,7 +7,8 @@ import pytest
 
 from localgemma_cli.errors import DoesNotFitError, ExitCode, UsageError
 from localgemma_cli.models.catalog import HUB_MODELS, catalogue, lookup
-from localgemma_cli.planning.hardware import GIB, describe
+from localgemma_cli.planning.hardware import GIB, describe_hardware
+from localgemma_cli.planning.load_plan import AUTOMATIC
 from localgemma_cli.planning.plan import Overrides, default_model, make_plan, plan_all, require_fits
 
 
@@ -30,19 +31,21 @@ def test_a_24_gib_gpu_holds_all_but_the_27b_unquantized(presets, gpu):
     ],
 )
 def test_automatic_is_the_best_that_fits(presets, name, size, preset):
-    plan = make_plan(lookup(name), None, describe("cuda", size * GIB, 64 * GIB), Overrides(), presets)
+    plan = make_plan(
+        lookup(name), None, describe_hardware("cuda", size * GIB, 64 * GIB), Overrides(), presets
+    )
     assert (plan.preset, plan.memory.fits, plan.hint) == (preset, True, None)
 
 
-def test_automatic_gives_the_figures_of_what_it_passed_over(presets, gpu):
+def test_the_automatic_choice_gives_the_figures_of_the_presets_it_rejected(presets, gpu):
     plan = make_plan(lookup("27b"), None, gpu, Overrides(), presets)
     exact = make_plan(lookup("27b"), "exact", gpu, Overrides(), presets)
     needed = f"{exact.memory.total_bytes / 1e9:.1f} GB"
-    assert plan.reasons[0] == f"exact would need {needed}; 23.2 GB are usable on {gpu.name}"
+    assert plan.reasons[0] == f"exact does not fit: it needs {needed}; 23.2 GB are usable on {gpu.name}"
     assert plan.reasons[1].startswith("memory fits: it needs 2")
 
 
-def test_where_nothing_fits_the_smallest_is_planned_and_refused_with_a_way_out(presets, mac):
+def test_if_nothing_fits_the_smallest_is_planned_and_refused_with_a_hint(presets, mac):
     machine = mac.capped(10 * GIB, None)
     plan = make_plan(lookup("27b"), None, machine, Overrides(), presets)
     assert (plan.preset, plan.memory.fits) == ("memory_extreme", False)
@@ -53,11 +56,11 @@ def test_where_nothing_fits_the_smallest_is_planned_and_refused_with_a_way_out(p
     assert "--model" in caught.value.hint
 
 
-def test_a_plan_that_fits_is_let_through(presets, gpu):
+def test_a_plan_that_fits_is_accepted(presets, gpu):
     require_fits(make_plan(lookup("2b"), None, gpu, Overrides(), presets))
 
 
-def test_a_host_that_is_too_small_is_named_as_such(presets, small_gpu):
+def test_the_error_names_the_host_if_its_memory_is_too_small(presets, small_gpu):
     extreme = presets["memory_extreme"]
     host_only = replace(extreme.devices["cuda"], offload="host")
     mine = replace(extreme, name="mine", devices={**extreme.devices, "cuda": host_only})
@@ -85,23 +88,23 @@ def test_without_a_4_bit_kernel_automatic_stays_unquantized(presets, old_cpu):
         make_plan(lookup("2b"), "memory", old_cpu, Overrides(), presets)
 
 
-def test_where_exact_does_not_fit_speed_is_taken_if_it_packs_the_same_weights(presets, desktop_cpu):
+def test_if_exact_does_not_fit_speed_is_chosen_if_it_packs_the_weights(presets, desktop_cpu):
     small = replace(desktop_cpu, device_memory_total=27 * GIB, host_memory_total=27 * GIB)
-    chosen = [
+    plans = [
         make_plan(lookup("9b"), None, machine, Overrides(), presets)
         for machine in (replace(small, own_bf16=True), small)
     ]
-    assert [plan.preset for plan in chosen] == ["speed", "memory"]
-    assert chosen[0].reasons[0].startswith("exact would need")
-    assert not any("speed" in reason for reason in chosen[1].reasons)
+    assert [plan.preset for plan in plans] == ["speed", "memory"]
+    assert plans[0].reasons[0].startswith("exact does not fit")
+    assert not any("speed" in reason for reason in plans[1].reasons)
 
 
 def test_an_unknown_preset_is_refused(presets, gpu):
-    with pytest.raises(UsageError, match="no preset 'fast'"):
+    with pytest.raises(UsageError, match="Unknown preset: 'fast'"):
         make_plan(lookup("2b"), "fast", gpu, Overrides(), presets)
 
 
-def test_all_plans_leave_out_what_cannot_work(presets, gpu, old_cpu):
+def test_all_plans_skip_what_cannot_work(presets, gpu, old_cpu):
     in_half = plan_all(gpu, Overrides(dtype="float16"), presets)
     assert not {plan.model.name for plan in in_half} & {"27b", "system-27b"}
     assert {"2b", "7b", "9b", "demo"} < {plan.model.name for plan in in_half}
@@ -110,8 +113,8 @@ def test_all_plans_leave_out_what_cannot_work(presets, gpu, old_cpu):
 
 
 @pytest.mark.parametrize(("size", "name"), [(24, "9b"), (12, "9b"), (6, "2b"), (2, "2b")])
-def test_the_default_is_9b_where_all_of_it_fits(presets, size, name):
-    assert default_model(describe("cuda", size * GIB, 64 * GIB), Overrides(), presets).name == name
+def test_the_default_is_9b_if_all_of_it_fits(presets, size, name):
+    assert default_model(describe_hardware("cuda", size * GIB, 64 * GIB), Overrides(), presets).name == name
 
 
 def busy(machine, free):
@@ -121,7 +124,7 @@ def busy(machine, free):
 
 
 @pytest.mark.parametrize("machine", ["gpu", "server_cpu", "mac"])
-def test_what_other_programs_hold_changes_neither_preset_nor_default(presets, request, machine):
+def test_memory_used_by_other_programs_changes_neither_preset_nor_default(presets, request, machine):
     machine = request.getfixturevalue(machine)
     for name in ("2b", "9b", "27b"):
         plans = [
@@ -139,7 +142,7 @@ def test_what_other_programs_hold_changes_neither_preset_nor_default(presets, re
     assert defaults == {default_model(machine, Overrides(), presets).name}
 
 
-def test_a_processor_makes_room_and_says_so_a_gpu_cannot(presets, server_cpu, gpu):
+def test_little_free_memory_is_a_warning_on_a_cpu_and_refused_on_a_gpu(presets, server_cpu, gpu):
     on_cpu = make_plan(lookup("9b"), None, busy(server_cpu, 8 * GIB), Overrides(), presets)
     assert (on_cpu.preset, on_cpu.memory.fits) == ("exact", True)
     assert "8.6 GB are free now" in on_cpu.warnings[-1]
@@ -157,14 +160,31 @@ def test_the_automatic_choice_leaves_a_margin(presets, server_cpu, size):
         host_memory_total=size,
         host_memory_free=size,
     )
-    for machine, part in ((cpu, 0.75), (describe("cuda", size, 64 * GIB), 0.9)):
+    for machine, part in ((cpu, 0.75), (describe_hardware("cuda", size, 64 * GIB), 0.9)):
         for facts in catalogue():
             plan = make_plan(facts, None, machine, Overrides(), presets)
             assert plan.memory.total_bytes <= part * size
     assert make_plan(lookup("9b"), None, cpu, Overrides(), presets).preset == "memory"
 
 
-def test_a_cap_that_was_asked_for_is_used_whole(presets, server_cpu):
+@pytest.mark.parametrize("device", ["cuda", "mps", "cpu"])
+@pytest.mark.parametrize(("total", "free"), [(24, 24), (24, 23), (24, 9), (12, 12), (8, 3), (3, 3), (2, 1)])
+def test_plan_all_agrees_with_the_automatic_choice(presets, device, total, free):
+    size = total * GIB
+    machine = describe_hardware(device, size, size if device != "cuda" else 64 * GIB)
+    machine = busy(machine, min(free * GIB, machine.device_memory_free))
+    table = {(plan.model.name, plan.preset): plan for plan in plan_all(machine, Overrides(), presets)}
+    for facts in catalogue():
+        plan = make_plan(facts, None, machine, Overrides(), presets)
+        same = table[facts.name, plan.preset]
+        assert (same.memory.fits, same.offload) == (plan.memory.fits, plan.offload)
+        assert same.memory.total_bytes == plan.memory.total_bytes
+        better = (table.get((facts.name, name)) for name in AUTOMATIC[: AUTOMATIC.index(plan.preset)])
+        rejected = [each for each in better if each and (each.preset != "speed" or each.compact)]
+        assert facts.stored or not any(each.memory.fits for each in rejected)
+
+
+def test_a_requested_cap_has_no_margin(presets, server_cpu):
     needed = make_plan(lookup("2b"), "exact", server_cpu, Overrides(), presets).memory.total_bytes
     capped = Overrides(host_memory=needed)
     assert make_plan(lookup("2b"), None, server_cpu, capped, presets).preset == "exact"

@@ -1,11 +1,11 @@
-"""The presets that ship, and how strictly a user's own are read."""
+"""The built-in presets, and the validation of the user's own."""
 
 from pathlib import Path
 
 import pytest
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.planning.presets import BUILT_IN, load_presets, preset_named
+from localgemma_cli.planning.presets import BUILT_IN, find_preset, load_presets
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ def test_a_preset_inherits_and_its_own_words_win(folder):
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ('inherits = "memory"\ncach = "full"\n', ("there is no key cach", "cache")),
+        ('inherits = "memory"\ncach = "full"\n', ("unknown key 'cach'", "cache")),
         (
             'inherits = "memory"\ncache = "huge"\n',
             ("cache cannot be 'huge'", "least, full, int8, sliding, static"),
         ),
-        ('inherits = "memory"\n[cuda]\ncach = "full"\n', ("there is no key cuda.cach", "cache")),
+        ('inherits = "memory"\n[cuda]\ncach = "full"\n', ("unknown key 'cuda.cach'", "cache")),
         ('inherits = "memory"\n[cpu]\nattention = 3\n', ("cpu.attention cannot be 3", "eager")),
         (
             'inherits = "memory"\nnested_quantization = 1\n',
@@ -90,14 +90,14 @@ def test_a_preset_inherits_and_its_own_words_win(folder):
         ),
         ('inherits = "memory"\ncuda = "full"\n', ("cuda must be a table", "[cuda]")),
         ("inherits = 3\n", ("inherits must be text", "quotation marks")),
-        ('inherits = "nobody"\n', ("inherits 'nobody', which does not exist", "memory_extreme")),
+        ('inherits = "nobody"\n', ("unknown preset: 'nobody'", "memory_extreme")),
         ('inherits = "mine"\n', ("inherits itself: mine → mine", "inherits")),
-        ('cache = "full"\n', ("says nothing of dtype", 'inherits = "memory"')),
+        ('cache = "full"\n', ("missing keys: dtype", 'inherits = "memory"')),
         ('cache = "full"\ndtype = \n', ("line 2", "Correct")),
         ('inherits = "memory"\n\ncache = [', ("line 3", "Correct")),
     ],
 )
-def test_a_mistake_is_named_with_its_file_and_the_way_out(folder, text, named):
+def test_a_mistake_is_reported_with_file_key_and_allowed_values(folder, text, named):
     (folder / "mine.toml").write_text(text)
     error = refusal(folder)
     assert str(folder / "mine.toml") in error.message
@@ -124,6 +124,6 @@ def test_a_file_that_is_not_text_is_named(folder):
 
 
 def test_an_unknown_preset_is_answered_with_the_known(folder):
-    with pytest.raises(UsageError, match="no preset 'fast'") as caught:
-        preset_named("fast", load_presets(folder))
+    with pytest.raises(UsageError, match="Unknown preset: 'fast'") as caught:
+        find_preset("fast", load_presets(folder))
     assert "exact, speed, memory, memory_extreme" in caught.value.hint

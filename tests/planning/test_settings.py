@@ -1,4 +1,4 @@
-"""What preset, model, device and overrides come to, and the reasons given."""
+"""The settings that preset, model, device and overrides lead to, and their reasons."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from localgemma_cli.models.adapter_config import Adapter
 from localgemma_cli.models.architecture import StoredFormat
 from localgemma_cli.models.catalog import facts_from_config, lookup
 from localgemma_cli.planning.memory import WeightFormat
-from localgemma_cli.planning.settings import Overrides, settle
+from localgemma_cli.planning.settings import Overrides, decide_settings
 
 GEMMA_2, GEMMA_1 = lookup("9b"), lookup("7b")
 
@@ -21,21 +21,21 @@ def test_exact_is_native_on_each_device(presets, gpu, turing, server_cpu, old_cp
         (server_cpu, "bfloat16"),
         (old_cpu, "float32"),
     ):
-        settled = settle(GEMMA_2, presets["exact"], machine, Overrides())
-        assert (settled.weights, settled.attention) == (WeightFormat(dtype), "eager")
-        assert modes(settled) == (("graph", "static") if machine.device == "cuda" else ("none", "full"))
-        assert any(machine.bf16.why in reason for reason in settled.reasons)
+        settings = decide_settings(GEMMA_2, presets["exact"], machine, Overrides())
+        assert (settings.weights, settings.attention) == (WeightFormat(dtype), "eager")
+        assert modes(settings) == (("graph", "static") if machine.device == "cuda" else ("none", "full"))
+        assert any(machine.bf16.why in reason for reason in settings.reasons)
 
 
 def test_attention_is_free_only_where_nothing_is_capped(presets, gpu):
-    assert settle(GEMMA_2, presets["speed"], gpu, Overrides()).attention == "eager"
-    assert settle(GEMMA_1, presets["speed"], gpu, Overrides()).attention == "sdpa"
-    assert settle(GEMMA_1, presets["exact"], gpu, Overrides()).attention == "eager"
+    assert decide_settings(GEMMA_2, presets["speed"], gpu, Overrides()).attention == "eager"
+    assert decide_settings(GEMMA_1, presets["speed"], gpu, Overrides()).attention == "sdpa"
+    assert decide_settings(GEMMA_1, presets["exact"], gpu, Overrides()).attention == "eager"
 
 
 def test_the_two_memory_presets_quantize_and_one_keeps_its_scales_small(presets, gpu):
     memory, extreme = (
-        settle(GEMMA_2, presets[name], gpu, Overrides()) for name in ("memory", "memory_extreme")
+        decide_settings(GEMMA_2, presets[name], gpu, Overrides()) for name in ("memory", "memory_extreme")
     )
     assert memory.weights == WeightFormat("bfloat16", "nf4", streamed=True, wide=True)
     assert extreme.weights == WeightFormat("bfloat16", "nf4", streamed=True)
@@ -44,7 +44,7 @@ def test_the_two_memory_presets_quantize_and_one_keeps_its_scales_small(presets,
 
 def test_memory_on_a_cpu_keeps_its_cache_in_8_bits_where_our_attention_reads_it(presets, server_cpu, gpu):
     def cache(facts, **overrides):
-        return settle(facts, presets["memory"], server_cpu, Overrides(**overrides)).cache
+        return decide_settings(facts, presets["memory"], server_cpu, Overrides(**overrides)).cache
 
     assert {cache(lookup(name)) for name in ("2b", "7b", "9b", "27b", "3-4b", "demo")} == {"int8"}
     assert cache(GEMMA_2, assistant="lookup") == "int8"
@@ -55,12 +55,12 @@ def test_memory_on_a_cpu_keeps_its_cache_in_8_bits_where_our_attention_reads_it(
     assert cache(odd) == "full"
     anywhere = {device: replace(each, cache="int8") for device, each in presets["memory"].devices.items()}
     mine = replace(presets["memory"], devices=anywhere)
-    assert settle(GEMMA_2, mine, gpu, Overrides(compile=False)).cache == "full"
+    assert decide_settings(GEMMA_2, mine, gpu, Overrides(compile=False)).cache == "full"
 
 
 def test_memory_extreme_on_a_cpu_takes_the_smaller_cache(presets, server_cpu, old_cpu):
     def cache(name, machine, **overrides):
-        return settle(lookup(name), presets["memory_extreme"], machine, Overrides(**overrides)).cache
+        return decide_settings(lookup(name), presets["memory_extreme"], machine, Overrides(**overrides)).cache
 
     assert {cache(name, server_cpu) for name in ("2b", "7b", "9b", "27b")} == {"int8"}
     assert cache("3-4b", server_cpu) == "sliding"  # windows of 1024 of 8192 tokens
@@ -70,30 +70,32 @@ def test_memory_extreme_on_a_cpu_takes_the_smaller_cache(presets, server_cpu, ol
 
 
 def test_int8_has_no_scales_to_nest(presets, gpu):
-    settled = settle(GEMMA_2, presets["memory_extreme"], gpu, Overrides(quantization="int8"))
-    assert settled.weights == WeightFormat("bfloat16", "int8")
+    settings = decide_settings(GEMMA_2, presets["memory_extreme"], gpu, Overrides(quantization="int8"))
+    assert settings.weights == WeightFormat("bfloat16", "int8")
 
 
 @pytest.mark.parametrize("preset", ["exact", "speed"])
 def test_a_preset_that_never_quantizes_is_not_made_to(presets, gpu, preset):
-    with pytest.raises(UsageError, match=f"contradicts --preset {preset}"):
-        settle(GEMMA_2, presets[preset], gpu, Overrides(quantization="nf4"))
-    assert settle(GEMMA_2, presets[preset], gpu, Overrides(quantization="none")).weights.kind == "none"
+    with pytest.raises(UsageError, match=f"and --preset {preset} cannot be used together"):
+        decide_settings(GEMMA_2, presets[preset], gpu, Overrides(quantization="nf4"))
+    assert (
+        decide_settings(GEMMA_2, presets[preset], gpu, Overrides(quantization="none")).weights.kind == "none"
+    )
 
 
 def test_a_users_own_preset_may_be_overridden_freely(presets, gpu):
     mine = replace(presets["exact"], name="mine")
-    assert settle(GEMMA_2, mine, gpu, Overrides(quantization="nf4")).weights.kind == "nf4"
+    assert decide_settings(GEMMA_2, mine, gpu, Overrides(quantization="nf4")).weights.kind == "nf4"
 
 
 def test_compiling_brings_the_static_cache_and_not_compiling_takes_it_away(presets, gpu, server_cpu):
     speed, exact = presets["speed"], presets["exact"]
     on, off = Overrides(compile=True), Overrides(compile=False)
-    assert modes(settle(GEMMA_2, speed, gpu, Overrides())) == ("reduce-overhead", "static")
-    assert modes(settle(GEMMA_2, speed, gpu, off)) == ("none", "full")
-    assert modes(settle(GEMMA_2, exact, gpu, on)) == ("reduce-overhead", "static")
-    assert modes(settle(GEMMA_2, exact, server_cpu, on)) == ("default", "static")
-    assert modes(settle(GEMMA_2, presets["memory"], gpu, off)) == ("none", "full")
+    assert modes(decide_settings(GEMMA_2, speed, gpu, Overrides())) == ("reduce-overhead", "static")
+    assert modes(decide_settings(GEMMA_2, speed, gpu, off)) == ("none", "full")
+    assert modes(decide_settings(GEMMA_2, exact, gpu, on)) == ("reduce-overhead", "static")
+    assert modes(decide_settings(GEMMA_2, exact, server_cpu, on)) == ("default", "static")
+    assert modes(decide_settings(GEMMA_2, presets["memory"], gpu, off)) == ("none", "full")
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_over_a_cache_that_grows(presets, gpu):
@@ -101,58 +103,58 @@ def test_what_cannot_be_recorded_runs_as_it_is_over_a_cache_that_grows(presets, 
     settings = replace(exact.devices["cuda"], offload="auto")
     offloading = replace(exact, name="mine", devices={**exact.devices, "cuda": settings})
     mine = replace(exact, name="mine")
-    assert modes(settle(GEMMA_2, offloading, gpu, Overrides())) == plain
-    assert modes(settle(GEMMA_2, mine, gpu, Overrides(quantization="int8"))) == plain
-    assert modes(settle(GEMMA_2, mine, gpu, Overrides(quantization="nf4"))) == ("graph", "static")
-    assert modes(settle(GEMMA_2, exact, gpu, Overrides(compile=False))) == plain
-    assert modes(settle(GEMMA_2, exact, gpu, Overrides(processes=2))) == plain
+    assert modes(decide_settings(GEMMA_2, offloading, gpu, Overrides())) == plain
+    assert modes(decide_settings(GEMMA_2, mine, gpu, Overrides(quantization="int8"))) == plain
+    assert modes(decide_settings(GEMMA_2, mine, gpu, Overrides(quantization="nf4"))) == ("graph", "static")
+    assert modes(decide_settings(GEMMA_2, exact, gpu, Overrides(compile=False))) == plain
+    assert modes(decide_settings(GEMMA_2, exact, gpu, Overrides(processes=2))) == plain
 
 
 def test_flash_attention_has_no_mask_for_the_empty_part_of_a_static_cache(presets, gpu):
     flash = Overrides(attention="flash_attention_2")
     for name in ("exact", "speed"):
-        settled = settle(GEMMA_2, presets[name], gpu, flash)
-        assert modes(settled) == ("none", "full")
-        assert any("flash_attention_2 would read" in reason for reason in settled.reasons)
+        settings = decide_settings(GEMMA_2, presets[name], gpu, flash)
+        assert modes(settings) == ("none", "full")
+        assert any("flash_attention_2 would read" in reason for reason in settings.reasons)
     with pytest.raises(UsageError, match="empty part"):
-        settle(GEMMA_2, presets["speed"], gpu, replace(flash, compile=True))
-    off = settle(GEMMA_2, presets["memory_extreme"], gpu, replace(flash, compile=False))
+        decide_settings(GEMMA_2, presets["speed"], gpu, replace(flash, compile=True))
+    off = decide_settings(GEMMA_2, presets["memory_extreme"], gpu, replace(flash, compile=False))
     assert not any("compiled" in reason for reason in off.reasons)
 
 
-def modes(settled):
-    return settled.compile, settled.cache
+def modes(settings):
+    return settings.compile, settings.cache
 
 
 def test_the_context_is_the_models_or_what_was_asked(presets, gpu):
-    assert settle(GEMMA_2, presets["exact"], gpu, Overrides()).context == 8192
-    assert settle(GEMMA_2, presets["exact"], gpu, Overrides(context=100)).context == 100
-    assert settle(lookup("demo"), presets["exact"], gpu, Overrides()).context == 1024
+    assert decide_settings(GEMMA_2, presets["exact"], gpu, Overrides()).context == 8192
+    assert decide_settings(GEMMA_2, presets["exact"], gpu, Overrides(context=100)).context == 100
+    assert decide_settings(lookup("demo"), presets["exact"], gpu, Overrides()).context == 1024
 
 
 @pytest.mark.parametrize("context", [8193, 0, -5])
 def test_a_context_the_model_cannot_have_is_refused(presets, gpu, context):
-    with pytest.raises(UsageError, match="1 to 8192 tokens"):
-        settle(GEMMA_2, presets["exact"], gpu, Overrides(context=context))
+    with pytest.raises(UsageError, match="between 1 and 8192 tokens"):
+        decide_settings(GEMMA_2, presets["exact"], gpu, Overrides(context=context))
 
 
 def test_a_very_long_context_is_opened_only_when_asked_for(presets, gpu):
     gemma_3 = facts_from_config({"model_type": "gemma3_text"}, name="g3", id="g3")
-    settled = settle(gemma_3, presets["exact"], gpu, Overrides())
-    assert settled.context == 8192
-    assert any("131072" in reason for reason in settled.reasons)
-    assert settle(gemma_3, presets["exact"], gpu, Overrides(context=131_072)).context == 131_072
+    settings = decide_settings(gemma_3, presets["exact"], gpu, Overrides())
+    assert settings.context == 8192
+    assert any("131072" in reason for reason in settings.reasons)
+    assert decide_settings(gemma_3, presets["exact"], gpu, Overrides(context=131_072)).context == 131_072
 
 
 def test_a_quantized_checkpoint_stays_as_it_is_stored(presets, gpu):
     stored = replace(GEMMA_2, stored=StoredFormat("nf4", nested=True))
     for name in ("exact", "memory_extreme"):
-        settled = settle(stored, presets[name], gpu, Overrides())
-        assert settled.weights == WeightFormat("bfloat16", "nf4", nested=True)
-        assert settled.offload == "none"
-    settled = settle(stored, presets["memory"], gpu, Overrides(quantization="int8"))
-    assert settled.weights.kind == "nf4"
-    assert any("(whatever --quantization int8 says)" in reason for reason in settled.reasons)
+        settings = decide_settings(stored, presets[name], gpu, Overrides())
+        assert settings.weights == WeightFormat("bfloat16", "nf4", nested=True)
+        assert settings.offload == "none"
+    settings = decide_settings(stored, presets["memory"], gpu, Overrides(quantization="int8"))
+    assert settings.weights.kind == "nf4"
+    assert any("(--quantization int8 has no effect)" in reason for reason in settings.reasons)
 
 
 def test_awq_keeps_its_bits_where_there_is_a_kernel_and_none_says_otherwise(
@@ -166,20 +168,22 @@ def test_awq_keeps_its_bits_where_there_is_a_kernel_and_none_says_otherwise(
         (turing, "float32", "none"),
         (mac, "bfloat16", "none"),
     ):
-        assert settle(stored, presets["memory"], machine, Overrides()).weights == WeightFormat(dtype, kind)
-    assert settle(stored, presets["exact"], gpu, Overrides()).weights == WeightFormat("bfloat16")
-    asked = settle(stored, presets["memory"], gpu, Overrides(quantization="none"))
+        assert decide_settings(stored, presets["memory"], machine, Overrides()).weights == WeightFormat(
+            dtype, kind
+        )
+    assert decide_settings(stored, presets["exact"], gpu, Overrides()).weights == WeightFormat("bfloat16")
+    asked = decide_settings(stored, presets["memory"], gpu, Overrides(quantization="none"))
     assert asked.weights == WeightFormat("bfloat16")
-    asked = settle(stored, presets["memory"], gpu, Overrides(dtype="fp16", quantization="nf4"))
+    asked = decide_settings(stored, presets["memory"], gpu, Overrides(dtype="fp16", quantization="nf4"))
     assert asked.weights == WeightFormat("float16", "awq")
 
 
 def test_an_adapter_is_merged_into_unpacked_awq_and_keeps_nf4_with_bitsandbytes(presets, server_cpu):
     adapter = Adapter("a", "b", 8)
     awq = replace(GEMMA_1, stored=StoredFormat("awq"), adapter=adapter)
-    assert settle(awq, presets["memory"], server_cpu, Overrides()).weights.kind == "none"
+    assert decide_settings(awq, presets["memory"], server_cpu, Overrides()).weights.kind == "none"
     plain = replace(GEMMA_2, adapter=adapter)
-    assert settle(plain, presets["memory"], server_cpu, Overrides()).weights == WeightFormat(
+    assert decide_settings(plain, presets["memory"], server_cpu, Overrides()).weights == WeightFormat(
         "bfloat16", "nf4"
     )
 
@@ -194,36 +198,38 @@ def test_an_adapter_is_merged_into_unpacked_awq_and_keeps_nf4_with_bitsandbytes(
 )
 def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag):
     with pytest.raises(UsageError, match=flag):
-        settle(GEMMA_2, presets["memory"], gpu, overrides)
+        decide_settings(GEMMA_2, presets["memory"], gpu, overrides)
 
 
 @pytest.mark.parametrize("name", ["memory", "memory_extreme"])
 def test_on_a_processor_without_nf4s_product_4_bits_are_int4(presets, name, desktop_cpu, server_cpu, arm_cpu):
-    settled = settle(GEMMA_2, presets[name], desktop_cpu, Overrides())
-    assert settled.weights == WeightFormat("bfloat16", "int4", streamed=True)
-    assert any("int4" in reason and "AVX512-BF16" in reason for reason in settled.reasons)
+    settings = decide_settings(GEMMA_2, presets[name], desktop_cpu, Overrides())
+    assert settings.weights == WeightFormat("bfloat16", "int4", streamed=True)
+    assert any("int4" in reason and "AVX512-BF16" in reason for reason in settings.reasons)
     for cpu in (server_cpu, arm_cpu):
-        assert settle(GEMMA_2, presets[name], cpu, Overrides()).weights.kind == "nf4"
-    asked = settle(GEMMA_2, presets[name], desktop_cpu, Overrides(quantization="nf4"))
+        assert decide_settings(GEMMA_2, presets[name], cpu, Overrides()).weights.kind == "nf4"
+    asked = decide_settings(GEMMA_2, presets[name], desktop_cpu, Overrides(quantization="nf4"))
     assert asked.weights == WeightFormat("bfloat16", "nf4", streamed=True)
-    other = settle(GEMMA_2, presets[name], server_cpu, Overrides(quantization="int4"))
+    other = decide_settings(GEMMA_2, presets[name], server_cpu, Overrides(quantization="int4"))
     assert other.weights == WeightFormat("bfloat16", "int4", streamed=True)
-    adapted = settle(replace(GEMMA_2, adapter=Adapter("a", "b", 8)), presets[name], desktop_cpu, Overrides())
+    adapted = decide_settings(
+        replace(GEMMA_2, adapter=Adapter("a", "b", 8)), presets[name], desktop_cpu, Overrides()
+    )
     assert (adapted.weights.kind, adapted.weights.streamed) == ("nf4", False)
 
 
 def test_4_bit_weights_are_our_own_and_the_plan_says_what_that_costs(presets, server_cpu, gpu, mac):
     for name in ("memory", "memory_extreme"):
-        settled = settle(GEMMA_2, presets[name], server_cpu, Overrides())
-        assert settled.weights == WeightFormat("bfloat16", "nf4", nested=False, streamed=True)
-        assert any("output head" in reason for reason in settled.reasons)
-        on_gpu = settle(GEMMA_2, presets[name], gpu, Overrides())
+        settings = decide_settings(GEMMA_2, presets[name], server_cpu, Overrides())
+        assert settings.weights == WeightFormat("bfloat16", "nf4", nested=False, streamed=True)
+        assert any("output head" in reason for reason in settings.reasons)
+        on_gpu = decide_settings(GEMMA_2, presets[name], gpu, Overrides())
         assert on_gpu.weights.streamed
         assert any("output head" in reason for reason in on_gpu.reasons)
-        assert not settle(GEMMA_2, presets[name], mac, Overrides()).weights.streamed
+        assert not decide_settings(GEMMA_2, presets[name], mac, Overrides()).weights.streamed
     odd = replace(GEMMA_2, architecture=replace(GEMMA_2.architecture, ffn=9000))
-    assert not settle(odd, presets["memory"], server_cpu, Overrides()).weights.streamed
-    int8 = settle(GEMMA_2, presets["memory"], server_cpu, Overrides(quantization="int8"))
+    assert not decide_settings(odd, presets["memory"], server_cpu, Overrides()).weights.streamed
+    int8 = decide_settings(GEMMA_2, presets["memory"], server_cpu, Overrides(quantization="int8"))
     assert not int8.weights.streamed
 
 
@@ -231,21 +237,24 @@ def test_without_bfloat16_instructions_it_is_still_kept_where_reading_it_is_fast
     presets, desktop_cpu, arm_cpu, old_cpu
 ):
     for name in ("exact", "speed", "memory", "memory_extreme"):
-        settled = settle(GEMMA_2, presets[name], desktop_cpu, Overrides())
-        assert settled.weights.dtype == "bfloat16"
-        assert "bfloat16: no bfloat16 instructions, so it is widened to multiply" in settled.reasons
+        settings = decide_settings(GEMMA_2, presets[name], desktop_cpu, Overrides())
+        assert settings.weights.dtype == "bfloat16"
+        assert (
+            "bfloat16, widened to float32 to multiply because the processor has no bfloat16 instructions"
+            in (settings.reasons)
+        )
         for cpu in (arm_cpu, old_cpu):
-            assert settle(GEMMA_2, presets[name], cpu, Overrides()).weights.dtype == "float32"
+            assert decide_settings(GEMMA_2, presets[name], cpu, Overrides()).weights.dtype == "float32"
 
 
 def test_speed_keeps_bfloat16_in_12_bits_where_our_own_product_multiplies_that(
     presets, desktop_cpu, server_cpu
 ):
     ours = replace(desktop_cpu, own_bf16=True)
-    settled = settle(GEMMA_1, presets["speed"], ours, Overrides())
-    assert (settled.weights, settled.attention) == (WeightFormat("bfloat16", compact=True), "eager")
-    assert settle(GEMMA_1, presets["speed"], desktop_cpu, Overrides()).attention == "sdpa"
-    assert any("12 bits" in reason for reason in settled.reasons)
+    settings = decide_settings(GEMMA_1, presets["speed"], ours, Overrides())
+    assert (settings.weights, settings.attention) == (WeightFormat("bfloat16", compact=True), "eager")
+    assert decide_settings(GEMMA_1, presets["speed"], desktop_cpu, Overrides()).attention == "sdpa"
+    assert any("12 bits" in reason for reason in settings.reasons)
     for preset, hardware, overrides in (
         ("exact", ours, Overrides()),
         ("memory", ours, Overrides()),
@@ -255,6 +264,6 @@ def test_speed_keeps_bfloat16_in_12_bits_where_our_own_product_multiplies_that(
         ("speed", desktop_cpu, Overrides()),
         ("speed", replace(server_cpu, own_bf16=True), Overrides()),
     ):
-        settled = settle(GEMMA_2, presets[preset], hardware, overrides)
-        assert not settled.weights.compact
-        assert not any("12 bits" in reason for reason in settled.reasons)
+        settings = decide_settings(GEMMA_2, presets[preset], hardware, overrides)
+        assert not settings.weights.compact
+        assert not any("12 bits" in reason for reason in settings.reasons)

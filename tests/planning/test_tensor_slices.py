@@ -4,16 +4,16 @@ import pytest
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.catalog import lookup
-from localgemma_cli.planning.hardware import GIB, describe
+from localgemma_cli.planning.hardware import GIB, describe_hardware
 from localgemma_cli.planning.plan import make_plan
 from localgemma_cli.planning.settings import Overrides
-from localgemma_cli.planning.tensor_slices import part_of, slice_of
+from localgemma_cli.planning.tensor_slices import slice_architecture, slice_hardware
 
 TWO = Overrides(processes=2)
 
 
 def gpus(*sizes):
-    return describe("cuda", tuple(size * GIB for size in sizes), 64 * GIB)
+    return describe_hardware("cuda", tuple(size * GIB for size in sizes), 64 * GIB)
 
 
 def test_each_process_needs_about_its_part_of_the_model(presets):
@@ -42,11 +42,11 @@ def test_without_a_preset_the_unquantized_model_is_taken_and_nothing_else(preset
 
 
 def test_the_least_gpu_decides():
-    assert part_of(gpus(80, 24), 2).device_memory_free == 24 * GIB
+    assert slice_hardware(gpus(80, 24), 2).device_memory_free == 24 * GIB
 
 
 def test_processes_on_a_cpu_share_its_memory(server_cpu):
-    part = part_of(server_cpu, 4)
+    part = slice_hardware(server_cpu, 4)
     assert (part.device_memory_free, part.host_memory_free) == (16 * GIB, 16 * GIB)
 
 
@@ -68,5 +68,5 @@ def test_what_cannot_be_split_is_refused(presets, model, preset, overrides, word
 
 
 def test_a_slice_is_a_narrower_model():
-    half = slice_of(lookup("9b").architecture, 2)
+    half = slice_architecture(lookup("9b").architecture, 2)
     assert (half.heads, half.kv_heads, half.ffn, half.hidden, half.layers) == (8, 4, 7168, 3584, 42)

@@ -1,41 +1,40 @@
-"""The same few machines for every test of the planner and of models, as fixtures."""
+"""Fixtures: a few machines for the tests of the planner and of models."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from localgemma_cli.planning.hardware import GIB, Ability, Hardware, describe
-from localgemma_cli.planning.presets import Preset, load_presets
+from localgemma_cli.planning.hardware import GIB, Ability, Hardware, describe_hardware
+from localgemma_cli.planning.presets import Presets, load_presets
 
 
 @pytest.fixture
-def presets(tmp_path: Path) -> Mapping[str, Preset]:
-    """The built-in presets, and none of whoever runs the tests."""
+def presets(tmp_path: Path) -> Presets:
+    """The built-in presets, without those of the user who runs the tests."""
     return load_presets(tmp_path / "none")
 
 
 @pytest.fixture
 def gpu() -> Hardware:
-    return describe("cuda", 24 * GIB, 64 * GIB)
+    return describe_hardware("cuda", 24 * GIB, 64 * GIB)
 
 
 @pytest.fixture
 def small_gpu() -> Hardware:
-    return describe("cuda", 8 * GIB, 64 * GIB)
+    return describe_hardware("cuda", 8 * GIB, 64 * GIB)
 
 
 @pytest.fixture
 def turing() -> Hardware:
-    return describe("cuda", 16 * GIB, 64 * GIB, compute_capability=(7, 5))
+    return describe_hardware("cuda", 16 * GIB, 64 * GIB, compute_capability=(7, 5))
 
 
 @pytest.fixture
 def server_cpu() -> Hardware:
     yes = Ability(True, "the processor has bfloat16 instructions")
     return replace(
-        describe("cpu", None, 64 * GIB),
+        describe_hardware("cpu", None, 64 * GIB),
         bf16=yes,
         nf4=yes,
         int8=yes,
@@ -49,29 +48,35 @@ def server_cpu() -> Hardware:
 
 @pytest.fixture
 def desktop_cpu(server_cpu: Hardware) -> Hardware:
-    """AVX2 and no more, as most have."""
-    no = Ability(False, "NF4's fast product needs a processor with AVX512-BF16")
+    """With AVX2 but not AVX-512, like most."""
+    no = Ability(False, "the fast NF4 kernel needs a processor with AVX512-BF16")
     return replace(
-        server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4_kernel=no, bf16_widened=True
+        server_cpu,
+        bf16=Ability(False, "the processor has no bfloat16 instructions"),
+        nf4_kernel=no,
+        bf16_widened=True,
     )
 
 
 @pytest.fixture
 def arm_cpu(desktop_cpu: Hardware) -> Hardware:
-    """NF4 runs, and nothing multiplies 4 bits as they are."""
-    return replace(
-        desktop_cpu, int4=Ability(False, "PyTorch's product for them needs AVX2"), bf16_widened=False
-    )
+    """NF4 works, but no kernel multiplies 4-bit weights directly."""
+    return replace(desktop_cpu, int4=Ability(False, "PyTorch's int4 kernel needs AVX2"), bf16_widened=False)
 
 
 @pytest.fixture
 def old_cpu(server_cpu: Hardware) -> Hardware:
     no = Ability(False, "bitsandbytes needs AVX2 on this processor")
     return replace(
-        server_cpu, bf16=Ability(False, "no bfloat16 instructions"), nf4=no, int8=no, nf4_kernel=no, int4=no
+        server_cpu,
+        bf16=Ability(False, "the processor has no bfloat16 instructions"),
+        nf4=no,
+        int8=no,
+        nf4_kernel=no,
+        int4=no,
     )
 
 
 @pytest.fixture
 def mac() -> Hardware:
-    return describe("mps", None, 24 * GIB)
+    return describe_hardware("mps", None, 24 * GIB)

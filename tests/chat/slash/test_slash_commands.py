@@ -65,7 +65,10 @@ def test_conversation_commands(program: Program) -> None:
         assert "temperature        0.25" in enter("/show params")
         assert "demo" in enter("/show model")
         shown = re.sub(r"\n  ", " ", enter("/show plan"))  # words are whole
-        assert "the reference's own tokens: native precision, reference attention, no quantization" in shown
+        assert (
+            "no quantization, native precision and the reference's attention, for the reference's tokens"
+            in shown
+        )
         assert re.search(r"1\. What is 9b\? +\d+ +█+\n2\. What does[\s\S]*room left", enter("/show context"))
         assert "Usage: /show WHAT" in enter("/show off")
         assert "taken back: 2 turns, from “What is 9b?”" in enter("/undo 2")

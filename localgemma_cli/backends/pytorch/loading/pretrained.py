@@ -16,7 +16,7 @@ from localgemma_cli.backends.pytorch.loading.transformers_config import DECODER_
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.safetensors_file import read_checkpoint
-from localgemma_cli.planning.layer_split import Share
+from localgemma_cli.planning.layer_split import LayerShare
 from localgemma_cli.planning.plan import LoadPlan
 
 # transformers looks in this folder, which does not exist, for an adapter to attach by itself.
@@ -99,7 +99,7 @@ def _device_map(plan: LoadPlan) -> dict[str, str]:
     return {**dict.fromkeys(_ENDS, plan.device), **layers}
 
 
-def _split_map(shares: Sequence[Share]) -> dict[str, str]:
+def _split_map(shares: Sequence[LayerShare]) -> dict[str, str]:
     layers = {
         f"model.layers.{layer}": f"cuda:{share.index}"
         for share in shares

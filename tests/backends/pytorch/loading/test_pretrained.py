@@ -5,14 +5,14 @@ from support.models import DEMO
 
 from localgemma_cli.backends.pytorch.loading.pretrained import pretrained_arguments
 from localgemma_cli.models.catalog import lookup
-from localgemma_cli.planning.hardware import GIB, describe
+from localgemma_cli.planning.hardware import GIB, describe_hardware
 from localgemma_cli.planning.plan import make_plan
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.planning.settings import Overrides
 
 
 def spread_plan(model, memory, tmp_path):
-    hardware = describe("cuda", memory, 64 * GIB)
+    hardware = describe_hardware("cuda", memory, 64 * GIB)
     return make_plan(lookup(model), "exact", hardware, Overrides(), load_presets(tmp_path / "none"))
 
 
@@ -48,14 +48,18 @@ def test_a_spread_model_answers_as_one_gpu_does(tmp_path):
     from localgemma_cli.backends.pytorch.backend import load
     from localgemma_cli.conversation import Message
     from localgemma_cli.events import Delta
-    from localgemma_cli.planning.layer_split import Share
+    from localgemma_cli.planning.layer_split import LayerShare
     from localgemma_cli.sampling import Sampling
 
     one = make_plan(
-        lookup("demo"), "exact", describe("cuda", 8 * GIB, 8 * GIB), Overrides(), load_presets(tmp_path)
+        lookup("demo"),
+        "exact",
+        describe_hardware("cuda", 8 * GIB, 8 * GIB),
+        Overrides(),
+        load_presets(tmp_path),
     )
     one = replace(one, compile="none", cache="full", dtype="float32")
-    two = replace(one, shares=(Share(0, "a", 0, 2, 0, 0), Share(1, "b", 3, 5, 0, 0)))
+    two = replace(one, shares=(LayerShare(0, "a", 0, 2, 0, 0), LayerShare(1, "b", 3, 5, 0, 0)))
     answers = []
     for plan in (one, two):
         backend = load(plan, DEMO, lambda _: None)

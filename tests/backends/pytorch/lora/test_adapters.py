@@ -23,7 +23,7 @@ from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.architecture import StoredFormat
 from localgemma_cli.models.resolve import resolve, resolve_adapted, tokenizer_folder
 from localgemma_cli.models.shapes import GEMMA_2_27B
-from localgemma_cli.planning.hardware import GIB, describe, probe
+from localgemma_cli.planning.hardware import GIB, describe_hardware, probe
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 
@@ -136,7 +136,7 @@ def test_over_several_gpus_each_has_its_part(base: Path, adapter: Path) -> None:
     facts = resolve_adapted(str(base), str(adapter), revision=None, offline=True).facts
     facts = replace(facts, architecture=GEMMA_2_27B)
     assert facts.adapter is not None
-    hardware = describe("cuda", (9 * GIB,) * 4, 64 * GIB)
+    hardware = describe_hardware("cuda", (9 * GIB,) * 4, 64 * GIB)
     small, large = (
         make_plan(each, "memory", hardware, Overrides(), load_presets())
         for each in (facts, replace(facts, adapter=replace(facts.adapter, rank=256)))

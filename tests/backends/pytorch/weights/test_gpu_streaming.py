@@ -25,7 +25,7 @@ from localgemma_cli.backends.pytorch.weights.gpu_streaming import (
 )
 from localgemma_cli.errors import DoesNotFitError
 from localgemma_cli.models.resolve import resolve
-from localgemma_cli.planning.hardware import describe, probe
+from localgemma_cli.planning.hardware import describe_hardware, probe
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 
@@ -207,7 +207,7 @@ def plan_of(folder: Path, resident: int | None, *, head_waits: bool = False, hos
     """A GPU's plan, whatever fits; the attention of this machine."""
     source = resolve(str(folder), revision=None, offline=True)
     preset = "memory" if resident is None else "memory_extreme"
-    machine = describe("cuda", 24 << 30, 24 << 30)
+    machine = describe_hardware("cuda", 24 << 30, 24 << 30)
     plan = make_plan(source.facts, preset, machine, Overrides(), load_presets())
     assert plan.streamed
     return replace(
