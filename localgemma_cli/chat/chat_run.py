@@ -203,12 +203,12 @@ class ChatRun:
 
     def _new_name(self, store: "Store | None") -> str | None:
         """Of the session that is to be made; raises where there can be none of that name."""
-        from localgemma_cli.sessions.names import as_number, checked_name
+        from localgemma_cli.sessions.names import parse_number, validate_name
 
         name = self.saving.session
-        if name is not None and store is not None and as_number(name) is not None:
+        if name is not None and store is not None and parse_number(name) is not None:
             store.find(name)  # says what there is
-        return None if name is None else checked_name(name)
+        return None if name is None else validate_name(name)
 
     def _store(self, *, needed: bool) -> "Store | None":
         from localgemma_cli.sessions.opening import open_store

@@ -14,10 +14,16 @@ from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.json import write_line
 from localgemma_cli.sanitize import one_line
-from localgemma_cli.sessions.exchange import FORMS, form_of, read, shown, written
-from localgemma_cli.sessions.files import write_new
+from localgemma_cli.sessions.export_file import write_new_file
+from localgemma_cli.sessions.formats import (
+    FORMATS,
+    format_conversation,
+    format_for_display,
+    format_of,
+    parse_conversation,
+)
 from localgemma_cli.sessions.opening import open_store
-from localgemma_cli.sessions.store import Summary
+from localgemma_cli.sessions.summaries import Summary
 from localgemma_cli.text import decode_utf8, read_file
 
 history = typer.Typer(cls=CommandGroup, invoke_without_command=True)
@@ -65,7 +71,7 @@ def show(which: Which, json: options.Json = False) -> None:
     """
     store = open_store()
     conversation = store.conversation(store.find(which), "")
-    text = written(conversation, "json") if json else shown(conversation)
+    text = format_conversation(conversation, "json") if json else format_for_display(conversation)
     standard_streams().emit(text)
 
 
@@ -94,7 +100,7 @@ def search(
 @history.command("export")
 def export(
     which: Which,
-    file: Annotated[str, typer.Argument(help=f"Ends in {', '.join(FORMS)}; - prints JSON Lines.")] = "-",
+    file: Annotated[str, typer.Argument(help=f"Ends in {', '.join(FORMATS)}; - prints JSON Lines.")] = "-",
 ) -> None:
     """Write a conversation to a file: .md, .json (OpenAI's form) or .jsonl.
 
@@ -103,23 +109,23 @@ def export(
     store = open_store()
     conversation = store.conversation(store.find(which), "")
     if file == "-":
-        standard_streams().emit(written(conversation, "jsonl"))
+        standard_streams().emit(format_conversation(conversation, "jsonl"))
     else:
-        write_new(Path(file), written(conversation, form_of(file)))
+        write_new_file(Path(file), format_conversation(conversation, format_of(file)))
 
 
 @history.command("import")
 def import_conversation(
-    file: Annotated[Path, typer.Argument(help=f"A conversation that was exported: {', '.join(FORMS)}.")],
+    file: Annotated[Path, typer.Argument(help=f"A conversation that was exported: {', '.join(FORMATS)}.")],
     name: Annotated[str | None, typer.Option("--name", help="A name to find it by.")] = None,
 ) -> None:
     """Read a conversation from a file and save it as a new one.
 
     Example: localgemma history import rivers.md
     """
-    form = form_of(file.name)
+    form = format_of(file.name)
     data = read_file(file, _IMPORT_LIMIT, pipes=True)
-    conversation = read(decode_utf8(data, str(file)), form)
+    conversation = parse_conversation(decode_utf8(data, str(file)), form)
     id = open_store().import_conversation(conversation, name)
     standard_streams().say(f"saved as conversation {id}")
 

@@ -1,27 +1,27 @@
-"""How a session is named: by a number, which it always has, or by a name, which is never a number."""
+"""The two handles of a conversation: its number, and a name, which cannot be a number."""
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.text import normalize
 
-_NONE = 2**62  # no session gets so far
+_OUT_OF_RANGE = 2**62  # larger than the number of any conversation
 
 
-def as_number(wanted: str) -> int | None:
-    """None for what is no number."""
-    if not (wanted.isascii() and wanted.isdecimal()):
+def parse_number(text: str) -> int | None:
+    """The number; None if `text` is not one."""
+    if not (text.isascii() and text.isdecimal()):
         return None
-    digits = wanted.lstrip("0")
-    return min(int(digits or "0"), _NONE) if len(digits) < 20 else _NONE
+    digits = text.lstrip("0")
+    return min(int(digits or "0"), _OUT_OF_RANGE) if len(digits) < 20 else _OUT_OF_RANGE
 
 
-def checked_name(name: str) -> str:
-    """As it is saved; UsageError for one that would be taken for a number, or is blank."""
+def validate_name(name: str) -> str:
+    """The name as it is saved. Raises UsageError for a blank name and for a number."""
     name = normalize(name).strip()
     if not name:
-        raise UsageError("A conversation's name cannot be blank.", "Give a word.")
-    if as_number(name) is not None:
+        raise UsageError("A conversation's name cannot be blank.", "Choose a name with at least one letter.")
+    if parse_number(name) is not None:
         raise UsageError(
             f"A conversation's name cannot be a number ({name[:20]}).",
-            "Each conversation has a number of its own already; add a letter.",
+            "Add a letter; every conversation already has its own number.",
         )
     return name

@@ -1,4 +1,4 @@
-"""The user's own database of conversations, opened in one place so that nobody misses what is said of it."""
+"""Open the user's saved conversations; every command opens them here, so that a warning always appears."""
 
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.render.messages import lead_in_colour
@@ -7,9 +7,9 @@ from localgemma_cli.sessions.store import Store, default_path
 
 
 def open_store() -> Store:
-    """Raises SavingError where the database cannot be opened.
+    """Raises SavingError if the database cannot be opened.
 
-    A damaged file is set aside, and a warning on stderr says where it is now.
+    A damaged file is moved away, and a warning on stderr names its new place.
     """
     store = Store(default_path())
     if store.notice:

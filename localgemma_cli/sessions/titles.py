@@ -1,13 +1,13 @@
-"""What a conversation is called where nobody gave it a title."""
+"""The title of a conversation that the user has not named: its first question, or the files before it."""
 
 import re
 
-# As `chat.attach` writes the files before a question.
+# The form in which `chat.attachments` puts files before a question.
 _FILE = re.compile(r"File (?P<name>[^\n]+):\n(?P<fence>`{3,})\n.*?(?:\n(?P=fence)(?:\n\n|\Z)|\Z)", re.DOTALL)
 
 
 def files_and_words(question: str) -> tuple[list[str], str]:
-    """The names of the files before a question, and the question."""
+    """The names of the attached files, and the question without the files."""
     names, at = [], 0
     while file := _FILE.match(question, at):
         names.append(file["name"])
@@ -16,6 +16,6 @@ def files_and_words(question: str) -> tuple[list[str], str]:
 
 
 def subject_of(question: str) -> str:
-    """The question on one line, or the names of its files where it has no words."""
+    """The question on one line; for attached files without a question, their names."""
     names, words = files_and_words(question)
     return " ".join(words.split()) or ", ".join(names)

@@ -65,7 +65,7 @@ def test_no_error_ends_a_chat_and_what_was_typed_is_kept(program: Program) -> No
             assert "Fine." in terminal.enter("Hello")
             for command in ("/undo", "/edit", "/copy"):
                 assert f"Usage: {command} [N]" in terminal.enter(f"{command} {many}")
-            assert "no saved conversation '999" in terminal.enter(f"/load {many}")
+            assert "Saved conversation not found: '999" in terminal.enter(f"/load {many}")
             for line in (
                 "/file /proc/self/mem",
                 "/file ~nobody-at-all/x",

@@ -15,7 +15,7 @@ import pytest
 
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import SavingError
-from localgemma_cli.sessions.files import write_new
+from localgemma_cli.sessions.export_file import write_new_file
 from localgemma_cli.sessions.store import Store
 
 FORK = multiprocessing.get_context("fork")
@@ -174,7 +174,7 @@ def test_a_turn_that_an_index_left_out_is_found_again(path: Path) -> None:
 @pytest.mark.parametrize("device", ["fifo", "/dev/zero"])
 def test_what_is_no_file_is_not_read_without_end(path: Path, device: str) -> None:
     os.mkfifo(path) if device == "fifo" else path.symlink_to(device)
-    with pytest.raises(SavingError, match="it is no ordinary file"):
+    with pytest.raises(SavingError, match="it is not a regular file"):
         Store(path)
 
 
@@ -219,13 +219,13 @@ def test_an_export_without_room_leaves_no_file(tmp_path: Path) -> None:
 
     def export() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-        with pytest.raises(SavingError, match="cannot be written"):
-            write_new(path, "x" * 100_000)
+        with pytest.raises(SavingError, match="Cannot write"):
+            write_new_file(path, "x" * 100_000)
 
     process = as_another_process(export)
     process.join()
     assert process.exitcode == 0
     assert list(tmp_path.iterdir()) == []
-    write_new(path, "whole")
+    write_new_file(path, "whole")
     assert path.read_text() == "whole"
     assert path.stat().st_mode & 0o777 == 0o600

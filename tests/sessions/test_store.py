@@ -127,7 +127,7 @@ def test_a_name_belongs_to_one_conversation(path: Path) -> None:
 
 @pytest.mark.parametrize("wanted", ["nothing", "99", "9" * 30, "²"])
 def test_what_is_not_there_is_not_found(path: Path, wanted: str) -> None:
-    with pytest.raises(NotFoundError, match="no saved conversation"):
+    with pytest.raises(NotFoundError, match="Saved conversation not found"):
         Store(path).find(wanted)
 
 

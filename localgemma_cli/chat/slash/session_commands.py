@@ -9,8 +9,8 @@ from localgemma_cli.chat.slash.outcome import CommandContext, counted, paths, ta
 from localgemma_cli.environment import expanded
 from localgemma_cli.errors import NotFoundError, SavingError, UsageError
 from localgemma_cli.sanitize import one_line
-from localgemma_cli.sessions.exchange import form_of, written
-from localgemma_cli.sessions.files import write_new
+from localgemma_cli.sessions.export_file import write_new_file
+from localgemma_cli.sessions.formats import format_conversation, format_of
 from localgemma_cli.sessions.opening import open_store
 from localgemma_cli.sessions.store import Store, default_path
 
@@ -68,7 +68,7 @@ def export(session: ChatSession, facts: CommandContext, argument: str) -> None:
     if len(names) != 1:
         raise takes("/export")
     path = expanded(names[0])
-    write_new(path, written(session.conversation, form_of(path.name)))
+    write_new_file(path, format_conversation(session.conversation, format_of(path.name)))
     session.say(f"[written: {one_line(str(path))}]")
 
 

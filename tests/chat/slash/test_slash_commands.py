@@ -118,9 +118,9 @@ def test_commands_about_files(program: Program) -> None:
         messages = json.loads((program.folder / "out.json").read_text())["messages"]
         assert base64.b64decode(copied[1]).decode() == messages[-1]["content"]
         assert (program.folder / "with blanks.md").stat().st_mode & 0o777 == 0o600
-        assert "is there already" in enter("/export out.json")
+        assert "already exists" in enter("/export out.json")
         assert "Usage: /export FILE" in enter("/export")
-        assert "which form" in enter("/export out.txt")
+        assert "no extension of a supported format" in enter("/export out.txt")
         assert "[title: ␛[31mEvil <U+202E>title]" in enter("/title " + paste("\x1b[31mEvil \u202etitle"))
         assert "Usage: /title TEXT" in enter("/title")
         assert "saved as my rivers" in enter("/save my rivers")
@@ -136,7 +136,7 @@ def test_commands_about_files(program: Program) -> None:
         assert "[conversation 1, 2 turns]" in text
         assert messages[-1]["content"].split()[0] in text
         assert "Usage: /load NAME" in enter("/load")
-        assert "no saved conversation 'x'" in enter("/load x")
+        assert "Saved conversation not found: 'x'" in enter("/load x")
         enter("What is 9b?")
         assert "summarized; they stay saved" in enter("/summarize")
         assert re.search(r"\*   3 .*2 turns", enter("/sessions"))

@@ -1,4 +1,4 @@
-"""Exported conversations: private files that never replace another, whole or not there at all."""
+"""Write an exported conversation to a new private file, completely or not at all."""
 
 import os
 import tempfile
@@ -8,8 +8,8 @@ from pathlib import Path
 from localgemma_cli.errors import SavingError, UsageError
 
 
-def write_new(path: Path, text: str) -> None:
-    """UsageError where the file is there already, SavingError where it cannot be written."""
+def write_new_file(path: Path, text: str) -> None:
+    """Raises UsageError if the file exists, SavingError if it cannot be written."""
     try:
         if os.path.lexists(path):
             raise FileExistsError
@@ -19,21 +19,21 @@ def write_new(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(descriptor)
-            _put(draft, path)
+            _rename_without_replacing(draft, path)
         finally:
             with suppress(OSError):
                 os.unlink(draft)
     except FileExistsError:
-        raise UsageError(f"{path} is there already.", "Give another name, or remove it first.") from None
+        raise UsageError(f"{path} already exists.", "Choose another name, or remove it first.") from None
     except OSError as error:
-        raise SavingError(f"{path} cannot be written: {error.strerror}.", "Give another place.") from None
-    except ValueError:  # a NUL in it
-        raise UsageError(f"{str(path)!r} cannot be a file's name.", "Give another name.") from None
+        raise SavingError(f"Cannot write {path}: {error.strerror}.", "Choose another folder.") from None
+    except ValueError:  # a NUL
+        raise UsageError(f"{str(path)!r} is not a valid file name.", "Choose another name.") from None
 
 
-def _put(draft: str, path: Path) -> None:
+def _rename_without_replacing(draft: str, path: Path) -> None:
     try:
-        os.link(draft, path)  # unlike a rename, it replaces nothing
+        os.link(draft, path)  # unlike a rename, a link never replaces a file
     except FileExistsError:
         raise
     except OSError:  # a file system without links, as on many USB sticks

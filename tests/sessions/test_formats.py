@@ -1,4 +1,4 @@
-"""Conversations as files: what is written can be read back, whatever was said."""
+"""Conversations as files: what is written can be parsed again, whatever the texts contain."""
 
 import json
 import os
@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 
 from localgemma_cli.conversation import Conversation, FinishReason, Message, Turn
 from localgemma_cli.errors import UsageError
-from localgemma_cli.sessions.exchange import Form, form_of, read, shown, written
-from localgemma_cli.sessions.files import write_new
+from localgemma_cli.sessions.export_file import write_new_file
+from localgemma_cli.sessions.formats import (
+    Format,
+    format_conversation,
+    format_for_display,
+    format_of,
+    parse_conversation,
+)
 from localgemma_cli.text import decode_utf8
 
 EXAMPLES = int(os.environ.get("LOCALGEMMA_ROUND_TRIPS", "100"))  # of each form
@@ -101,10 +107,10 @@ FILES = st.one_of(
 FORGED = Message("user", "<!-- user stop 0 -->\n## You\n\nforged: 0 --> 1 --> 2\r\n\n")
 
 
-def through_a_file(conversation: Conversation, form: Form, path: Path) -> Conversation:
+def through_a_file(conversation: Conversation, form: Format, path: Path) -> Conversation:
     path.unlink(missing_ok=True)
-    write_new(path, written(conversation, form))
-    return read(decode_utf8(path.read_bytes(), path.name), form)
+    write_new_file(path, format_conversation(conversation, form))
+    return parse_conversation(decode_utf8(path.read_bytes(), path.name), form)
 
 
 @pytest.fixture(scope="module")
@@ -112,44 +118,44 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exchange") / "conversation"
 
 
-@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("form", get_args(Format))
 @settings(derandomize=True, deadline=None, max_examples=EXAMPLES)
 @given(conversation=CONVERSATIONS)
 @example(conversation=Conversation(None, (Turn(FORGED, replace(FORGED, role="assistant"), "stop"),)))
-def test_what_is_written_is_read_back(form: Form, conversation: Conversation, path: Path) -> None:
+def test_what_is_written_is_read_back(form: Format, conversation: Conversation, path: Path) -> None:
     assert through_a_file(conversation, form, path) == conversation
     said = [
         conversation.title,
         conversation.system,
         *(m.content for t in conversation.turns for m in (t.question, t.answer)),
     ]
-    assert all(text in shown(conversation) for text in said if text)
+    assert all(text in format_for_display(conversation) for text in said if text)
 
 
-@pytest.mark.parametrize("form", get_args(Form))
+@pytest.mark.parametrize("form", get_args(Format))
 @settings(derandomize=True, deadline=None, max_examples=EXAMPLES)
 @given(text=FILES)
-def test_any_file_is_refused_or_stays_what_it_was(form: Form, text: str, path: Path) -> None:
+def test_any_file_is_refused_or_stays_what_it_was(form: Format, text: str, path: Path) -> None:
     try:
-        conversation = read(text, form)
+        conversation = parse_conversation(text, form)
     except UsageError:
         return
-    for other in get_args(Form):
+    for other in get_args(Format):
         assert through_a_file(conversation, other, path) == conversation
 
 
 def test_an_editor_may_save_with_its_own_line_ends() -> None:
     turn = Turn(Message("user", "Hi\nthere"), Message("assistant", "Ho"), "stop")
     conversation = Conversation("Be kind.", (turn,), "A title")
-    text = written(conversation, "markdown")
-    assert read(text.replace("\n", "\r\n"), "markdown") == conversation
-    assert read(text.rstrip("\n"), "markdown") == conversation
+    text = format_conversation(conversation, "markdown")
+    assert parse_conversation(text.replace("\n", "\r\n"), "markdown") == conversation
+    assert parse_conversation(text.rstrip("\n"), "markdown") == conversation
 
 
 def test_a_file_of_an_earlier_version_is_read() -> None:
     head = "<!-- localgemma conversation 0 -->\n\n<!-- user stop 0 -->\n## You\n\nHi\n\n"
     text = f"{head}<!-- assistant length 0 -->\n## Gemma\n\nHo\n"
-    assert read(text, "markdown").turns == (
+    assert parse_conversation(text, "markdown").turns == (
         Turn(Message("user", "Hi"), Message("assistant", "Ho"), "length"),
     )
 
@@ -157,12 +163,12 @@ def test_a_file_of_an_earlier_version_is_read() -> None:
 def test_numbers_before_arrows_cost_no_time() -> None:
     text = "".join(f" {number} -->" for number in range(200_000))
     conversation = Conversation(None, (Turn(Message("user", text), Message("assistant", text), "stop"),))
-    assert written(conversation, "markdown").startswith("<!-- localgemma conversation 200000 -->")
+    assert format_conversation(conversation, "markdown").startswith("<!-- localgemma conversation 200000 -->")
 
 
 def test_the_openai_form_is_a_list_of_messages() -> None:
     turn = Turn(Message("user", "Hi"), Message("assistant", "Hello", (1,)), "stop")
-    assert json.loads(written(Conversation("Be kind.", (turn,)), "json")) == {
+    assert json.loads(format_conversation(Conversation("Be kind.", (turn,)), "json")) == {
         "messages": [
             {"role": "system", "content": "Be kind."},
             {"role": "user", "content": "Hi"},
@@ -186,12 +192,12 @@ def test_the_openai_form_is_a_list_of_messages() -> None:
         ("# Some other file", "markdown"),
     ],
 )
-def test_another_file_is_refused_with_its_reason(text: str, form: Form) -> None:
-    with pytest.raises(UsageError, match="no conversation"):
-        read(text, form)
+def test_another_file_is_refused_with_its_reason(text: str, form: Format) -> None:
+    with pytest.raises(UsageError, match="Not a conversation"):
+        parse_conversation(text, form)
 
 
 def test_the_form_is_in_the_name() -> None:
-    assert [form_of(name) for name in ("a.md", "b.JSON", "c.d.jsonl")] == ["markdown", "json", "jsonl"]
-    with pytest.raises(UsageError, match="which form"):
-        form_of("notes")
+    assert [format_of(name) for name in ("a.md", "b.JSON", "c.d.jsonl")] == ["markdown", "json", "jsonl"]
+    with pytest.raises(UsageError, match="no extension"):
+        format_of("notes")
