@@ -30,7 +30,7 @@ from localgemma_cli.environment import (
 )
 from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
 from localgemma_cli.render.json import error_object, write_line
-from localgemma_cli.render.messages import error_text, lead_in_colour
+from localgemma_cli.render.messages import colour_prefix, format_error
 from localgemma_cli.sanitize import Block, one_line
 
 CHAT = "<chat>"  # the command that needs no name
@@ -206,7 +206,7 @@ def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
         with suppress(OSError):
             write_line(streams.stderr, error_object(error))
     else:
-        streams.say(error_text(error, "localgemma: "), lead_in_colour(streams.stderr))
+        streams.say(format_error(error, "localgemma: "), colour_prefix(streams.stderr))
     return error.exit_code
 
 
@@ -218,7 +218,7 @@ def _close(streams: Streams, code: int) -> int:
         _discard(streams)
     except OSError as error:
         _discard(streams)
-        streams.say(error_text(_not_written(error), "localgemma: "), lead_in_colour(streams.stderr))
+        streams.say(format_error(_not_written(error), "localgemma: "), colour_prefix(streams.stderr))
         return code or ExitCode.FAILURE
     return code
 

@@ -34,7 +34,7 @@ from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.render.plain import PlainRenderer
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 from localgemma_cli.sampling import Sampling
 
 _STREAM_TOKENS = 2000
@@ -75,7 +75,7 @@ def _load(job: Job, prompter: Prompter) -> tuple[float, LocalBackend, PreTrained
     if job.weights is None:
         model = load_dummy(job.plan, job.seed)
     else:
-        model = load_model(job.plan, job.weights, silent)
+        model = load_model(job.plan, job.weights, ignore_progress)
     if model.generation_config:
         model.generation_config.eos_token_id = None
     backend = LocalBackend(job.plan, model, prompter)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from localgemma_cli.environment import Streams, data_folder
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, SavingError, UsageError
-from localgemma_cli.render.messages import error_text, lead_in_colour
+from localgemma_cli.render.messages import colour_prefix, format_error
 from localgemma_cli.sampling import Mode, OnOverflow, Sampling
 from localgemma_cli.sanitize import one_line
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from localgemma_cli.conversation import Conversation, Turn
     from localgemma_cli.events import ProgressSink
     from localgemma_cli.render.base import Renderer
-    from localgemma_cli.render.json import Run
+    from localgemma_cli.render.json import RunInfo
     from localgemma_cli.sessions.store import Store
 
 
@@ -70,7 +70,7 @@ class ChatRun:
     def explain(self) -> None:
         if not self.manner.quiet:
             for warning in self.target.warnings:
-                self.streams.say(one_line(f"warning: {warning}"), lead_in_colour(self.streams.stderr))
+                self.streams.say(one_line(f"warning: {warning}"), colour_prefix(self.streams.stderr))
         if self.manner.verbose:
             for reason in self.target.reasons:
                 self.streams.say(reason)
@@ -151,10 +151,10 @@ class ChatRun:
 
     def _status(self, first: str) -> "AbstractContextManager[ProgressSink]":
         """What is waited for, on the terminal."""
-        from localgemma_cli.render.progress import on_stderr
+        from localgemma_cli.render.progress import show_progress
 
         quiet = self.manner.quiet or self.manner.accessible
-        return on_stderr(self.streams.stderr, quiet=quiet, first=first)
+        return show_progress(self.streams.stderr, quiet=quiet, first=first)
 
     def _attached(self, incoming: "PromptInput") -> "list[Attachment]":
         from localgemma_cli.chat.attachments import Attachment, read_attachment
@@ -226,7 +226,7 @@ class ChatRun:
 
         return TurnSettings(self.sampling, self.on_overflow or default, self._tell_trimmed)
 
-    def _renderer(self, run: "Run") -> "Renderer":
+    def _renderer(self, run: "RunInfo") -> "Renderer":
         """For scripts `run` is what they are told of the model."""
         if self.manner.json or self.manner.jsonl:
             from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer
@@ -261,7 +261,7 @@ class ChatRun:
         self.streams.say("[the chat goes on unsaved]")
 
     def _report(self, error: LocalGemmaError) -> None:
-        self.streams.say(error_text(error))
+        self.streams.say(format_error(error))
 
 
 def _controlling_terminal() -> TextIO:

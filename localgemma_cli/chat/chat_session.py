@@ -15,7 +15,7 @@ from localgemma_cli.chat.summary import summarize_turns
 from localgemma_cli.chat.turn import TurnSettings, continue_turn, run_turn
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import NotFoundError, UsageError
-from localgemma_cli.render.base import Answer, Both, Renderer
+from localgemma_cli.render.base import Answer, Renderer, TeeRenderer
 from localgemma_cli.sampling import Mode, Sampling, system_for
 from localgemma_cli.sanitize import one_line
 
@@ -71,7 +71,7 @@ class ChatSession:
         kept = self.conversation.without_last(self.rewind)
         settings = replace(self.settings, sampling=sampling or self.settings.sampling)
         with self.recorder.question(text, self.system) as recording:
-            renderer = Both(self.make_renderer(self.render), recording)
+            renderer = TeeRenderer(self.make_renderer(self.render), recording)
             conversation, answer = run_turn(backend, kept, text, settings, renderer, cancel)
         self._note_shortened(kept, conversation.without_last(1))
         self.recorder.turns_removed(self.conversation.turns[len(kept.turns) :])
@@ -88,7 +88,7 @@ class ChatSession:
         if not backend.continues:
             return self.ask(backend, as_pasted(_GO_ON), cancel)
         with self.recorder.continuation(turn) as recording:
-            renderer = Both(self.make_renderer(self.render), recording)
+            renderer = TeeRenderer(self.make_renderer(self.render), recording)
             self.conversation, answer = continue_turn(
                 backend, self.conversation, self.settings, renderer, cancel
             )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # each of the two imports only its own side
     from localgemma_cli.events import ProgressSink
     from localgemma_cli.models.resolve import Source
     from localgemma_cli.planning.plan import LoadPlan
-    from localgemma_cli.render.json import Run
+    from localgemma_cli.render.json import RunInfo
 
 _SAID = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the weakest first
 _LOCAL_ONLY = (
@@ -56,7 +56,7 @@ class ChatEngine(Protocol):
 
     def load(self, progress: "ProgressSink") -> "Backend": ...
 
-    def run(self, load_seconds: float) -> "Run":
+    def run(self, load_seconds: float) -> "RunInfo":
         """What `--json` says of it, once it is loaded."""
         ...
 
@@ -103,10 +103,10 @@ class LocalEngine:
 
         return load(self.plan, folder, progress, Parts(self.template, adapter, draft))
 
-    def run(self, load_seconds: float) -> "Run":
-        from localgemma_cli.render.json import Run
+    def run(self, load_seconds: float) -> "RunInfo":
+        from localgemma_cli.render.json import RunInfo
 
-        return Run(self.plan.model.id, self.plan.preset, "local", load_seconds, self.plan.to_dict())
+        return RunInfo(self.plan.model.id, self.plan.preset, "local", load_seconds, self.plan.to_dict())
 
 
 class HttpEngine:
@@ -141,10 +141,10 @@ class HttpEngine:
         self._model = backend.model
         return backend
 
-    def run(self, load_seconds: float) -> "Run":
-        from localgemma_cli.render.json import Run
+    def run(self, load_seconds: float) -> "RunInfo":
+        from localgemma_cli.render.json import RunInfo
 
-        return Run(self._model, None, "remote", load_seconds, None)
+        return RunInfo(self._model, None, "remote", load_seconds, None)
 
 
 def wants_endpoint(url: str | None, sources: Mapping[str, str]) -> bool:

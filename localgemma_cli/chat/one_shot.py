@@ -11,7 +11,7 @@ from localgemma_cli.chat.turn import TurnSettings, run_turn
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.errors import ExitCode, InterruptedAnswer
 from localgemma_cli.events import Finished, Timing, Usage
-from localgemma_cli.render.base import Answer, Both, Renderer
+from localgemma_cli.render.base import Answer, Renderer, TeeRenderer
 from localgemma_cli.sampling import Mode, system_for
 
 
@@ -31,7 +31,7 @@ def answer_once(
         cancel_on_sigint(cancel, second_raises=True),  # before the first byte is written
         recorder.question(prompt, conversation.system) as recording,
     ):
-        renderer = Both(make_renderer(), recording)
+        renderer = TeeRenderer(make_renderer(), recording)
         try:
             _, answer = run_turn(backend, told, prompt, settings, renderer, cancel)
         except InterruptedAnswer:  # before it began; who reads an envelope is told of its end all the same

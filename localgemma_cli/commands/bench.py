@@ -27,7 +27,7 @@ from localgemma_cli.planning.hardware import Hardware, probe
 from localgemma_cli.planning.plan import LoadPlan, make_plan, require_fits
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.json import SCHEMA, write_line
-from localgemma_cli.render.progress import on_stderr
+from localgemma_cli.render.progress import show_progress
 
 _PLENTY = 1 << 50  # bytes
 _CHAT_ANSWER = 32  # tokens; short, because only the last turn's question is timed
@@ -99,7 +99,7 @@ def bench(
     if load_format is LoadFormat.AUTO:
         agree_to_download(source, streams, named=model is not None, yes=yes)
     bench = _Bench(source, hardware, choice, wanted)
-    with on_stderr(streams.stderr, quiet=quiet) as progress:
+    with show_progress(streams.stderr, quiet=quiet) as progress:
         entries = bench.entries(plans, reference, progress)
         progress(LoadProgress("measuring the memory's bandwidth"))
         bandwidth = apart.bandwidth(hardware.device)

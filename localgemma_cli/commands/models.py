@@ -18,7 +18,7 @@ from localgemma_cli.models.model_names import models_on_disk, nearest_model
 from localgemma_cli.models.own_models import OwnModel, own_models
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.progress import on_stderr
+from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sanitize import Block, one_line
 from localgemma_cli.units import format_bytes
 
@@ -160,7 +160,7 @@ def pull_model(
     source = source_of(Choice(model=name, revision=revision, force=force), hardware)
     if not quiet:
         streams.say(one_line(_verdict(source.facts, hardware)))
-    with on_stderr(streams.stderr, quiet=quiet) as progress:
+    with show_progress(streams.stderr, quiet=quiet) as progress:
         folder, adapter = fetch(source, progress), fetch_adapter(source, progress)
     _tell_where(streams, source.facts.id, folder)
     if source.facts.adapter and adapter:

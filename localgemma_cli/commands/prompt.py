@@ -15,7 +15,7 @@ from localgemma_cli.models.own_models import own_model
 from localgemma_cli.models.resolve import fetch_tokenizer
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.progress import on_stderr
+from localgemma_cli.render.progress import show_progress
 
 
 def prompt(
@@ -46,7 +46,7 @@ def prompt(
     text = sampling.system_for(mode, read_system(system, system_file, own))
     choice = Choice(model=model, adapter=adapter, revision=revision, offline=offline, force=force)
     source = source_of(choice, probe())
-    with on_stderr(streams.stderr, quiet=False) as progress:
+    with show_progress(streams.stderr, quiet=False) as progress:
         folder = fetch_tokenizer(source, progress)
 
     from localgemma_cli.models.load_errors import loading

@@ -206,11 +206,11 @@ def program_answers(folder: Path, temperature: float = 0.0) -> Answer:
     from localgemma_cli.planning.hardware import probe
     from localgemma_cli.planning.plan import Overrides, make_plan
     from localgemma_cli.planning.presets import load_presets
-    from localgemma_cli.render.progress import silent
+    from localgemma_cli.render.progress import ignore_progress
     from localgemma_cli.sampling import Sampling
 
     plan = make_plan(demo_facts(), "exact", probe(), Overrides(), load_presets())
-    backend = load(plan, folder, silent)
+    backend = load(plan, folder, ignore_progress)
     sampling = Sampling(temperature=temperature, max_new_tokens=160, seed=0)
 
     def answer(messages: Messages) -> str:

@@ -27,7 +27,7 @@ from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 from localgemma_cli.types import CacheKind
 
 Head = Callable[[Tensor], Tensor]
@@ -93,7 +93,7 @@ def _load(folder: Path, quantization: str) -> PreTrainedModel:
     facts = resolve(str(folder), revision=None, offline=True).facts
     overrides = Overrides(dtype="bfloat16", quantization=quantization)
     plan = make_plan(facts, "memory", probe("cpu"), overrides, load_presets())
-    return load_model(plan, folder, silent)
+    return load_model(plan, folder, ignore_progress)
 
 
 def _int8(weight: Tensor) -> Head:

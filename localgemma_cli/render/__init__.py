@@ -1,1 +1,1 @@
-"""Who may write an answer, and how."""
+"""Write answers, plans and progress: for a terminal, a pipe or a script."""

@@ -1,4 +1,4 @@
-"""What every writer of answers can do."""
+"""The interface of every renderer of answers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +8,7 @@ from localgemma_cli.events import Finished
 
 @dataclass(frozen=True)
 class Answer:
-    """One whole answer; `thinking` came before it and is no part of it."""
+    """A complete answer; `thinking` is what the model wrote before it, not included in `text`."""
 
     text: str
     finished: Finished
@@ -16,21 +16,27 @@ class Answer:
 
 
 class Renderer(Protocol):
+    """Writes one answer as it streams: thinking, deltas, then either finish or abort."""
+
     def thinking(self, text: str) -> None:
-        """What is thought before the answer begins."""
+        """Write a piece of thinking, before the answer begins."""
         ...
 
-    def delta(self, text: str) -> None: ...
+    def delta(self, text: str) -> None:
+        """Write the next piece of the answer."""
+        ...
 
-    def finish(self, answer: Answer) -> None: ...
+    def finish(self, answer: Answer) -> None:
+        """The answer is complete."""
+        ...
 
     def abort(self) -> None:
-        """An error ends the answer: leave the stream in order."""
+        """End the output cleanly after an error."""
         ...
 
 
-class Both:
-    """One answer to two places, the second of which must not keep the first from being in order."""
+class TeeRenderer:
+    """Sends one answer to two renderers. The first finishes before an error of the second can stop it."""
 
     def __init__(self, first: Renderer, second: Renderer) -> None:
         self._first, self._second = first, second

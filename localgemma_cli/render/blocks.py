@@ -1,4 +1,4 @@
-"""What one line of Markdown begins: its marks, and how what it says is led and styled."""
+"""Recognize the Markdown block that a line begins: headings, lists, quotes, fences, formulas, tables."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from localgemma_cli.render.inline import styled
-from localgemma_cli.render.theme import style
+from localgemma_cli.render.inline import style_inline
+from localgemma_cli.render.theme import theme_style
 
-_LEAD = re.compile(
+_PREFIX = re.compile(
     r"(?P<quote>(?: {0,3}> ?)*)(?P<indent>[ \t]*)(?:(?P<item>[-*+]|\d{1,9}[.)])(?P<gap>[ \t]+))?"
 )
 _HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+")
@@ -24,33 +24,33 @@ _CELL = re.compile(r"(?<!\\)\|")
 _CELL_BREAK = re.compile(r"<br ?/?>")
 _UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*$")
 _HARD_BREAK = re.compile(r"(?<!\\)\\$")
-_DISPLAYED = {"$$": "$$", "\\[": "\\]"}  # what opens a formula of whole lines, and what closes it
+_DISPLAYED = {"$$": "$$", "\\[": "\\]"}  # opening and closing marks of a formula of whole lines
 
 
 @dataclass(frozen=True)
 class Fence:
-    """An open block of code: what closes it, how far it is indented, and in which language it is."""
+    """An open code block: its mark, indentation in columns, and language."""
 
     mark: str
     indent: int
     language: str
 
-    def closed_by(self, line: str) -> bool:
+    def is_closed_by(self, line: str) -> bool:
         bare = line.strip()
         return len(bare) >= len(self.mark) and bare == self.mark[0] * len(bare)
 
 
 @dataclass(frozen=True)
-class Lead:
-    """What stands before the words of a line, on its first row and on the ones it is wrapped into."""
+class LinePrefix:
+    """What is printed before the text of a line: on its first row, and on the rows it wraps into."""
 
     first: Text
     following: Text
     style: Style
-    length: int  # characters of the source that it stands for
+    length: int  # of the mark in the source, in characters
 
 
-def fence(line: str) -> Fence | None:
+def parse_fence(line: str) -> Fence | None:
     match = _FENCE.match(line)
     if not match:
         return None
@@ -61,55 +61,59 @@ def is_rule(line: str) -> bool:
     return bool(_RULE.match(line))
 
 
-def underlined(line: str) -> str:
-    """The heading's mark that a line of = or - under a text stands for; empty for any other line."""
+def parse_underline(line: str) -> str:
+    """The heading mark (`# ` or `## `) that an underline of = or - means; empty for any other line."""
     match = _UNDERLINE.match(line)
     return "" if not match else "# " if "=" in match[1] else "## "
 
 
-def formula(line: str) -> str:
-    """What closes the formula that begins with this line and goes on after it; empty where none does."""
+def formula_end(line: str) -> str:
+    """The closing mark of a formula that this line opens and does not close; empty if there is none."""
     bare = line.strip()
     closing = _DISPLAYED.get(bare[:2], "")
     return "" if closing in bare[2:] else closing
 
 
-def without_break(line: str) -> str:
-    """A backslash at a line's end asks for the line break that is kept anyway."""
+def strip_hard_break(line: str) -> str:
+    """The line without a backslash at its end: line breaks are kept anyway."""
     return _HARD_BREAK.sub("", line)
 
 
-def lead(line: str) -> Lead:
+def parse_prefix(line: str) -> LinePrefix:
     if match := _HEADING.match(line):
-        look = style("md.title" if len(match[1]) == 1 else "md.heading")
-        return Lead(Text(), Text(), look, match.end())
-    match = _LEAD.match(line)
-    assert match  # every part of it may be empty
+        look = theme_style("md.title" if len(match[1]) == 1 else "md.heading")
+        return LinePrefix(Text(), Text(), look, match.end())
+    match = _PREFIX.match(line)
+    assert match  # every part of the pattern is optional
     bars = "│ " * match["quote"].count(">")
     indent, item = match["indent"].expandtabs(4), match["item"] or ""
     bullet = "•" if item in ("-", "*", "+") else item
-    first = Text(bars + indent + (f"{bullet} " if item else ""), style("md.mark"))
-    following = Text(bars + " " * (len(first) - len(bars)), style("md.mark"))
-    return Lead(first, following, Style.null(), match.end())
+    first = Text(bars + indent + (f"{bullet} " if item else ""), theme_style("md.mark"))
+    following = Text(bars + " " * (len(first) - len(bars)), theme_style("md.mark"))
+    return LinePrefix(first, following, Style.null(), match.end())
 
 
-def without_closing(line: str) -> str:
-    """A heading may be closed by the marks that opened it."""
+def strip_closing_marks(line: str) -> str:
+    """A heading without its closing # marks; any other line unchanged."""
     return _CLOSING.sub("", line) if _HEADING.match(line) else line
 
 
-def table(lines: Sequence[str]) -> Table | None:
-    """None where the lines only look like one: the second has to be of dashes."""
+def parse_table(lines: Sequence[str]) -> Table | None:
+    """The table, or None if the second line is not a delimiter row of dashes."""
     if len(lines) < 2 or not _DELIMITER.match(lines[1]) or "|" not in lines[1]:
         return None
     head, marks, *rows = ([cell.strip() for cell in _cells(line)] for line in lines)
     grid = Table(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold", border_style=style("md.mark")
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        header_style="bold",
+        border_style=theme_style("md.mark"),
     )
     for index, name in enumerate(head):
         mark = marks[index] if index < len(marks) else ""
         right, centred = mark.endswith(":"), mark.startswith(":") and mark.endswith(":")
-        grid.add_column(styled(name), justify="center" if centred else "right" if right else "left")
+        grid.add_column(style_inline(name), justify="center" if centred else "right" if right else "left")
     for row in rows:
         row += [""] * (len(head) - len(row))
         grid.add_row(*(_cell(cell) for cell in row[: len(head) - 1]), _cell(" | ".join(row[len(head) - 1 :])))
@@ -117,7 +121,7 @@ def table(lines: Sequence[str]) -> Table | None:
 
 
 def _cell(source: str) -> Text:
-    return Text("\n").join(styled(line) for line in _CELL_BREAK.split(source))
+    return Text("\n").join(style_inline(line) for line in _CELL_BREAK.split(source))
 
 
 def _cells(line: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rich's console, whose text cannot drive the terminal; its own colours and movements can."""
+"""A rich console that makes control characters in text visible."""
 
 from collections.abc import Iterable
 from typing import TextIO
@@ -10,7 +10,7 @@ from localgemma_cli.sanitize import visible
 
 
 class SafeConsole(Console):
-    """The only console there is: tables, progress and answers are drawn on it."""
+    """The console for tables and answers. Rich's own colours and cursor movements still work."""
 
     def __init__(self, file: TextIO, width: int | None = None) -> None:
         super().__init__(file=file, width=width, highlight=False, markup=False)

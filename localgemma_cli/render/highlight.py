@@ -1,4 +1,4 @@
-"""Code coloured line by line as it arrives."""
+"""Highlight code line by line as it streams."""
 
 from collections import deque
 
@@ -7,11 +7,11 @@ from rich.text import Text
 
 from localgemma_cli.render.theme import CODE_THEME
 
-_SEEN = 20  # lines before the one at hand that a lexer is shown: a longer string or comment loses its colour
+_SEEN = 20  # previous lines that the lexer reads again: a longer string or comment loses its colour
 
 
 class Highlighter:
-    """For one block in `language`; an unknown one stays plain."""
+    """Highlights one code block in `language`; code in an unknown language stays plain."""
 
     def __init__(self, language: str) -> None:
         self._language = language

@@ -1,4 +1,4 @@
-"""The words of a Markdown line: cut into stretches that nothing later can change, and styled."""
+"""Style the inline Markdown of a line, cut into parts that later text cannot change."""
 
 import re
 from collections import Counter
@@ -8,26 +8,26 @@ from markdown_it.rules_inline import StateInline
 from rich.style import Style
 from rich.text import Text
 
-from localgemma_cli.render.theme import style
+from localgemma_cli.render.theme import theme_style
 from localgemma_cli.sanitize import visible
 
-_LONGEST = 300  # characters; a mark that has not closed by then is taken for the character that it is
+_LONGEST = 300  # characters; a mark that is not closed within them is plain text
 _PIECES = re.compile(r"\\.|`+|\*+|_+|~~+|\$+|\]\(|[\[\])]|\s+|[^\\`*_~$\[\])\s]+|.", re.DOTALL)
 _MARKS = re.compile(r"[\\`*_~\[\]<&!$]")
-_LATEX = {"\\(": "\\)", "\\[": "\\]", "$$": "$$", "$": "$"}  # what opens a formula, and what closes it
+_LATEX = {"\\(": "\\)", "\\[": "\\]", "$$": "$$", "$": "$"}  # opening and closing marks of formulas
 _LATEX_WORDS = ("\\\\", "\\(", "\\)", "\\[", "\\]")  # escapes in Markdown, but LaTeX in what models write
 _STYLES = {"strong_open": "md.strong", "em_open": "md.em", "s_open": "md.s", "link_open": "md.link"}
 _CLOSE = {"strong_close", "em_close", "s_close", "link_close"}
 
-# Raw HTML and link definitions would vanish from what is shown; they stay the text they are.
+# Raw HTML and link definitions would not be displayed; they are shown as plain text.
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable("strikethrough").disable("html_inline")
 
 
 def _formula_end(text: str, start: int) -> int:
-    """Where the formula that `start` opens ends; 0 where none does.
+    """The end of the formula that opens at `start`; 0 if there is none.
 
-    As in pandoc, a single dollar sign opens before a word and closes after one and before no digit: those of
-    prices do not.
+    As in pandoc, a single dollar sign opens before a non-space, and closes after a non-space and not before a
+    digit, so that prices are not formulas.
     """
     opening = "$" if text[start] == "$" and text[start : start + 2] != "$$" else text[start : start + 2]
     if opening not in _LATEX or (opening == "$" and text[start + 1 : start + 2].isspace()):
@@ -42,14 +42,14 @@ def _formula_end(text: str, start: int) -> int:
 
 
 def _may_open(text: str, start: int, piece: str) -> bool:
-    """Whether `piece` opens a formula, or may once more of the line has come."""
+    """Whether `piece` opens a formula, or may do so when more of the line arrives."""
     if piece not in _LATEX or (piece == "$" and text[start + 1 : start + 2].isspace()):
         return False
     return len(text) - start <= _LONGEST or bool(_formula_end(text, start))
 
 
 def _latex(state: StateInline, silent: bool) -> bool:
-    """A rule of the Markdown parser: a formula is text as it is, and so is a lone mark of one."""
+    """A rule for the Markdown parser: formulas, and lone formula marks, are plain text."""
     if state.src[state.pos] not in "\\$":
         return False
     end = _formula_end(state.src, state.pos)
@@ -66,8 +66,8 @@ def _latex(state: StateInline, silent: bool) -> bool:
 _PARSER.inline.ruler.before("escape", "latex", _latex)
 
 
-def cut(text: str) -> int:
-    """Where the first stretch of `text` ends: behind a space at which every mark is closed; 0 if none is."""
+def find_cut(text: str) -> int:
+    """The end of the first part of `text`: after a space where every mark is closed; 0 if there is none."""
     code, brackets, destination = "", 0, False
     opened: Counter[str] = Counter()
     formula = 0  # where it ends
@@ -78,15 +78,15 @@ def cut(text: str) -> int:
         if not code and _may_open(text, start, piece):
             formula = _formula_end(text, start) or len(text)
         elif piece.isspace():
-            settled = not (code or brackets or destination or opened.total())
-            if start and (settled or start > _LONGEST):
+            closed = not (code or brackets or destination or opened.total())
+            if start and (closed or start > _LONGEST):
                 return match.end()
         elif piece[0] == "`":
             code = "" if piece == code else code or piece
         elif code:
             continue
         elif piece[0] in "*_~":
-            _count(opened, text, match.start(), match.end())
+            _count_marks(opened, text, match.start(), match.end())
         elif piece == "[":
             brackets += 1
         elif piece in ("]", "]("):
@@ -96,8 +96,8 @@ def cut(text: str) -> int:
     return 0
 
 
-def _count(opened: Counter[str], text: str, start: int, end: int) -> None:
-    """CommonMark's flanking rules in short: a run opens before a word and closes after one."""
+def _count_marks(opened: Counter[str], text: str, start: int, end: int) -> None:
+    """CommonMark's flanking rules, simplified: a run of marks opens before a word and closes after one."""
     before, after = text[start - 1 : start], text[end : end + 1]
     mark, length = text[start], end - start
     opens = bool(after) and not after.isspace()
@@ -110,8 +110,8 @@ def _count(opened: Counter[str], text: str, start: int, end: int) -> None:
         opened[mark] += length
 
 
-def styled(text: str) -> Text:
-    """One stretch with its marks turned into styles; a link shows where it leads."""
+def style_inline(text: str) -> Text:
+    """The text with its marks turned into styles; a link shows its address."""
     if not _MARKS.search(text):
         return Text(text)
     body = text.rstrip()
@@ -119,20 +119,20 @@ def styled(text: str) -> Text:
     href = shown = ""
     for token in _PARSER.parseInline(body)[0].children or []:
         if token.type in _STYLES:
-            styles.append(styles[-1] + style(_STYLES[token.type]))
+            styles.append(styles[-1] + theme_style(_STYLES[token.type]))
             if token.type == "link_open":
                 href, shown = visible(str(token.attrs.get("href", ""))), ""
         elif token.type in _CLOSE:
             styles.pop()
             if token.type == "link_close" and href not in (shown, f"mailto:{shown}"):
-                result.append(f" ({href})", style=style("md.url"))
+                result.append(f" ({href})", style=theme_style("md.url"))
         elif token.type == "image":
             shown += token.content
             result.append(visible(token.content) or "image", style=styles[-1])
-            result.append(f" ({visible(str(token.attrs.get('src', '')))})", style=style("md.url"))
+            result.append(f" ({visible(str(token.attrs.get('src', '')))})", style=theme_style("md.url"))
         else:
             content = visible(token.content)
             shown += content
-            own = style("md.code") if token.type == "code_inline" else Style.null()
+            own = theme_style("md.code") if token.type == "code_inline" else Style.null()
             result.append(content, style=styles[-1] + own)
     return result.append(text[len(body) :])

@@ -1,4 +1,4 @@
-"""`--json` and `--jsonl`: the contract with scripts, described by `schemas/*.schema.json`."""
+"""Write answers and errors as JSON (`--json`, `--jsonl`), as described in schemas/*.schema.json."""
 
 import json
 import re
@@ -10,13 +10,13 @@ from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.render.base import Answer
 
 SCHEMA = 1
-# What may drive a terminal and JSON may hold as it is: DEL, C1, line separators, bidirectional controls.
-_UNSEEN = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Allowed in JSON, but able to control a terminal: DEL, C1, line separators, bidirectional controls.
+_UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is the same for every answer of a process; a server has neither preset nor plan."""
+class RunInfo:
+    """The fields that all answers of a process share; a server has no preset and no plan."""
 
     model: str
     preset: str | None
@@ -25,7 +25,7 @@ class Run:
     plan: Mapping[str, object] | None
 
 
-def answer_object(run: Run, answer: Answer) -> dict[str, object]:
+def answer_object(run: RunInfo, answer: Answer) -> dict[str, object]:
     finished = answer.finished
     return {
         "schema": SCHEMA,
@@ -47,14 +47,14 @@ def error_object(error: LocalGemmaError) -> dict[str, object]:
 
 def write_line(stream: TextIO, value: Mapping[str, object]) -> None:
     text = json.dumps(value, ensure_ascii=not _is_unicode(stream))
-    stream.write(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    stream.write(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     stream.flush()
 
 
 class JsonRenderer:
-    """One object when the answer is whole; nothing before, so that stdout never holds half of one."""
+    """Writes one object when the answer is complete, so that stdout never has an incomplete one."""
 
-    def __init__(self, stdout: TextIO, run: Run) -> None:
+    def __init__(self, stdout: TextIO, run: RunInfo) -> None:
         self._stdout, self._run = stdout, run
 
     def thinking(self, text: str) -> None:
@@ -71,9 +71,9 @@ class JsonRenderer:
 
 
 class JsonLinesRenderer:
-    """A start line, a line per piece of thinking and answer, and an end line: the `--json` object."""
+    """Writes a start line, a line per piece of thinking or answer, and an end line: the `--json` object."""
 
-    def __init__(self, stdout: TextIO, run: Run) -> None:
+    def __init__(self, stdout: TextIO, run: RunInfo) -> None:
         self._stdout, self._run = stdout, run
         start = {
             "event": "start",

@@ -1,8 +1,8 @@
-"""Markdown on a terminal as it streams: append-only, so that what was printed can be selected and copied.
+"""Render Markdown on a terminal as it streams; printed text is never redrawn and can be copied.
 
-A line of the source is printed once it is whole, or row by row where it is wider than the terminal; a table
-once it has ended. Only what is still being written is drawn again. Line breaks are kept as the model wrote
-them, and lines of code are never broken. The cost of a token does not depend on what came before it.
+A source line is printed when it is complete, or row by row if it is wider than the terminal; a table when it
+ends. Only the incomplete part is drawn again. Line breaks stay as the model wrote them, and lines of code
+are not wrapped. The cost of a token does not depend on the length of the answer.
 """
 
 import time
@@ -18,31 +18,32 @@ from rich.text import Text
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.blocks import (
     Fence,
-    Lead,
-    fence,
-    formula,
+    LinePrefix,
+    formula_end,
     is_rule,
-    lead,
-    table,
-    underlined,
-    without_break,
-    without_closing,
+    parse_fence,
+    parse_prefix,
+    parse_table,
+    parse_underline,
+    strip_closing_marks,
+    strip_hard_break,
 )
 from localgemma_cli.render.console import SafeConsole
 from localgemma_cli.render.highlight import Highlighter
-from localgemma_cli.render.inline import cut, styled
-from localgemma_cli.render.theme import style
+from localgemma_cli.render.inline import find_cut, style_inline
+from localgemma_cli.render.theme import theme_style
 from localgemma_cli.render.thoughts import Thoughts
 from localgemma_cli.sanitize import visible
 
 _REDRAW_SECONDS = 0.1
 _RULE_WIDTH = 40  # columns
 _START_OF_ROW, _REST_OF_ROW, _REST_OF_SCREEN = "\r", "\x1b[K", "\x1b[J"
-_WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"  # a character that is wider than thought cannot start a row
+# While it is off, a character that is wider than measured does not start a new row.
+_WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 
 
 class MarkdownRenderer:
-    """`redraw` False: rows appear when they are whole, and the cursor never goes back (screen readers)."""
+    """`redraw` False: only complete rows are shown, and the cursor never moves back (screen readers)."""
 
     def __init__(
         self, stdout: TextIO, *, redraw: bool = True, clock: Callable[[], float] = time.monotonic
@@ -50,14 +51,14 @@ class MarkdownRenderer:
         self._console = SafeConsole(stdout)
         self._redraw = redraw and self._console.is_terminal and not self._console.is_dumb_terminal
         self._clock = clock
-        self._source = ""  # of the line that is being written, what has not been read into `_row`
-        self._lead: Lead | None = None
+        self._source = ""  # of the current line, the part that is not yet in `_row`
+        self._prefix: LinePrefix | None = None
         self._row = Text()
         self._fence: Fence | None = None
         self._code = Highlighter("")
         self._table: list[str] = []
-        self._formula = ""  # what closes the one that is open
-        self._title: str | None = None  # a line that may turn out to be a heading by the next one
+        self._formula = ""  # the closing mark of the open formula
+        self._title: str | None = None  # a line that becomes a heading if the next line underlines it
         self._in_paragraph = False
         self._printed = self._gap = False
         self._drawn_rows = 0  # of the preview
@@ -86,7 +87,7 @@ class MarkdownRenderer:
 
     def abort(self) -> None:
         self._thoughts.end()
-        if self._source or self._lead:
+        if self._source or self._prefix:
             self._end_line()
         self._end_table()
         self._end_title("")
@@ -94,23 +95,23 @@ class MarkdownRenderer:
         self._console.file.flush()
 
     def _end_line(self) -> None:
-        """`_source` is the rest of a whole line."""
+        """Handle the complete line in `_source`."""
         line, self._source = self._source, ""
-        if self._lead is not None:
-            self._add(styled(without_break(line)))
+        if self._prefix is not None:
+            self._add(style_inline(strip_hard_break(line)))
             self._end_row()
         elif self._fence is not None:
             self._code_line(line, self._fence)
         elif self._formula:
             self._formula_line(line)
-        elif self._title is not None and (mark := underlined(line)):
+        elif self._title is not None and (mark := parse_underline(line)):
             self._end_title(mark)
         else:
             self._end_title("")
             self._other_line(line)
 
     def _other_line(self, line: str) -> None:
-        """One that goes on with no block but a table or a paragraph."""
+        """Handle a line outside of code, formulas and headings."""
         if line.lstrip().startswith("|"):
             self._table.append(line)
             return
@@ -121,16 +122,16 @@ class MarkdownRenderer:
             self._whole_line(line)
 
     def _may_be_title(self, line: str) -> bool:
-        """A paragraph's first line that fits into one row."""
+        """Whether the line can become a heading: the first of a paragraph, in one row."""
         if self._in_paragraph or not line.strip() or cell_len(line) > self._console.width:
             return False
-        if fence(line) or is_rule(line) or formula(line):
+        if parse_fence(line) or is_rule(line) or formula_end(line):
             return False
-        start = lead(line)
+        start = parse_prefix(line)
         return not (start.first.plain.strip() or start.style)
 
     def _end_title(self, mark: str) -> None:
-        """Print the line that waits for the next one: a heading of `mark`, or by itself."""
+        """Print the waiting line: as a heading with `mark`, or as it is."""
         line, self._title = self._title, None
         if line is not None:
             rest = self._source
@@ -141,24 +142,24 @@ class MarkdownRenderer:
         self._in_paragraph = False
         if not line.strip():
             self._gap = self._printed
-        elif opened := fence(line):
+        elif opened := parse_fence(line):
             self._fence, self._code = opened, Highlighter(opened.language)
-            self._print(Text(line.strip(), style("md.mark")))
+            self._print(Text(line.strip(), theme_style("md.mark")))
         elif is_rule(line):
-            self._print(Text("─" * min(_RULE_WIDTH, self._console.width), style("md.mark")))
-        elif closing := formula(line):
+            self._print(Text("─" * min(_RULE_WIDTH, self._console.width), theme_style("md.mark")))
+        elif closing := formula_end(line):
             self._formula = closing
             self._print(Text(line))
         else:
-            self._source = without_closing(without_break(line))
+            self._source = strip_closing_marks(strip_hard_break(line))
             self._begin()
             self._read()
-            self._add(styled(self._source))
+            self._add(style_inline(self._source))
             self._source = ""
             self._end_row()
 
     def _formula_line(self, line: str) -> None:
-        """As it is; a formula has no blank lines, so that a lone mark swallows no more than a paragraph."""
+        """Print a line of a formula unchanged; a blank line ends a formula that is not closed."""
         if not line.strip():
             self._formula = ""
             self._whole_line(line)
@@ -168,46 +169,46 @@ class MarkdownRenderer:
         self._print(Text(line))
 
     def _code_line(self, line: str, block: Fence) -> None:
-        if block.closed_by(line):
+        if block.is_closed_by(line):
             self._fence = None
-            self._print(Text(line.strip(), style("md.mark")))
+            self._print(Text(line.strip(), theme_style("md.mark")))
         else:
             indent = len(line) - len(line.lstrip(" "))
             self._print(self._code.line(line[min(indent, block.indent) :]))
 
     def _advance(self) -> None:
-        """Print the rows of an unfinished line that nothing can change any more."""
+        """Print the rows of an incomplete line that later text cannot change."""
         if self._fence is not None or self._formula:
             return
-        if self._source.strip() and not underlined(self._source):
+        if self._source.strip() and not parse_underline(self._source):
             self._end_title("")
-        if cell_len(self._source) > self._console.width and self._lead is None:
+        if cell_len(self._source) > self._console.width and self._prefix is None:
             if self._is_block(self._source):
                 return
             self._end_table()
             self._begin()
-        if self._lead is not None:
+        if self._prefix is not None:
             self._read()
 
     def _is_block(self, line: str) -> bool:
-        """Whether the line, as far as it has come, is not one of words."""
-        return bool(fence(line) or formula(line)) or line.lstrip().startswith("|")
+        """Whether the incomplete line begins code, a formula or a table."""
+        return bool(parse_fence(line) or formula_end(line)) or line.lstrip().startswith("|")
 
     def _begin(self) -> None:
-        self._lead, self._row = lead(self._source), Text()
-        self._in_paragraph = not (self._lead.first.plain.strip() or self._lead.style)
-        self._source = self._source[self._lead.length :]
+        self._prefix, self._row = parse_prefix(self._source), Text()
+        self._in_paragraph = not (self._prefix.first.plain.strip() or self._prefix.style)
+        self._source = self._source[self._prefix.length :]
 
     def _read(self) -> None:
-        while end := cut(self._source):
-            self._add(styled(self._source[:end]))
+        while end := find_cut(self._source):
+            self._add(style_inline(self._source[:end]))
             self._source = self._source[end:]
 
     def _add(self, words: Text) -> None:
-        assert self._lead is not None
-        words.stylize_before(self._lead.style)
+        assert self._prefix is not None
+        words.stylize_before(self._prefix.style)
         self._row.append_text(words)
-        width = max(self._console.width - cell_len(self._lead.first.plain), 10)
+        width = max(self._console.width - cell_len(self._prefix.first.plain), 10)
         body = self._row.plain.rstrip()
         if cell_len(body) > width:
             blank = self._row.plain[len(body) :]
@@ -217,19 +218,19 @@ class MarkdownRenderer:
                 self._print_row(row)
 
     def _end_row(self) -> None:
-        if self._row.plain.strip() or (self._lead and self._lead.first is not self._lead.following):
+        if self._row.plain.strip() or (self._prefix and self._prefix.first is not self._prefix.following):
             self._print_row(self._row)
-        self._lead, self._row = None, Text()
+        self._prefix, self._row = None, Text()
 
     def _print_row(self, row: Text) -> None:
-        assert self._lead is not None
+        assert self._prefix is not None
         row.rstrip()
-        self._print(Text.assemble(self._lead.first, row))
-        self._lead = Lead(self._lead.following, self._lead.following, self._lead.style, 0)
+        self._print(Text.assemble(self._prefix.first, row))
+        self._prefix = LinePrefix(self._prefix.following, self._prefix.following, self._prefix.style, 0)
 
     def _end_table(self) -> None:
         lines, self._table = self._table, []
-        if grid := table(lines):
+        if grid := parse_table(lines):
             self._print(grid)
         else:
             for line in lines:
@@ -243,7 +244,7 @@ class MarkdownRenderer:
         self._printed, self._gap = True, False
 
     def _preview(self) -> None:
-        """What is being written, as far as it is known: its last rows, and no more than the screen holds."""
+        """Draw the incomplete part: its last rows, at most what the screen can show."""
         if not self._redraw:
             return
         with self._console.capture() as captured:
@@ -262,18 +263,18 @@ class MarkdownRenderer:
 
     @property
     def _most_rows(self) -> int:
-        """Those above the screen could not be drawn again."""
+        """Rows of the preview; those above the screen could not be redrawn."""
         return max(1, self._console.height - 2)
 
     def _preview_rows(self) -> Iterator[RenderableType]:
         width = self._console.width
         if self._table:
             lines = [*self._table[:2], *self._table[2:][-self._most_rows :], self._source]
-            yield table(lines) or Text("\n".join(lines), overflow="ellipsis", no_wrap=True)
+            yield parse_table(lines) or Text("\n".join(lines), overflow="ellipsis", no_wrap=True)
         elif self._fence is not None or self._formula or self._is_block(self._source):
             yield from map(Text, chop_cells(self._source[-width * self._most_rows :], width))
         else:
-            start = self._lead or Lead(Text(), Text(), Style.null(), 0)
+            start = self._prefix or LinePrefix(Text(), Text(), Style.null(), 0)
             if self._title is not None:
                 yield Text(self._title)
             body = self._row + Text(self._source)
@@ -283,15 +284,15 @@ class MarkdownRenderer:
                 yield Text.assemble(before, row)
 
     def _back(self) -> str:
-        """To the preview's first row.
+        """The escape sequence that moves the cursor to the preview's first row.
 
-        A window made narrower may have wrapped it into more rows, but not every terminal does that: rather
-        leave a part of it behind than erase what was printed above.
+        In a window made narrower, some terminals wrap the preview into more rows. They are not counted: part
+        of the preview may remain, but printed text above it is never erased.
         """
         return _START_OF_ROW + (f"\x1b[{self._drawn_rows - 1}A" if self._drawn_rows > 1 else "")
 
     def _show_thought(self, text: str) -> None:
-        self._console.print(Text(text, style("md.thinking")), end="", soft_wrap=True)
+        self._console.print(Text(text, theme_style("md.thinking")), end="", soft_wrap=True)
         self._console.file.flush()
 
     def _erase(self) -> None:

@@ -1,4 +1,4 @@
-"""Messages of more than one line, and their colours."""
+"""Format error messages, and colour the prefix of messages."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -7,17 +7,17 @@ from typing import TextIO
 from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.sanitize import Block, one_line
 
-_LEADS: Mapping[str, str] = {"localgemma:": "1;31", "warning:": "33"}  # red and yellow
+_COLOURS: Mapping[str, str] = {"localgemma:": "1;31", "warning:": "33"}  # red and yellow
 _LONGEST = 600  # characters of a message or a hint
 
 
-def error_text(error: LocalGemmaError, lead: str = "") -> Block:
-    """What happened and, below it, what to do; whatever either quotes stays on its line."""
-    return Block(f"{lead}{_within(one_line(error.message))}\n  {_within(one_line(error.hint))}")
+def format_error(error: LocalGemmaError, prefix: str = "") -> Block:
+    """Two lines: what happened and what to do. Line ends in quoted text become spaces."""
+    return Block(f"{prefix}{_shortened(one_line(error.message))}\n  {_shortened(one_line(error.hint))}")
 
 
-def _within(text: str) -> str:
-    """The same, or its start and its end: a value of thousands of characters hides what is wrong with it."""
+def _shortened(text: str) -> str:
+    """Start and end of a text that is too long: a quoted value can have thousands of characters."""
     if len(text) <= _LONGEST:
         return text
     half = _LONGEST // 2
@@ -25,16 +25,16 @@ def _within(text: str) -> str:
 
 
 def has_colour(stream: TextIO) -> bool:
-    """Whether colours are wanted there: a terminal that has them, and no NO_COLOR (no-color.org)."""
+    """Whether to write colours: to a terminal that supports them, without NO_COLOR (no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def lead_in_colour(stream: TextIO) -> Callable[[str], str]:
-    """For `Streams.say`: colours the word that says what kind of message it is."""
+def colour_prefix(stream: TextIO) -> Callable[[str], str]:
+    """A function for `Streams.say` that colours the prefix of a message: `localgemma:` or `warning:`."""
 
     def paint(text: str) -> str:
-        lead, blank, rest = text.partition(" ")
-        code = _LEADS.get(lead) if has_colour(stream) else None
-        return f"\x1b[{code}m{lead}\x1b[0m{blank}{rest}" if code else text
+        prefix, blank, rest = text.partition(" ")
+        code = _COLOURS.get(prefix) if has_colour(stream) else None
+        return f"\x1b[{code}m{prefix}\x1b[0m{blank}{rest}" if code else text
 
     return paint

@@ -1,4 +1,4 @@
-"""The answer as the model wrote it, for pipes and files: no ANSI, no wrapping, one newline at the end."""
+"""Write answers as the model wrote them, for pipes and files: no ANSI, no wrapping, one final newline."""
 
 from typing import TextIO
 
@@ -8,11 +8,11 @@ from localgemma_cli.sanitize import visible
 
 
 class PlainRenderer:
-    """`sanitize` makes what would drive a terminal visible; what is thought is only shown on a terminal."""
+    """`sanitize` makes control characters visible; thinking is only shown on a terminal."""
 
     def __init__(self, stdout: TextIO, *, sanitize: bool = False) -> None:
         self._stdout, self._sanitize = stdout, sanitize
-        self._newlines = ""  # held back: they are only written once more text follows
+        self._newlines = ""  # written only when more text follows
         self._written = False
         self._thoughts = Thoughts(self._show)
 

@@ -1,4 +1,4 @@
-"""A plan for people: lines of text for one, a table for all of them."""
+"""Format plans for people: one as lines of text, all of them as a table."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from localgemma_cli.planning.load_plan import LoadPlan
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.units import format_bytes
 
-if TYPE_CHECKING:  # rich takes a tenth of a second to import, and `--json` needs none of it
+if TYPE_CHECKING:  # importing rich takes a tenth of a second, and `--json` does not need it
     from rich.table import Table
     from rich.text import Text
 
-NARROW = 76  # columns; the table of all plans needs as many
+NARROW = 76  # columns; the table of all plans needs this many
 _STYLES: Mapping[str, str] = {"fits": "green", "offload": "yellow", "no": "red"}
 
 
 def plan_text(plan: LoadPlan, columns: int) -> str:
-    """One plan as aligned lines, without colour and without a newline at the end; long ones are indented."""
+    """One plan as aligned lines without colours; long lines wrap with an indent."""
     memory = plan.memory
     rows = (
         ("model", f"{plan.model.name}: {plan.model.summary}"),
@@ -48,7 +48,7 @@ def _row(head: str, line: str, columns: int) -> str:
 
 
 def plans_table(plans: Sequence[LoadPlan]) -> Table:
-    """Models down, presets across; a dash stands where a preset cannot work for a model here."""
+    """A row per model and a column per preset; a dash means that the preset cannot work for the model."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -60,7 +60,7 @@ def plans_table(plans: Sequence[LoadPlan]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.caption, table.caption_justify = _caption(plans, complete), "left"
     for heading in ("model", *presets):
-        # a long model name folds, so that the verdicts stay whole in 80 columns
+        # long model names wrap, so that the verdicts fit in 80 columns
         first = heading == "model"
         table.add_column(Text(heading), no_wrap=not first, max_width=20 if first else None, overflow="fold")
     for name in models:
@@ -69,7 +69,7 @@ def plans_table(plans: Sequence[LoadPlan]) -> Table:
 
 
 def plans_list(plans: Sequence[LoadPlan]) -> Text:
-    """The same for a narrow terminal: each model with its presets below it."""
+    """The same for a narrow terminal: each model, with its presets below it."""
     from rich.text import Text
 
     presets = tuple(dict.fromkeys(plan.preset for plan in plans))
@@ -106,7 +106,7 @@ def _caption(plans: Sequence[LoadPlan], complete: bool) -> Text:
     usable = format_bytes(plans[0].memory.available_bytes) if plans else "nothing"
     lines = [f"{usable} usable; weights, cache and workspace counted."]
     if any(_verdict(plan) == "offload" for plan in plans):
-        lines.append("offload: layers wait on host or disk; slow.")
+        lines.append("offload: some layers stay on the host or on disk, which is slow.")
     if not complete:
         lines.append("—: cannot work here.")
     return Text("\n".join(lines))
@@ -137,6 +137,6 @@ def _share(share: LayerShare) -> str:
 
 
 def _headed(head: str, lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The head beside the first line only."""
+    """Rows for the lines, with the head beside the first one."""
     for number, line in enumerate(lines):
         yield ("" if number else head), line

@@ -1,4 +1,4 @@
-"""What is being waited for, on stderr: download, load, and all that comes before an answer's first word."""
+"""Show progress on stderr: downloading, loading, and all else before the first token of an answer."""
 
 import os
 import time
@@ -14,11 +14,11 @@ from localgemma_cli.sanitize import one_line
 from localgemma_cli.units import format_bytes
 
 _DRAW_SECONDS = 0.1
-_QUIET_SECONDS = 0.4  # what is over by then needs no word
+_QUIET_SECONDS = 0.4  # shorter waits show nothing
 _FRAMES, _PLAIN_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏", "|/-\\"
 
 
-def describe(progress: LoadProgress) -> str:
+def describe_progress(progress: LoadProgress) -> str:
     """A few words for a status line: `downloading 1.2 GB of 5.2 GB`."""
     if progress.total and progress.unit == "bytes":
         return f"{progress.stage} {format_bytes(progress.done)} of {format_bytes(progress.total)}"
@@ -29,18 +29,18 @@ def describe(progress: LoadProgress) -> str:
     return progress.stage
 
 
-def silent(_: LoadProgress) -> None:
+def ignore_progress(_: LoadProgress) -> None:
     pass
 
 
 @contextmanager
-def on_stderr(stderr: TextIO, *, quiet: bool, first: str = "starting") -> Iterator[ProgressSink]:
-    """A spinner with the latest stage and the seconds so far, gone without a trace when done.
+def show_progress(stderr: TextIO, *, quiet: bool, first: str = "starting") -> Iterator[ProgressSink]:
+    """A spinner with the latest stage and the seconds so far, erased at the end.
 
-    Silent with `quiet`, off a terminal, and on one that cannot erase.
+    Shows nothing with `quiet`, if stderr is not a terminal, or on one that cannot erase (TERM=dumb).
     """
     if quiet or not stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield silent
+        yield ignore_progress
         return
     spinner = _Spinner(stderr, first)
     try:
@@ -50,7 +50,7 @@ def on_stderr(stderr: TextIO, *, quiet: bool, first: str = "starting") -> Iterat
 
 
 class _Spinner:
-    """Drawn by a thread, so that it turns whatever the others do."""
+    """Drawn by its own thread, so that it turns during blocking calls."""
 
     def __init__(self, terminal: TextIO, first: str) -> None:
         self._terminal, self._latest = terminal, LoadProgress(first)
@@ -74,15 +74,17 @@ class _Spinner:
                 return
             wait = _DRAW_SECONDS
             seconds = int(time.monotonic() - started)
-            STATUS.draw(self._terminal, self._fitted(frame, one_line(describe(self._latest)), f"{seconds} s"))
+            STATUS.draw(
+                self._terminal, self._fitted(frame, one_line(describe_progress(self._latest)), f"{seconds} s")
+            )
 
     def _fitted(self, frame: str, words: str, seconds: str) -> str:
-        """In one row, since only one can be erased; the words are cut where it is too short."""
+        """The text of one row, shortened to the width: only one row can be erased."""
         from rich.cells import cell_len, set_cell_size
 
         try:
             columns = os.get_terminal_size(self._terminal.fileno()).columns or 80
-        except OSError:  # it has hung up
+        except OSError:  # the terminal has hung up
             columns = 80
         room = max(columns - len(f"{frame}  · {seconds}") - 1, 1)
         words = words if cell_len(words) <= room else set_cell_size(words, room - 1) + "…"

@@ -1,11 +1,11 @@
-"""The colours of answers: the terminal's own sixteen, readable on light and dark, and never a background."""
+"""Styles of answers, in the terminal's sixteen colours without backgrounds: readable on light and dark."""
 
 from rich.style import Style
 
 _STYLES = {
     "md.title": Style(bold=True, underline=True),
     "md.heading": Style(bold=True),
-    "md.mark": Style(dim=True),  # bullets, bars, rules and fences: what is not the answer's own words
+    "md.mark": Style(dim=True),  # bullets, bars, rules and fences
     "md.code": Style(color="cyan"),
     "md.strong": Style(bold=True),
     "md.em": Style(italic=True),
@@ -14,8 +14,8 @@ _STYLES = {
     "md.url": Style(dim=True),
     "md.thinking": Style(dim=True),
 }
-CODE_THEME = "ansi_dark"  # pygments' names for the sixteen colours, without a background of its own
+CODE_THEME = "ansi_dark"  # pygments' style with the sixteen colours and no background
 
 
-def style(name: str) -> Style:
+def theme_style(name: str) -> Style:
     return _STYLES[name]

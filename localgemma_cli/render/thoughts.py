@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, as it comes: set apart from the answer by a blank line."""
+"""Show a model's thinking as it streams, before the answer and a blank line."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ from localgemma_cli.sanitize import visible
 
 
 class Thoughts:
-    """`write` puts a piece on the terminal; what is thought once the answer has begun is not shown."""
+    """`write` writes to the terminal; thinking after the answer has begun is not shown."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
         self._shown = self._ended = False
-        self._held = ""  # blanks at the end: written once more follows
+        self._held = ""  # white space at the end, written when more follows
 
     def add(self, text: str) -> None:
         text = visible(text) if self._shown else visible(text).lstrip()
@@ -25,7 +25,7 @@ class Thoughts:
         self._shown, self._held = True, text[len(body) :]
 
     def end(self) -> None:
-        """The answer begins, or nothing more comes."""
+        """End the thinking: the answer begins, or the stream has ended."""
         if self._shown and not self._ended:
             self._write("\n\n")
         self._ended = True

@@ -1,7 +1,7 @@
 """Open the user's saved conversations; every command opens them here, so that a warning always appears."""
 
 from localgemma_cli.environment import standard_streams
-from localgemma_cli.render.messages import lead_in_colour
+from localgemma_cli.render.messages import colour_prefix
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.sessions.store import Store, default_path
 
@@ -14,5 +14,5 @@ def open_store() -> Store:
     store = Store(default_path())
     if store.notice:
         streams = standard_streams()
-        streams.say(f"warning: {one_line(store.notice)}", lead_in_colour(streams.stderr))
+        streams.say(f"warning: {one_line(store.notice)}", colour_prefix(streams.stderr))
     return store

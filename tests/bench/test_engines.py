@@ -29,7 +29,7 @@ from localgemma_cli.planning.memory import WeightFormat
 from localgemma_cli.planning.memory import weights_bytes as planned_bytes
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 
 SHAPE = resolve("demo", revision=None, offline=True).facts.architecture
 SHORT, LONG = Workload(10, 6), Workload(80, 12)  # the second goes past the demo's sliding window
@@ -121,7 +121,7 @@ def test_a_checkpoint_is_written_in_shards_with_an_index(
     assert len(shards) > 2
     assert shards == {path.name for path in (tmp_path / "model").glob("*.safetensors")}
     assert index["metadata"]["total_size"] == 2 * SHAPE.parameters
-    model = load_model(plan_for(dtype="float32"), tmp_path / "model", silent)
+    model = load_model(plan_for(dtype="float32"), tmp_path / "model", ignore_progress)
     assert weights_bytes(model) >= 4 * SHAPE.parameters
 
 
@@ -188,7 +188,7 @@ def test_quantizations_own_tensors_are_counted(kind: str, nested: bool) -> None:
 
 def test_packed_weights_are_counted(checkpoint: Path) -> None:
     plan = plan_for(dtype="bfloat16")
-    read = read_bytes(load_model(plan, checkpoint, silent))
+    read = read_bytes(load_model(plan, checkpoint, ignore_progress))
     assert read == pytest.approx(2 * SHAPE.parameters, rel=0.1)  # oneDNN may pad its blocks
 
 

@@ -25,7 +25,7 @@ from localgemma_cli.prompts.prompt_forms import built_in
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.stop_strings import StopText
 from localgemma_cli.prompts.tokenizer import TokenizerSettings, build_tokenizer
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 from localgemma_cli.sampling import Sampling
 
 SHARED = os.environ.get("LOCALGEMMA_TEST_SHARED")
@@ -205,7 +205,7 @@ def test_a_second_alpaca_turn_continues_the_first_ones_ids_and_a_stop_text_ends_
     plan = make_plan(facts, "exact", probe("cpu"), Overrides(device="cpu", dtype="float32"), load_presets())
     greedy = Sampling(temperature=0, max_new_tokens=24)
     for form in ("alpaca", "alpaca-chat"):
-        backend = load(plan, DEMO, silent, Parts(template=form))
+        backend = load(plan, DEMO, ignore_progress, Parts(template=form))
         first = [Message("user", "What is the memory preset?")]
         *deltas, finished = backend.stream(first, greedy, Cancel())
         assert isinstance(finished, Finished)

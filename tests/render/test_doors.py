@@ -18,8 +18,8 @@ from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.events import LoadProgress
 from localgemma_cli.render.console import SafeConsole
 from localgemma_cli.render.json import write_line
-from localgemma_cli.render.messages import error_text
-from localgemma_cli.render.progress import on_stderr
+from localgemma_cli.render.messages import format_error
+from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sanitize import Block
 
 PACKAGE = Path(localgemma_cli.__file__).parent
@@ -128,7 +128,7 @@ def test_nothing_that_drives_a_terminal_comes_through_any_door(text: str) -> Non
     out.show(text)
     out.emit(text)
     assert out.ask(text) == "yes"
-    out.say(error_text(LocalGemmaError(text, text)))
+    out.say(format_error(LocalGemmaError(text, text)))
     LibraryStream(out.stderr, shown=True).write(text)
     write_line(out.stdout, {text: text})
     assert not RAW & set(written(out))
@@ -143,7 +143,7 @@ def test_nothing_comes_through_tables_and_progress_but_the_programs_own_marks(te
         out, table = streams(), Table(name)
         table.add_row(name, Text(name))
         SafeConsole(out.stdout, 400).print(table)
-        with on_stderr(out.stderr, quiet=False) as progress:
+        with show_progress(out.stderr, quiet=False) as progress:
             progress(LoadProgress(name))
         return written(out)
 
@@ -155,7 +155,7 @@ def test_nothing_comes_through_tables_and_progress_but_the_programs_own_marks(te
 def test_a_quoted_line_end_begins_no_message_of_its_own() -> None:
     out = streams()
     out.say("[with a\nlocalgemma: All is well.]")
-    out.say(error_text(LocalGemmaError("no\nlocalgemma: yes", "do\n  rm -rf"), "localgemma: "))
+    out.say(format_error(LocalGemmaError("no\nlocalgemma: yes", "do\n  rm -rf"), "localgemma: "))
     assert written(out).splitlines() == [
         "[with a",
         "  localgemma: All is well.]",

@@ -13,7 +13,7 @@ import pytest
 
 from localgemma_cli.environment import Streams
 from localgemma_cli.events import LoadProgress
-from localgemma_cli.render.progress import on_stderr
+from localgemma_cli.render.progress import show_progress
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
 
@@ -60,7 +60,7 @@ def test_one_row_that_makes_room_for_others_and_leaves_no_trace(monkeypatch: pyt
     monkeypatch.setenv("TERM", "xterm")
     with terminal(40) as (stderr, screen):
         streams = Streams(sys.stdin, stderr, stderr)
-        with on_stderr(stderr, quiet=False) as progress:
+        with show_progress(stderr, quiet=False) as progress:
             progress(LoadProgress("reading the prompt:", 512, 3021, "tokens"))
             (row,) = screen.wait("reading the prompt: 512 of ")
             assert len(row) <= 39
@@ -81,7 +81,7 @@ def test_none_where_it_is_not_wanted_or_cannot_be_erased(
 ) -> None:
     monkeypatch.setenv("TERM", kind)
     with terminal(80) as (stderr, screen):
-        with on_stderr(stderr, quiet=quiet) as progress:
+        with show_progress(stderr, quiet=quiet) as progress:
             progress(LoadProgress("loading"))
             time.sleep(0.7)
         assert screen.rows() == []

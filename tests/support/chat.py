@@ -29,11 +29,11 @@ def demo_backend() -> Backend:
     from localgemma_cli.planning.hardware import probe
     from localgemma_cli.planning.plan import Overrides, make_plan
     from localgemma_cli.planning.presets import load_presets
-    from localgemma_cli.render.progress import silent
+    from localgemma_cli.render.progress import ignore_progress
 
     facts = resolve("demo", revision=None, offline=True).facts
     plan = make_plan(facts, "exact", probe("cpu"), Overrides(device="cpu"), load_presets())
-    return load(plan, DEMO, silent)
+    return load(plan, DEMO, ignore_progress)
 
 
 @dataclass

@@ -54,7 +54,7 @@ from localgemma_cli.environment import Streams
 from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.messages import has_colour
-from localgemma_cli.render.progress import describe
+from localgemma_cli.render.progress import describe_progress
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.text import normalize
 
@@ -417,7 +417,7 @@ class Repl:
         mode = vi_mode()
         head = [self._frame.label(), *([mode] if mode else [])]
         if (backend := self._ready()) is None:
-            return fitted([*head, describe(self._load.progress), "you can type already"])
+            return fitted([*head, describe_progress(self._load.progress), "you can type already"])
         last = self._session.last
         known = figures(last, backend.context_length) if last else ("/help",)
         files = len(self._session.attachments)

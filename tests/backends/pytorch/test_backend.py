@@ -21,7 +21,7 @@ from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.render.base import Answer
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 from localgemma_cli.sampling import OnOverflow, Sampling
 
 GREEDY = Sampling(temperature=0, max_new_tokens=60)
@@ -48,7 +48,7 @@ class Silent:
 def backend_for(*, preset: str = "exact", folder: Path = DEMO, **overrides: object) -> LocalBackend:
     facts = resolve("demo", revision=None, offline=True).facts
     plan = make_plan(facts, preset, probe("cpu"), Overrides(device="cpu", **overrides), load_presets())
-    return load(plan, folder, silent)
+    return load(plan, folder, ignore_progress)
 
 
 @pytest.fixture(scope="module")
@@ -238,11 +238,11 @@ from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 
 facts = resolve(str(DEMO), revision=None, offline=True).facts
 plan = make_plan(facts, "exact", probe("cpu"), Overrides(), load_presets())
-for run in (lambda: load(plan, DEMO, silent), lambda: print(torch.get_num_threads())):
+for run in (lambda: load(plan, DEMO, ignore_progress), lambda: print(torch.get_num_threads())):
     thread = Thread(target=run)
     thread.start()
     thread.join()

@@ -26,7 +26,7 @@ from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 from localgemma_cli.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -277,7 +277,9 @@ def test_a_whole_chat_with_an_assistant_is_the_chat_without(other: Path) -> None
 
     plan = plan_for(other)
     alone = make_plan(plan.model, "exact", probe("cpu"), Overrides(dtype="float32"), load_presets())
-    assert said(load(plan, DEMO, silent, Parts(draft=other))) == said(load(alone, DEMO, silent))
+    assert said(load(plan, DEMO, ignore_progress, Parts(draft=other))) == said(
+        load(alone, DEMO, ignore_progress)
+    )
 
 
 def test_another_tokenizer_is_refused_before_any_weights_are_read(other: Path, tmp_path: Path) -> None:
@@ -290,5 +292,5 @@ def test_another_tokenizer_is_refused_before_any_weights_are_read(other: Path, t
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(UsageError, match="their tokenizers differ") as caught:
-        load(plan_for(folder), DEMO, silent, Parts(draft=folder))
+        load(plan_for(folder), DEMO, ignore_progress, Parts(draft=folder))
     assert "--assistant lookup" in caught.value.hint

@@ -23,7 +23,7 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import Conversion, Q
 from localgemma_cli.backends.pytorch.weights import quantize_int4
 from localgemma_cli.backends.pytorch.weights import quantize_nf4 as quantize
 from localgemma_cli.models.safetensors_file import read_checkpoint
-from localgemma_cli.render.progress import silent
+from localgemma_cli.render.progress import ignore_progress
 
 pytestmark = needs_int4
 ODD = {"vocab_size": 2020, "intermediate_size": 448}  # rows that no kernel's block divides
@@ -180,6 +180,6 @@ def test_the_file_has_the_announced_size_and_rows_are_padded(checkpoint: Path) -
     source = read_checkpoint(checkpoint)["model.embed_tokens.weight"]
     file = QuantizedFile((Conversion("head", source, "int4"),), torch.float32)
     sink = Nowhere()
-    write_quantized(file, sink, silent)
+    write_quantized(file, sink, ignore_progress)
     assert sink.size == file.size
     assert [entry.shape for entry in file.entries] == [(2048, 128), (4, 2048, 2)]
