@@ -262,16 +262,16 @@ def _gpu(name: str, capability: tuple[int, int], total: int, free: int, host: Ha
     bitsandbytes 0.50.2: its README requires compute capability 6.0 (recommends 7.5), and int8 products run
     on integer tensor cores, which exist from 7.5 (`has_imma` in its cuda_specs.py).
     """
-    at = f"compute capability {capability[0]}.{capability[1]}"
+    here = f"this GPU has {capability[0]}.{capability[1]}"
     return replace(
         host,
         device="cuda",
         name=name,
         device_memory_total=total,
         device_memory_free=free,
-        bf16=Ability(capability >= (8, 0), f"{at}; bfloat16 is native from 8.0"),
-        nf4=Ability(capability >= (6, 0), f"{at}; bitsandbytes needs 6.0"),
-        int8=Ability(capability >= (7, 5), f"{at}; int8 products need 7.5"),
+        bf16=Ability(capability >= (8, 0), f"bfloat16 is native from compute capability 8.0; {here}"),
+        nf4=Ability(capability >= (6, 0), f"bitsandbytes needs compute capability 6.0; {here}"),
+        int8=Ability(capability >= (7, 5), f"int8 products need compute capability 7.5; {here}"),
         int4=Hardware.int4,
         bf16_widened=False,
         compute_capability=capability,
@@ -294,7 +294,7 @@ def apple_gpu(host: Hardware, macos: int) -> Hardware:
     """
     memory = host.host_memory_total
     total = memory * 3 // 4 if memory > 36 * GIB else memory * 2 // 3
-    recent = Ability(macos >= 14, f"macOS {macos}; Metal in PyTorch and bitsandbytes needs 14")
+    recent = Ability(macos >= 14, f"Metal in PyTorch and bitsandbytes needs macOS 14; this is macOS {macos}")
     return replace(
         host,
         device="mps",

@@ -111,7 +111,7 @@ def _mac_flags() -> frozenset[str]:
 
 
 def c_compiler() -> tuple[str, ...]:
-    """$CC, which may have options of its own, or the usual names; empty where there is none."""
+    """$CC with its options, or a compiler of the usual names; empty if none is found."""
     try:
         own = shlex.split(os.environ.get("CC", ""))
     except ValueError:  # a quotation mark without its other half

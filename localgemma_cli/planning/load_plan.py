@@ -18,9 +18,9 @@ from localgemma_cli.planning.draft_model import (
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.layer_split import LayerShare
 from localgemma_cli.planning.memory import MemoryEstimate
-from localgemma_cli.planning.placement import place_model, placement_reasons, placement_warnings
+from localgemma_cli.planning.placement import place_model, placement_warnings
 from localgemma_cli.planning.presets import Preset, Presets
-from localgemma_cli.planning.settings import Overrides, PlanSettings, decide_settings
+from localgemma_cli.planning.settings import Overrides, decide_settings
 from localgemma_cli.planning.tensor_slices import slice_hardware, slice_settings
 from localgemma_cli.types import (
     Assistant,
@@ -151,9 +151,12 @@ def plan_preset(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
 
 
 def _plan_model(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> LoadPlan:
-    """Settings, checks, placement, and the reasons for each, for one model without a draft model."""
-    hardware = slice_hardware(hardware, overrides.processes)
-    settings = slice_settings(facts, decide_settings(facts, preset, hardware, overrides), overrides)
+    """The plan of one model by itself: settings, checks, placement, with the reasons of each."""
+    if overrides.processes > 1:
+        hardware = slice_hardware(hardware, overrides.processes)
+    settings = decide_settings(facts, preset, hardware, overrides)
+    if overrides.processes > 1:
+        settings = slice_settings(facts, settings, overrides)
     check_settings(facts, settings, hardware)
     settings, placement = place_model(facts, settings, hardware, overrides)
     weights = settings.weights
@@ -179,23 +182,9 @@ def _plan_model(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
         shares=placement.shares,
         processes=overrides.processes,
         memory=placement.memory,
-        reasons=(
-            f"{preset.name}: {preset.summary}",
-            *settings.reasons,
-            *_adapter_reason(facts, settings),
-            *placement_reasons(facts, placement, weights, hardware),
-        ),
+        reasons=(f"{preset.name}: {preset.summary}", *settings.reasons),
         warnings=(
             *list_warnings(facts, preset, settings, hardware),
             *placement_warnings(facts, placement, weights.streamed),
         ),
     )
-
-
-def _adapter_reason(facts: ModelFacts, settings: PlanSettings) -> Iterator[str]:
-    if facts.adapter is None:
-        return
-    if settings.weights.kind == "none":
-        yield f"{facts.adapter.words}, merged into the weights"
-    else:
-        yield f"{facts.adapter.words}, kept beside the weights, because merging would round them again"

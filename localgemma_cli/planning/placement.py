@@ -55,10 +55,19 @@ class Placement:
 def place_model(
     facts: ModelFacts, settings: PlanSettings, hardware: Hardware, overrides: Overrides
 ) -> tuple[PlanSettings, Placement]:
-    """Where the model's layers go, and the settings adjusted to that: no graph, or a shorter context.
+    """Where the model's layers go, and the settings adjusted to that, with the reasons for both.
 
     Raises UsageError if --compile was given and the decode step cannot be compiled there.
     """
+    settings, placement = _fit_model(facts, settings, hardware, overrides)
+    reasons = _placement_reasons(facts, placement, settings.weights, hardware)
+    return replace(settings, reasons=(*settings.reasons, *reasons)), placement
+
+
+def _fit_model(
+    facts: ModelFacts, settings: PlanSettings, hardware: Hardware, overrides: Overrides
+) -> tuple[PlanSettings, Placement]:
+    """On one device if it fits, else split over GPUs or offloaded; uncompiled or with a shorter context."""
     if overrides.processes > 1:
         part = replace(facts, architecture=slice_architecture(facts.architecture, overrides.processes))
         return settings, _place(part, settings, hardware)
@@ -205,7 +214,7 @@ def find_longest_context(limit: int, fits: Callable[[int], bool]) -> int | None:
     return low * _STEP or None
 
 
-def placement_reasons(
+def _placement_reasons(
     facts: ModelFacts, placement: Placement, weights: WeightFormat, hardware: Hardware
 ) -> Iterator[str]:
     """Which parts of the model are not on the device, and which of several GPUs is used."""

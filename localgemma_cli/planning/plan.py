@@ -93,7 +93,7 @@ def _add_advice(plan: LoadPlan, hardware: Hardware, overrides: Overrides, preset
     if plan.memory.fits:
         return replace(plan, reasons=(*plan.reasons, *suggest_draft(plan, hardware, overrides, presets)))
     hint = suggest_changes(plan, hardware, overrides, presets)
-    return replace(plan, hint=hint, warnings=(*plan.warnings, f"does not fit: {hint}"))
+    return replace(plan, hint=hint, warnings=(*plan.warnings, f"does not fit. {hint}"))
 
 
 def _needs(plan: LoadPlan, hardware: Hardware, how: str) -> str:
@@ -104,7 +104,7 @@ def _needs(plan: LoadPlan, hardware: Hardware, how: str) -> str:
         for size, where in ((memory.host_bytes, "in the host's memory"), (memory.disk_bytes, "on disk"))
         if size
     )
-    needed = ", ".join([format_bytes(memory.total_bytes), *elsewhere])
+    needed = " plus ".join([format_bytes(memory.total_bytes), *elsewhere])
     where = f"{len(plan.shares)} GPUs" if plan.shares else hardware.name
     return f"{needed}; {format_bytes(memory.available_bytes)} are {how} on {where}"
 

@@ -79,8 +79,11 @@ def decide_settings(
     cache = _decide_cache(facts, wanted, dtype, attention, context, hardware)
     mode, cache, why_mode = _decide_compile(wanted, cache, weights, attention, hardware, overrides)
     assistant, cache, why_assistant = _decide_assistant(wanted, cache, mode, overrides)
-    why_cache = _INT8_CACHE if cache == "int8" else ""
-    reasons = (why_dtype, *why_weights, why_attention, why_mode, why_cache, why_assistant, why_context)
+    reasons = (
+        *(why_dtype, *why_weights, why_attention, why_mode),
+        *(_INT8_CACHE if cache == "int8" else "", why_assistant, why_context),
+        _adapter_reason(facts, weights),
+    )
     return PlanSettings(
         weights=weights,
         attention=attention,
@@ -162,6 +165,14 @@ def _quantization_reason(
     if kind == "int4" and wanted.quantization == "4-bit":
         return f"weights in int4, because {hardware.nf4_kernel.why}"
     return ""
+
+
+def _adapter_reason(facts: ModelFacts, weights: WeightFormat) -> str:
+    if facts.adapter is None:
+        return ""
+    if weights.kind == "none":
+        return f"{facts.adapter.words}, merged into the weights"
+    return f"{facts.adapter.words}, kept beside the weights, because merging would round them again"
 
 
 def _can_stream(facts: ModelFacts) -> bool:

@@ -15,8 +15,6 @@ def slice_hardware(hardware: Hardware, processes: int) -> Hardware:
 
     Raises UsageError if there are fewer GPUs than processes.
     """
-    if processes == 1:
-        return hardware
     if hardware.device == "cpu":
         host = hardware.host_memory_free // processes
         device = min(hardware.device_memory_free // processes, host)
@@ -34,8 +32,6 @@ def slice_hardware(hardware: Hardware, processes: int) -> Hardware:
 
 def slice_settings(facts: ModelFacts, settings: PlanSettings, overrides: Overrides) -> PlanSettings:
     """The settings as they can run in several processes; a UsageError if they cannot."""
-    if overrides.processes == 1:
-        return settings
     _check_slices(facts, settings, overrides)
     cache: CacheKind = "full" if settings.cache == "static" else settings.cache
     why = f"runs in {overrides.processes} processes, each with a slice of every layer; not compiled"

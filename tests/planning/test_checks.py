@@ -54,7 +54,9 @@ def test_int4_is_for_processors_with_a_product_and_for_whole_layers(presets, des
 
 
 def test_int8_needs_integer_tensor_cores(presets, gpu, turing):
-    volta = replace(turing, int8=Ability(False, "compute capability 7.0; int8 products need 7.5"))
+    volta = replace(
+        turing, int8=Ability(False, "int8 products need compute capability 7.5; this GPU has 7.0")
+    )
     overrides = Overrides(quantization="int8")
     assert "7.5" in refusal(lookup("7b"), presets["memory"], volta, overrides)
     assert warned(lookup("7b"), presets["memory"], gpu, overrides) == ""
@@ -83,7 +85,9 @@ def test_flash_attention_needs_a_recent_gpu_and_16_bits(presets, gpu, turing, se
 
 
 def test_an_old_macos_has_no_bfloat16(presets, mac):
-    old = replace(mac, bf16=Ability(False, "macOS 13; Metal in PyTorch and bitsandbytes needs 14"))
+    old = replace(
+        mac, bf16=Ability(False, "Metal in PyTorch and bitsandbytes needs macOS 14; this is macOS 13")
+    )
     assert "macOS 13" in refusal(lookup("2b"), presets["exact"], old, Overrides(dtype="bfloat16"))
     assert "slow" not in warned(lookup("2b"), presets["exact"], old, Overrides())
 
