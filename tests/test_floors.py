@@ -62,6 +62,7 @@ TESTED_IN = {
     "backends/http/rockchip.py": "commands/test_rockchip.py",
     "backends/http/transport.py": "backends/http/test_deadlines.py",
     "backends/pytorch/generation/kv_cache.py": "backends/pytorch/generation/test_decode.py",
+    "backends/pytorch/generation/sampler.py": "test_sampling.py",
     "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/layers/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/layers/packed_linear.py": "backends/pytorch/layers/test_cpu_linear.py",

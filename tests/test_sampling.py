@@ -78,9 +78,9 @@ def test_a_number_of_too_many_digits_is_refused_in_a_chat() -> None:
 def test_the_ends_of_what_is_allowed_give_an_answer(edge: dict[str, float]) -> None:
     import torch
 
-    from localgemma_cli.backends.pytorch.generation.decode import make_sampler
+    from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 
-    sampler = make_sampler(checked(replace(Sampling(seed=1), **edge)), torch.device("cpu"))
+    sampler = Sampler(checked(replace(Sampling(seed=1), **edge)), torch.device("cpu"))
     sampler.begin([1, 2, 3])
     logits = torch.linspace(-1e4, 1e4, 2048)[None]  # far beyond what a Gemma's scores are
     assert 0 <= int(sampler(logits)) < 2048

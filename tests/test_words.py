@@ -97,10 +97,6 @@ def test_phrases_are_found_in_fstrings_docstrings_and_comments(tmp_path: Path) -
 
 PENDING: set[str] = {
     "docs/benchmarks.md",
-    "localgemma_cli/backends/base.py",
-    "localgemma_cli/backends/pytorch/generation/draft_model.py",
-    "localgemma_cli/backends/pytorch/generation/kv_cache.py",
-    "localgemma_cli/backends/pytorch/generation/prompt_lookup.py",
     "localgemma_cli/backends/pytorch/kernels/compiled.py",
     "localgemma_cli/backends/pytorch/layers/cpu_linear.py",
     "localgemma_cli/backends/pytorch/layers/int4.py",

@@ -1,4 +1,4 @@
-"""The seam every answer comes through."""
+"""The interface of all backends: messages in, events out."""
 
 from collections.abc import Iterator, Sequence
 from threading import Event as Cancel
@@ -10,34 +10,34 @@ from localgemma_cli.sampling import Sampling
 
 
 class Backend(Protocol):
-    """Something that answers; `name` is what `--json` calls it, `note` what to tell a person of it first."""
+    """A model that answers. `name` is its name in `--json`; `note` is shown to the user once."""
 
     name: str
     note: str | None
-    continues: bool  # whether messages that end with an answer are gone on from, from its last word
+    continues: bool  # whether it can continue an answer that the messages end with
 
     @property
     def context_length(self) -> int | None:
-        """Tokens; None where a server does not say."""
+        """In tokens; None where a server does not report it."""
         ...
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
-        """Thinking, deltas, then exactly one `Finished`, also after `cancel` is set or a server broke off.
+        """Yield `Reading`, `Thinking` and `Delta` events, then exactly one `Finished`.
 
-        Before the deltas it may tell how far it is, by `Reading`. Raises ContextOverflowError before any
-        delta where the messages leave no room for an answer, InterruptedAnswer where `cancel` was set before
-        their length was known.
+        `Finished` also follows where `cancel` is set or a server breaks the connection. Before any delta:
+        ContextOverflowError where the messages leave no room for an answer, InterruptedAnswer where `cancel`
+        is set before their length is known.
         """
         ...
 
     def count(self, messages: Sequence[Message]) -> int | None:
-        """Tokens of the prompt that `messages` make; None where only a server could say."""
+        """The prompt's length in tokens; None where only a server could count them."""
         ...
 
     def recognizes(self, answer: Message) -> bool:
-        """Whether the token ids of a saved answer are this model's, and say what the answer says."""
+        """Whether the token ids of a saved answer are this model's, and decode to the answer's text."""
         ...
 
     def prompt(self, messages: Sequence[Message]) -> str | None:
-        """The prompt as it is sent, control tokens and all; None where a server makes it."""
+        """The prompt's text, with control tokens; None where a server builds it."""
         ...

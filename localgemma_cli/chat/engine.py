@@ -99,9 +99,9 @@ class LocalEngine:
         from localgemma_cli.events import LoadProgress
 
         progress(LoadProgress("starting PyTorch"))
-        from localgemma_cli.backends.pytorch.backend import Parts, load
+        from localgemma_cli.backends.pytorch.backend import LoadOptions, load_backend
 
-        return load(self.plan, folder, progress, Parts(self.template, adapter, draft))
+        return load_backend(self.plan, folder, progress, LoadOptions(self.template, adapter, draft))
 
     def run(self, load_seconds: float) -> "RunInfo":
         from localgemma_cli.render.json import RunInfo

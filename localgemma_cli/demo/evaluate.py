@@ -199,7 +199,7 @@ def program_answers(folder: Path, temperature: float = 0.0) -> Answer:
     """The program's own way of answering, from prompt to text, with its `exact` preset."""
     from threading import Event as Cancel
 
-    from localgemma_cli.backends.pytorch.backend import load
+    from localgemma_cli.backends.pytorch.backend import load_backend
     from localgemma_cli.conversation import Message
     from localgemma_cli.events import Delta
     from localgemma_cli.models.catalog import demo_facts
@@ -210,7 +210,7 @@ def program_answers(folder: Path, temperature: float = 0.0) -> Answer:
     from localgemma_cli.sampling import Sampling
 
     plan = make_plan(demo_facts(), "exact", probe(), Overrides(), load_presets())
-    backend = load(plan, folder, ignore_progress)
+    backend = load_backend(plan, folder, ignore_progress)
     sampling = Sampling(temperature=temperature, max_new_tokens=160, seed=0)
 
     def answer(messages: Messages) -> str:

@@ -12,7 +12,7 @@ import pytest
 from support.models import DEMO
 from support.program import Program
 
-from localgemma_cli.backends.pytorch.backend import LocalBackend, load
+from localgemma_cli.backends.pytorch.backend import LocalBackend, load_backend
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.models.load_errors import loading, panics_held
 from localgemma_cli.models.resolve import resolve
@@ -98,7 +98,7 @@ SPOILED = {
 def loaded(folder: Path) -> LocalBackend:
     facts = resolve(str(folder), revision=None, offline=True).facts
     plan = make_plan(facts, "exact", probe("cpu"), Overrides(device="cpu"), load_presets(folder))
-    return load(plan, folder, lambda _: None)
+    return load_backend(plan, folder, lambda _: None)
 
 
 @pytest.mark.parametrize("name", SPOILED)

@@ -274,7 +274,7 @@ def test_our_own_attention_peaks_where_estimated(name, kind, dtype):
     shape, context = replace(lookup(name).architecture, layers=2), 8192
     model = real_model(shape, register()).to(getattr(torch, dtype))
     kv = KVCache(model.config, kind, context)
-    kv.expect(context)
+    kv.reserve(context)
     past = torch.empty(1, shape.kv_heads, context - PREFILL_CHUNK, shape.head_dim, device="meta")
     for layer in kv.cache.layers:
         layer.update(past.to(getattr(torch, dtype)), past.to(getattr(torch, dtype)))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import DEMO, demo_tokenizer, own_tokenizer
 
-from localgemma_cli.backends.pytorch.backend import Parts, load
+from localgemma_cli.backends.pytorch.backend import LoadOptions, load_backend
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.events import Delta, Finished
@@ -205,7 +205,7 @@ def test_a_second_alpaca_turn_continues_the_first_ones_ids_and_a_stop_text_ends_
     plan = make_plan(facts, "exact", probe("cpu"), Overrides(device="cpu", dtype="float32"), load_presets())
     greedy = Sampling(temperature=0, max_new_tokens=24)
     for form in ("alpaca", "alpaca-chat"):
-        backend = load(plan, DEMO, ignore_progress, Parts(template=form))
+        backend = load_backend(plan, DEMO, ignore_progress, LoadOptions(template=form))
         first = [Message("user", "What is the memory preset?")]
         *deltas, finished = backend.stream(first, greedy, Cancel())
         assert isinstance(finished, Finished)

@@ -24,7 +24,7 @@ GREEDY = Sampling(temperature=0, max_new_tokens=80)
 
 @cache
 def demo_backend() -> Backend:
-    from localgemma_cli.backends.pytorch.backend import load
+    from localgemma_cli.backends.pytorch.backend import load_backend
     from localgemma_cli.models.resolve import resolve
     from localgemma_cli.planning.hardware import probe
     from localgemma_cli.planning.plan import Overrides, make_plan
@@ -33,7 +33,7 @@ def demo_backend() -> Backend:
 
     facts = resolve("demo", revision=None, offline=True).facts
     plan = make_plan(facts, "exact", probe("cpu"), Overrides(device="cpu"), load_presets())
-    return load(plan, DEMO, ignore_progress)
+    return load_backend(plan, DEMO, ignore_progress)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A Gemma in this process, behind the seam of `backends.base`."""
+"""The backend that runs a Gemma in this process with PyTorch. Implements `backends.base.Backend`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -10,10 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep
-from localgemma_cli.backends.pytorch.generation.decode import generate, make_sampler, make_step
-from localgemma_cli.backends.pytorch.generation.draft_model import Draft, load_draft
+from localgemma_cli.backends.pytorch.generation.decode import generate, make_step
+from localgemma_cli.backends.pytorch.generation.draft_model import DraftModel, load_draft_model
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
-from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, Lookup
+from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, PromptLookup
+from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
 from localgemma_cli.conversation import FinishReason, Message
 from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, LocalGemmaError
@@ -37,20 +38,20 @@ from localgemma_cli.prompts.stop_strings import StopText
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.sampling import Sampling
 
-# Parameters; the demo's step takes 2.9 ms on one core and 2.6 on four, but 400 where others use those cores,
-# because each product then waits for a thread that is not running.
+# Parameters. The demo's step takes 2.9 ms on one core and 2.6 ms on four, but 400 ms where other programs use
+# those cores, because each product then waits for a thread that is not running.
 _SMALL = 20_000_000
-_ANSWER_ROOM = 256  # tokens of the context that a prompt must leave free, or a quarter of a small context
+_ANSWER_ROOM = 256  # tokens that a prompt must leave free, or a quarter of a small context
 
 
 class LocalBackend:
-    """One loaded model, and the KV cache of the conversation it is having."""
+    """A loaded model and the KV cache of one conversation."""
 
     name = "local"
     continues = True
 
     def __init__(
-        self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter, draft: Draft | None = None
+        self, plan: LoadPlan, model: PreTrainedModel, prompter: Prompter, draft: DraftModel | None = None
     ) -> None:
         self.plan = plan
         self._draft = draft
@@ -60,44 +61,31 @@ class LocalBackend:
         self._kv = KVCache(model.config, plan.cache, plan.context_length)
         self._step = make_step(model, plan.compile)
         self._stop_ids = prompter.stop_ids | _generation_eos(model)
-        self._is_proved = plan.model.bundled  # whether it has made a token: then errors are the program's own
+        self._has_generated = plan.model.bundled  # if so, an error is a bug and not a bad checkpoint
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
-        """See `Backend.stream`; raises DoesNotFitError as well, where memory runs out in mid-answer."""
+        """See `Backend.stream`. Also raises DoesNotFitError, where memory runs out during the answer."""
         meter = RateMeter()
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
             raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again when you like.")
-        limit = self._room(len(prompt), sampling.max_new_tokens)
+        limit = self._answer_limit(len(prompt), sampling.max_new_tokens)
         cached = self._kv.reuse(prompt)
-        ids: list[int] = []
-        whole = 0  # tokens up to the last whole character
-        finish: FinishReason = "length"
-        detokenizer = Detokenizer(self._prompter.tokenizer)
-        stop_text = StopText(self._prompter.stops)
+        text = _AnswerText(self._prompter, self._stop_ids)
         for token in self._tokens(prompt, sampling, limit, cancel):
             if isinstance(token, Reading):
                 yield token
                 continue
             meter.tick()
-            if token in self._stop_ids:
-                finish = "stop"
+            if piece := text.add(token):
+                yield Delta(piece)
+            if text.has_ended:
                 break
-            ids.append(token)
-            if text := stop_text.add(detokenizer.step(token)):
-                yield Delta(text)
-            whole = whole if detokenizer.is_open else len(ids)
-            if stop_text.found:
-                finish = "stop"
-                break
-        if finish != "stop" and cancel.is_set():
-            finish = "interrupted"
-        end = detokenizer.flush() if finish == "stop" else detokenizer.settled()  # else it may go on
-        if rest := "" if stop_text.found else stop_text.rest(end):
+        if rest := text.finish():
             yield Delta(rest)
-        kept = stop_text.tokens if finish == "stop" else whole
         usage = Usage(len(prompt), cached, meter.ticks)
-        yield Finished(finish, usage, meter.timing(meter.ticks), tuple(ids[:kept]))
+        timing = meter.timing(meter.ticks)
+        yield Finished(_finish_reason(text.has_ended, cancel), usage, timing, text.token_ids)
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))
@@ -111,7 +99,7 @@ class LocalBackend:
     def _tokens(
         self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel
     ) -> Iterator[Reading | int]:
-        sampler = make_sampler(sampling, self._model.device)
+        sampler = Sampler(sampling, self._model.device)
         guesses = self._guesses(cancel)
         try:
             with closing(
@@ -120,41 +108,81 @@ class LocalBackend:
                 )
             ) as tokens:
                 for token in tokens:
-                    self._is_proved = self._is_proved or not isinstance(token, Reading)
+                    self._has_generated = self._has_generated or not isinstance(token, Reading)
                     yield token
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.plan) from error
         except LocalGemmaError:
             raise
-        except Exception as error:  # what a config and weights do not bear out shows as any of them
-            if self._is_proved:
+        except Exception as error:  # a config that does not match its weights can raise any of them
+            if self._has_generated:
                 raise
             raise unloadable("model", Path(self.plan.model.id), error) from error
 
     def wait(self) -> None:
-        """Until nothing is being compiled in the background, as a measurement must."""
+        """Wait for compilation in the background to end, before a measurement."""
         if isinstance(self._step, RecordedStep):
             self._step.wait()
 
     def _guesses(self, cancel: Cancel) -> Guesses | None:
         if self._draft is not None:
-            return self._draft.for_answer(cancel)
-        return Lookup() if self.plan.assistant == "lookup" else None
+            return self._draft.begin_answer(cancel)
+        return PromptLookup() if self.plan.assistant == "lookup" else None
 
-    def _room(self, prompt_tokens: int, wanted: int | None) -> int:
-        """How many tokens the answer may have; ContextOverflowError where that is too few to be one."""
+    def _answer_limit(self, prompt_tokens: int, wanted: int | None) -> int:
+        """The most tokens the answer may have; ContextOverflowError where that is too few."""
         room = self.context_length - prompt_tokens
         if room < min(wanted or _ANSWER_ROOM, _ANSWER_ROOM, self.context_length // 4):
             raise ContextOverflowError(
-                f"The conversation has {prompt_tokens} tokens, and the context of {self.context_length}"
-                " must hold the answer as well.",
+                f"The conversation has {prompt_tokens} tokens, which leaves too little room for an answer in"
+                f" the context of {self.context_length}.",
                 "Shorten the prompt.",
             )
         return min(wanted, room) if wanted else room
 
 
+class _AnswerText:
+    """The text of one answer from its token ids, up to a stop token or a stop string."""
+
+    def __init__(self, prompter: Prompter, stop_ids: frozenset[int]) -> None:
+        self._stop_ids = stop_ids
+        self._detokenizer = Detokenizer(prompter.tokenizer)
+        self._stop_text = StopText(prompter.stops)
+        self._ids: list[int] = []
+        self._whole = 0  # ids up to the last whole character
+        self.has_ended = False
+
+    def add(self, token: int) -> str:
+        """The text that is certain by now; may be empty."""
+        if token in self._stop_ids:
+            self.has_ended = True
+            return ""
+        self._ids.append(token)
+        text = self._stop_text.add(self._detokenizer.step(token))
+        if not self._detokenizer.is_open:
+            self._whole = len(self._ids)
+        self.has_ended = self._stop_text.found
+        return text
+
+    def finish(self) -> str:
+        """The rest of the text; an answer that can be continued ends with a whole character."""
+        end = self._detokenizer.flush() if self.has_ended else self._detokenizer.settled()
+        return "" if self._stop_text.found else self._stop_text.rest(end)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids of the text, without the stop token or string; only after `finish`."""
+        return tuple(self._ids[: self._stop_text.tokens if self.has_ended else self._whole])
+
+
+def _finish_reason(has_ended: bool, cancel: Cancel) -> FinishReason:
+    if has_ended:
+        return "stop"
+    return "interrupted" if cancel.is_set() else "length"
+
+
 def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
-    """What the repository itself lists as ends; some list only `<eos>`, so the prompter adds the turn end."""
+    """The end tokens in the model's configs; some lack the end of a turn, which the prompter adds."""
     configs = (model.generation_config, model.config, model.config.get_text_config())
     listed = [getattr(config, "eos_token_id", None) for config in configs]
     flat = [each for eos in listed for each in (eos if isinstance(eos, (list, tuple)) else [eos])]
@@ -162,31 +190,30 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a model may be loaded with besides its own folder."""
+class LoadOptions:
+    """What to load a model with: a chat template, and the folders of an adapter and of a draft model."""
 
     template: str = AUTO
     adapter: Path | None = None
     draft: Path | None = None
 
 
-def load(plan: LoadPlan, folder: Path, progress: ProgressSink, parts: Parts = Parts()) -> LocalBackend:
+def load_backend(
+    plan: LoadPlan, folder: Path, progress: ProgressSink, options: LoadOptions = LoadOptions()
+) -> LocalBackend:
+    """Load the model in `folder`. Raises as `load_model` does, and NotFoundError for the tokenizer."""
     if plan.device == "cpu" and plan.model.architecture.parameters < _SMALL:
-        torch.set_num_threads(1)  # before anything runs: other threads take it as their default
+        torch.set_num_threads(1)  # before any computation: threads that start later inherit it
     with loading("model", folder):
-        return _load(plan, folder, progress, parts)
+        # The tokenizer first, so that a bad folder or template fails before gigabytes are read.
+        progress(LoadProgress("reading the tokenizer"))
+        tokenizer = load_tokenizer(tokenizer_folder(folder, options.adapter))
+        prompter = Prompter(tokenizer, options.template, plan.model.form)
+        draft = None
+        if plan.draft is not None and options.draft is not None:
+            draft = load_draft_model(plan, plan.draft, options.draft, tokenizer, progress)
+        if plan.processes > 1:
+            from localgemma_cli.backends.pytorch.tensor_parallel import load_parallel
 
-
-def _load(plan: LoadPlan, folder: Path, progress: ProgressSink, parts: Parts) -> LocalBackend:
-    # first: a folder or template that cannot be used is refused before the weights
-    progress(LoadProgress("reading the tokenizer"))
-    tokenizer = load_tokenizer(tokenizer_folder(folder, parts.adapter))
-    prompter = Prompter(tokenizer, parts.template, plan.model.form)
-    draft = None
-    if plan.draft is not None and parts.draft is not None:
-        draft = load_draft(plan, plan.draft, parts.draft, tokenizer, progress)
-    if plan.processes > 1:
-        from localgemma_cli.backends.pytorch.tensor_parallel import lead
-
-        return LocalBackend(plan, lead(plan, folder, progress), prompter)
-    return LocalBackend(plan, load_model(plan, folder, progress, parts.adapter), prompter, draft)
+            return LocalBackend(plan, load_parallel(plan, folder, progress), prompter)
+        return LocalBackend(plan, load_model(plan, folder, progress, options.adapter), prompter, draft)

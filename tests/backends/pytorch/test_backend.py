@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.models import DEMO, demo_fp32, demo_tokenizer, own_tokenizer
 
-from localgemma_cli.backends.pytorch.backend import LocalBackend, load
+from localgemma_cli.backends.pytorch.backend import LocalBackend, load_backend
 from localgemma_cli.chat.turn import TurnSettings, run_turn
 from localgemma_cli.conversation import Conversation, Message, Turn
 from localgemma_cli.errors import ContextOverflowError, NotFoundError
@@ -48,7 +48,7 @@ class Silent:
 def backend_for(*, preset: str = "exact", folder: Path = DEMO, **overrides: object) -> LocalBackend:
     facts = resolve("demo", revision=None, offline=True).facts
     plan = make_plan(facts, preset, probe("cpu"), Overrides(device="cpu", **overrides), load_presets())
-    return load(plan, folder, ignore_progress)
+    return load_backend(plan, folder, ignore_progress)
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_a_tiny_model_computes_on_one_core_in_every_thread() -> None:
 from threading import Thread
 import torch
 from support.models import DEMO
-from localgemma_cli.backends.pytorch.backend import load
+from localgemma_cli.backends.pytorch.backend import load_backend
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
@@ -242,7 +242,7 @@ from localgemma_cli.render.progress import ignore_progress
 
 facts = resolve(str(DEMO), revision=None, offline=True).facts
 plan = make_plan(facts, "exact", probe("cpu"), Overrides(), load_presets())
-for run in (lambda: load(plan, DEMO, ignore_progress), lambda: print(torch.get_num_threads())):
+for run in (lambda: load_backend(plan, DEMO, ignore_progress), lambda: print(torch.get_num_threads())):
     thread = Thread(target=run)
     thread.start()
     thread.join()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.families import configs, reference, write, write_llama, write_seeing
 
-from localgemma_cli.backends.pytorch.backend import LocalBackend, load
+from localgemma_cli.backends.pytorch.backend import LocalBackend, load_backend
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.events import Finished
@@ -61,7 +61,7 @@ def expected(folder: Path, prompt: list[int], stops: list[int]) -> list[int]:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chat_is_token_for_token_the_reference(folders: dict[str, Path], name: str, attention: str) -> None:
-    backend = load(
+    backend = load_backend(
         plan_of(folders[name], "exact", dtype="float32", attention=attention), folders[name], ignore_progress
     )
     turns = chat(backend)
@@ -79,19 +79,19 @@ def test_other_caches_give_the_same_tokens(
 ) -> None:
     import localgemma_cli.backends.pytorch.backend as module
 
-    full = load(plan_of(folders[name], "exact", dtype="float32"), folders[name], ignore_progress)
+    full = load_backend(plan_of(folders[name], "exact", dtype="float32"), folders[name], ignore_progress)
     preset = "memory" if compile else "memory_extreme"
     plan = plan_of(folders[name], preset, dtype="float32", quantization="none", compile=compile or None)
     assert plan.cache == ("static" if compile else "sliding")
     make_step = module.make_step  # a static cache without a compiler, which takes a minute
     monkeypatch.setattr(module, "make_step", lambda model, _mode: make_step(model, "none"))
-    assert chat(load(plan, folders[name], ignore_progress)) == chat(full)
+    assert chat(load_backend(plan, folders[name], ignore_progress)) == chat(full)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_counted_as_they_are_loaded(folders: dict[str, Path], name: str) -> None:
     plan = plan_of(folders[name], "exact", dtype="float32")
-    model = load(plan, folders[name], ignore_progress)._model
+    model = load_backend(plan, folders[name], ignore_progress)._model
     assert plan.model.architecture.parameters == sum(each.numel() for each in model.parameters())
     assert not [part for part, _ in model.named_modules() if "vision" in part]
 
@@ -100,7 +100,7 @@ def test_4_bits_read_the_text_part_under_its_own_names(folders: dict[str, Path])
     plans = [plan_of(folders[name], "memory") for name in ("gemma3-released", "gemma3-saved")]
     assert all(plan.streamed for plan in plans)
     one, other = (
-        chat(load(plan, folders[name], ignore_progress))
+        chat(load_backend(plan, folders[name], ignore_progress))
         for plan, name in zip(plans, ("gemma3-released", "gemma3-saved"), strict=True)
     )
     assert one == other
@@ -109,7 +109,7 @@ def test_4_bits_read_the_text_part_under_its_own_names(folders: dict[str, Path])
 def test_4_bits_of_gemma_4_go_through_the_library(folders: dict[str, Path]) -> None:
     plan = plan_of(folders["gemma4-effective"], "memory")
     assert not plan.streamed
-    assert chat(load(plan, folders["gemma4-effective"], ignore_progress))
+    assert chat(load_backend(plan, folders["gemma4-effective"], ignore_progress))
 
 
 def test_what_is_no_gemma_is_refused_and_can_be_forced(folders: dict[str, Path]) -> None:
@@ -118,7 +118,7 @@ def test_what_is_no_gemma_is_refused_and_can_be_forced(folders: dict[str, Path])
     assert "--force" in caught.value.hint
     plan = plan_of(folders["llama"], "exact", force=True, dtype="float32")
     assert any("no Gemma" in warning for warning in plan.warnings)
-    backend = load(plan, folders["llama"], ignore_progress)
+    backend = load_backend(plan, folders["llama"], ignore_progress)
     (prompt, answer), *_ = chat(backend)
     assert answer == expected(folders["llama"], prompt, sorted(backend._stop_ids))
     counted = sum(each.numel() for each in backend._model.parameters())

@@ -9,8 +9,9 @@ from support.models import DEMO, demo_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep, Step, unrecorded
-from localgemma_cli.backends.pytorch.generation.decode import make_sampler, make_step
+from localgemma_cli.backends.pytorch.generation.decode import make_step
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
+from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.sampling import Sampling
 
 pytestmark = pytest.mark.gpu
@@ -34,7 +35,7 @@ def chat(
     for question in ("What does the memory preset do? ", "And exact? " * 20, "x " * 180, "Thanks."):
         said += demo_tokenizer().encode(question)
         kv.reuse(said)
-        sampler = make_sampler(sampling, model.device)
+        sampler = Sampler(sampling, model.device)
         tokens = generate(model, step, kv, said, sampler, frozenset(), 60, Cancel(), lag=lag)
         answers.append(list(tokens))
         assert int(kv.cache.layers[-1].cumulative_length) == len(kv.tokens)
@@ -64,9 +65,7 @@ def test_no_step_waits_for_the_host(model: PreTrainedModel) -> None:
     step, kv, prompt = make_step(model, "graph"), KVCache(model.config, "static", CONTEXT), [2, 300, 301]
     for _ in range(2):  # the first time the graph is recorded, which may wait
         kv.reuse(prompt)
-        tokens = generate(
-            model, step, kv, prompt, make_sampler(SEEDED, model.device), frozenset(), 40, Cancel()
-        )
+        tokens = generate(model, step, kv, prompt, Sampler(SEEDED, model.device), frozenset(), 40, Cancel())
         taken = [next(tokens) for _ in range(3)]
         torch.cuda.set_sync_debug_mode("error")
         try:

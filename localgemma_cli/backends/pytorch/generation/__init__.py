@@ -1,1 +1,1 @@
-"""Prefill, decode and the ways to make them faster."""
+"""Generating tokens: prefill, decoding, sampling, the KV cache, CUDA graphs and speculative decoding."""

@@ -1,6 +1,6 @@
-"""The one-token step, recorded: a CUDA graph replays its kernels, and the host launches one thing per token.
+"""The one-token step as a CUDA graph, which replays all its kernels with one launch per token.
 
-Over a preallocated cache only: a graph reads and writes the addresses that it was recorded with.
+Only over a preallocated cache: a graph reads and writes the addresses that it was recorded with.
 """
 
 import logging
@@ -21,28 +21,28 @@ from localgemma_cli.environment import cache_folder, is_ours, make_private
 
 Step = Callable[[torch.Tensor, Cache], torch.Tensor]  # token [1, 1] -> logits [1, vocabulary], float32
 Run = Callable[[], torch.Tensor]
-Recorder = Callable[[Run, Callable[[], None]], Run]  # (what to record, its warm-up) -> how to run it again
+StepRecorder = Callable[[Run, Callable[[], None]], Run]  # (what to record, its warm-up) -> its replay
 
-_WARM_UPS = 2  # kernels are chosen and workspaces made in the first runs, which a graph must not hold
-_YIELDS = 0.0005  # seconds; by Python's default the answer would wait 5 ms for the compiler at each operation
+_WARM_UPS = 2  # runs that choose kernels and allocate workspaces, which must not be recorded
+_SWITCH_INTERVAL = 0.0005  # seconds; with Python's 5 ms the answer waits too long for the compiler
 _log = logging.getLogger(__name__)
 
 
 def unrecorded(run: Run, warm_up: Callable[[], None]) -> Run:
-    """Where there are no graphs: the step itself."""
+    """Record nothing: run the step itself, for devices without graphs."""
     warm_up()
     return run
 
 
-class CudaRecorder:
-    """Records what runs as one CUDA graph; its output lies at one address, and holds until the next run."""
+class CudaGraphRecorder:
+    """Records a run as one CUDA graph; its output has a fixed address and is valid until the next replay."""
 
     def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()  # one for all: each stream keeps a cuBLAS workspace
+        self._stream = torch.cuda.Stream()  # shared, since each stream keeps a cuBLAS workspace
 
     def __call__(self, run: Run, warm_up: Callable[[], None]) -> Run:
         current = torch.cuda.current_stream()
-        with torch.cuda.stream(current):  # a recording that fails leaves its own stream current
+        with torch.cuda.stream(current):  # restores the stream if the recording fails
             self._stream.wait_stream(current)
             with torch.cuda.stream(self._stream):
                 warm_up()
@@ -58,12 +58,12 @@ class CudaRecorder:
         return replay
 
 
-def recorder(device: torch.device) -> Recorder:
-    return CudaRecorder() if device.type == "cuda" else unrecorded
+def recorder_for(device: torch.device) -> StepRecorder:
+    return CudaGraphRecorder() if device.type == "cuda" else unrecorded
 
 
 class BackgroundCompiler:
-    """Compiles a step in a thread, for one cache length after the other, over scratch caches of its own."""
+    """Compiles a step in a thread, for one cache capacity after the other, over scratch caches."""
 
     def __init__(self, step: Step, compile_step: Callable[[Step], Step] | None = None) -> None:
         self._step, self._compile_step = step, compile_step or _inductor
@@ -77,13 +77,13 @@ class BackgroundCompiler:
         return self._thread is not None and self._thread.is_alive()
 
     def ready(self, cache: Cache) -> Step | None:
-        """The compiled step, where it has been made for caches of this length."""
+        """The compiled step, if it is ready for caches of this capacity."""
         return self._compiled if _capacity(cache) in self._ready and not self._failed else None
 
     def start(self, cache: Cache) -> None:
-        """Compile for caches like this one, unless that is done, under way, or failed before."""
+        """Compile for caches like this one, unless that is done, is running, or failed before."""
         if not self._failed and not self.busy and _capacity(cache) not in self._ready:
-            # a daemon: leaving the program does not wait for it
+            # a daemon, so that the program can exit meanwhile
             arguments = (len(cache.layers), _capacity(cache), cache.layers[0].device)
             self._thread = Thread(target=self._make, args=arguments, name="compile", daemon=True)
             self._thread.start()
@@ -94,21 +94,21 @@ class BackgroundCompiler:
 
     def give_up(self, error: Exception) -> None:
         self._failed = True
-        _log.warning("localgemma: compiling failed, so answers come uncompiled: %s", _line(error))
+        _log.warning("localgemma: compilation failed, continuing without it: %s", _first_line(error))
 
     @torch.inference_mode()
     def _make(self, layers: int, capacity: int, device: torch.device) -> None:
         interval = sys.getswitchinterval()
-        sys.setswitchinterval(_YIELDS)
+        sys.setswitchinterval(_SWITCH_INTERVAL)
         try:
             if self._compiled is None:
                 self._compiled = self._compile_step(self._step)
             scratch = Cache(layers=[PreallocatedLayer(capacity) for _ in range(layers)])
             token = torch.zeros((1, 1), dtype=torch.int64, device=device)
-            self._step(token, scratch)  # the first call allocates, which is not to be compiled
+            self._step(token, scratch)  # the first call allocates, which must not be compiled
             self._compiled(token, scratch)
             self._ready.add(capacity)
-        except Exception as error:  # whatever it was, the answer that streams meanwhile must not end
+        except Exception as error:  # no failure here may end the answer that is streaming
             self.give_up(error)
         finally:
             sys.setswitchinterval(interval)
@@ -117,18 +117,18 @@ class BackgroundCompiler:
 @dataclass(frozen=True)
 class _Recording:
     step: Step
-    cache: weakref.ref[Cache]  # weak: a cache that was replaced frees its memory
-    token: torch.Tensor  # what the recorded step reads
+    cache: weakref.ref[Cache]  # weak, so that a replaced cache is freed
+    token: torch.Tensor  # the recorded step's input
     run: Run
 
 
 class RecordedStep:
-    """A step recorded once per cache and replayed; the compiled one as soon as there is one.
+    """Records the step once per cache and replays it; uses the compiled step as soon as it is ready.
 
-    Nothing is recorded while something is compiled: a device-wide wait there would break the recording.
+    Nothing is recorded during compilation, which may synchronize the device and so break a recording.
     """
 
-    def __init__(self, step: Step, record: Recorder, compiler: BackgroundCompiler | None = None) -> None:
+    def __init__(self, step: Step, record: StepRecorder, compiler: BackgroundCompiler | None = None) -> None:
         self._plain, self._record, self.compiler = step, record, compiler
         self._recording: _Recording | None = None
 
@@ -151,13 +151,13 @@ class RecordedStep:
         return recording.run()
 
     def wait(self) -> None:
-        """Until nothing is being compiled; what was, runs from the next step on."""
+        """Wait for the compilation; the next step uses its result."""
         if self.compiler:
             self.compiler.wait()
 
     def _make(self, step: Step, token: torch.Tensor, cache: Cache) -> _Recording:
-        """Leaves `cache` as it was, but for the slot that `token` is written to next anyway."""
-        self._recording = None  # first: its memory is needed
+        """Record the step; of `cache`, only the slot that `token` is written to next is changed."""
+        self._recording = None  # first, to free its memory
         held = token.clone()
         lengths = [layer.cumulative_length for layer in cache.layers]
         before = [length.clone() for length in lengths]
@@ -184,11 +184,14 @@ class RecordedStep:
     def _unrecorded(self, token: torch.Tensor, cache: Cache, error: Exception) -> torch.Tensor:
         if self._record is not unrecorded:
             self._record = unrecorded
-            _log.warning("localgemma: no CUDA graph of this model, so answers come slower: %s", _line(error))
+            _log.warning(
+                "localgemma: cannot record a CUDA graph, continuing without it (slower): %s",
+                _first_line(error),
+            )
         return self._plain(token, cache)
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -198,9 +201,9 @@ def _capacity(cache: Cache) -> int:
 
 
 def _inductor(step: Step) -> Step:
-    """Without inductor's own CUDA graphs, which belong to one thread; compiled code is kept on disk."""
+    """Compile with inductor, without its CUDA graphs, which work in one thread only; cached on disk."""
     folder = make_private(cache_folder() / "compiled")
-    if not is_ours(folder.stat()):  # others could put code there
+    if not is_ours(folder.stat()):  # another user could put code there
         folder = Path(tempfile.mkdtemp())
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     compiled: Step = torch.compile(step, fullgraph=True, dynamic=False)

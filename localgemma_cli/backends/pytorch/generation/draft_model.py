@@ -1,7 +1,7 @@
-"""A small model's guesses at what the larger one will say; the larger one checks them all in one forward.
+"""Speculative decoding: a small model guesses the next tokens, and the large one checks them in one forward.
 
-Leviathan et al. 2023 (arXiv 2211.17192), with one difference: each token is drawn from the larger model alone
-and a guess counts where it is that very token, so that an answer does not depend on the guesses at all.
+Leviathan et al. 2023 (arXiv 2211.17192), with one difference: each token is sampled from the large model
+alone, and a guess is accepted if it is that token, so the answer does not depend on the guesses.
 """
 
 import time
@@ -22,12 +22,12 @@ from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
-_FIRST = 4  # guesses per round, before any has been checked
-_UNREAD = -1  # no token's id: what a roll-back finds where a draft was broken off
+_FIRST = 4  # guesses in the first round
+_UNREAD = -1  # not a token id: marks tokens in the cache whose ids were not read back yet
 
 
-class Draft:
-    """The small model with a KV cache of its own, which outlives an answer as the larger one's does."""
+class DraftModel:
+    """The small model and its own KV cache, which is kept between answers like the large one's."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Draft:
         vocabulary: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`vocabulary`: ids below this are known to both models."""
+        """`vocabulary`: both models know all ids below this."""
         self._model, self._vocabulary, self._context = model, vocabulary, plan.context_length
         self._kv = KVCache(model.config, plan.cache, plan.context_length)
         self._step = make_step(model, plan.compile)
@@ -44,15 +44,15 @@ class Draft:
         self._count = _FIRST
         self._cancel = Cancel()
 
-    def for_answer(self, cancel: Cancel) -> "Draft":
-        """To be called before each answer: `cancel` also ends the reading of a long prompt."""
+    def begin_answer(self, cancel: Cancel) -> "DraftModel":
+        """Call this before each answer. `cancel` also ends the prefill of a long prompt."""
         self._cancel = cancel
         self._payoff.begin()
         return self
 
     @torch.inference_mode()
     def propose(self, history: Sequence[int]) -> list[int]:
-        """The small model's greedy continuation; none while that does not pay, or where it cannot read."""
+        """The small model's greedy continuation; empty for unknown ids, or while guessing is too slow."""
         count = min(self._count, self._context - len(history))
         if count < 1 or not self._payoff.next_round(len(history)):
             return []
@@ -66,13 +66,13 @@ class Draft:
             unread = [history[-1]]
         return [] if self._cancel.is_set() else self._continue(unread, count)
 
-    def accepted(self, count: int, length: int) -> None:
-        """`count` guesses were right: two more next time after a faultless round, one fewer after another."""
+    def report(self, count: int, length: int) -> None:
+        """Propose two more next time if all `count` were right, else one fewer."""
         right = count >= self._count
         self._count = min(self._count + 2, LONGEST) if right else max(self._count - 1, 1)
 
     def _continue(self, unread: list[int], count: int) -> list[int]:
-        """`count` likeliest tokens, one after the other; the device's ids are read back once."""
+        """The `count` likeliest tokens, one after the other; all ids are copied to the host at the end."""
         start, device = len(self._kv.tokens), self._model.device
         fed = torch.tensor([unread], device=device)
         drawn: list[torch.Tensor] = []
@@ -86,19 +86,19 @@ class Draft:
         return guesses
 
 
-def load_draft(
+def load_draft_model(
     plan: LoadPlan, draft: LoadPlan, folder: Path, tokenizer: Tokenizer, progress: ProgressSink
-) -> Draft:
-    """`draft` for the model of `plan`, whose tokenizer it must share: a UsageError where it does not."""
-    if not same_tokens(tokenizer, load_tokenizer(folder)):
+) -> DraftModel:
+    """Load the draft model for the model of `plan`; UsageError where their tokenizers differ."""
+    if not has_same_vocabulary(tokenizer, load_tokenizer(folder)):
         raise UsageError(
             f"{draft.model.name} cannot be the assistant of {plan.model.name}: their tokenizers differ.",
-            "Take a smaller model of the same family, or --assistant lookup.",
+            "Use a smaller model of the same family, or --assistant lookup.",
         )
     vocabulary = min(plan.model.architecture.vocabulary, draft.model.architecture.vocabulary)
-    return Draft(draft, load_model(draft, folder, progress), vocabulary)
+    return DraftModel(draft, load_model(draft, folder, progress), vocabulary)
 
 
-def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
-    """Whether every id, special ones included, stands for the same piece of text."""
+def has_same_vocabulary(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether both tokenizers map the same ids to the same tokens, special ones included."""
     return one.vocabulary == other.vocabulary

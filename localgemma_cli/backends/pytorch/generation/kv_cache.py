@@ -1,4 +1,4 @@
-"""The KV cache of one conversation: what it holds, and rolling it back to what a new prompt shares."""
+"""The KV cache of one conversation, which is rolled back to the prefix that a new prompt shares with it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ from localgemma_cli.backends.pytorch.layers.attention import NAME as GROUPED
 from localgemma_cli.backends.pytorch.layers.attention import has_own_products
 from localgemma_cli.backends.pytorch.layers.kv_int8 import MOST_TOKENS, Int8Keys, Int8Values, quantized
 
-_GROWTH = 256  # tokens; a growing buffer is reallocated once per so many steps, not copied at each
-_BUCKETS = (512, 1024, 2048, 4096)  # tokens; a short chat does not pay for attention over the whole context
+_GROWTH = 256  # tokens: a buffer grows by this much at a time, so that most steps copy nothing
+_BUCKETS = (512, 1024, 2048, 4096)  # tokens; in a short chat attention does not run over the whole context
 
 
 class WholeLayer(DynamicLayer):
     """Keys and values of every token, written in place into buffers that grow.
 
-    A sliding layer keeps all of them too and shows attention only its window, so that a roll-back to any
-    token is a change of `length`; transformers' own sliding layer cannot go back past its window.
+    A sliding layer keeps all tokens too and gives attention only its window. A roll-back then only changes
+    `length`; transformers' own sliding layer cannot roll back past its window.
     """
 
     def __init__(self, window: int | None) -> None:
@@ -27,14 +27,14 @@ class WholeLayer(DynamicLayer):
         self.window = window
         self.is_sliding = window is not None
         self.length = 0
-        self.expected = 0  # tokens that are known to come
+        self.reserved = 0  # tokens to make room for at the next growth
 
     def capacity(self, tokens: int) -> int:
-        """How much room to make for so many."""
-        return -(-max(tokens, self.expected) // _GROWTH) * _GROWTH
+        """The size of a buffer for this many tokens."""
+        return -(-max(tokens, self.reserved) // _GROWTH) * _GROWTH
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(tokens attention sees, position of the first of them) for the next `query_length` tokens."""
+        """For the next `query_length` tokens: (number of tokens attention sees, position of the first)."""
         first = 0 if self.window is None else max(self.length - self.window + 1, 0)
         return self.length + query_length - first, first
 
@@ -43,10 +43,10 @@ class WholeLayer(DynamicLayer):
 
 
 class GrowingLayer(WholeLayer):
-    """As they are, [1, kv_heads, tokens, head_dim].
+    """Keys and values in the model's dtype, [1, kv_heads, tokens, head_dim].
 
-    With `grouped` attention, bfloat16 values lie column by column for PyTorch's product: it is the same bit
-    for bit, and at 6,000 tokens takes half as long. In float32 it would be summed in another order.
+    For `grouped` attention, bfloat16 values are stored column by column: PyTorch's product has the same bits,
+    and at 6,000 tokens takes half as long. In float32 it would be summed in another order.
     """
 
     def __init__(self, window: int | None, grouped: bool = False) -> None:
@@ -64,8 +64,8 @@ class GrowingLayer(WholeLayer):
         end = self.length + count
         if end > self.keys.shape[-2]:
             capacity = self.capacity(end)
-            self.keys = self._moved(self.keys, _empty_like(self.keys, capacity))
-            self.values = self._moved(self.values, self._empty_values(self.values, capacity))
+            self.keys = self._move_into(self.keys, _empty_like(self.keys, capacity))
+            self.values = self._move_into(self.values, self._empty_values(self.values, capacity))
         self.keys[..., self.length : end, :] = key_states
         self.values[..., self.length : end, :] = value_states
         self.length = end
@@ -77,13 +77,13 @@ class GrowingLayer(WholeLayer):
             return _empty_like(states, tokens)
         return states.new_empty((batch, heads, width, tokens)).transpose(-1, -2)
 
-    def _moved(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    def _move_into(self, old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         new[..., : self.length, :] = old[..., : self.length, :]
         return new
 
 
 class Int8Layer(WholeLayer):
-    """In 8 bits; a few tokens' attention gets them as they are, a chunk of a prompt unpacked."""
+    """Keys and values in int8; attention over more than a few new tokens gets them unpacked."""
 
     def __init__(self, window: int | None) -> None:
         super().__init__(window)
@@ -122,10 +122,10 @@ class Int8Layer(WholeLayer):
 
 
 class PreallocatedLayer(StaticLayer):
-    """transformers' static layer, none of whose buffers is marked as an address that compiled code may keep.
+    """transformers' static layer without `mark_static_address`, which ties compiled code to one cache object.
 
-    Such a mark makes compiled code good for one cache object only. All tensors are made in inference mode,
-    wherever they are made: compiled code tells the two kinds apart and would be made twice.
+    All tensors are created in inference mode: torch.compile distinguishes those from others and would compile
+    the step twice.
     """
 
     cumulative_length: torch.Tensor
@@ -137,7 +137,7 @@ class PreallocatedLayer(StaticLayer):
     @torch.inference_mode()
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        # zeros: a masked slot counts for nothing, but not where it holds NaN
+        # zeros: attention ignores masked slots, but not if they contain NaN
         self.keys = _empty_like(key_states, self.max_cache_len).zero_()
         self.values = _empty_like(value_states, self.max_cache_len).zero_()
         self.cumulative_length = self.cumulative_length.to(self.device)
@@ -145,7 +145,7 @@ class PreallocatedLayer(StaticLayer):
 
     @torch.inference_mode()
     def resized(self, capacity: int, used: int) -> "PreallocatedLayer":
-        """A layer of `capacity` slots with the first `used` tokens of this one."""
+        """A copy with room for `capacity` tokens, and the first `used` of this one."""
         layer = PreallocatedLayer(capacity)
         if self.is_initialized:
             layer.lazy_initialization(self.keys, self.values)
@@ -160,49 +160,50 @@ def _empty_like(states: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 class KVCache:
-    """A transformers cache together with the token ids it holds; the ids decide what may be reused."""
+    """A transformers cache and the ids of its tokens, by which a new prompt reuses what it shares."""
 
     def __init__(self, config: PreTrainedConfig, kind: str, context_length: int) -> None:
-        """`kind` is the plan's: full or int8 (any roll-back), sliding (least memory), static (one size)."""
+        """`kind`: full or int8 (roll back to any token), sliding (least memory) or static (fixed size)."""
         self._config, self._kind, self._context_length = config, kind, context_length
         self.reset()
 
     def reset(self) -> None:
         self.tokens: list[int] = []
-        self._fed = 0  # tokens in the layers: `tokens`, and those whose ids are on their way to the host
+        self._fed = 0  # tokens in the layers: those in `tokens`, and any whose ids are not read back yet
         self.cache = Cache(layers=_layers(self._config, self._kind, self._bucket(1)))
 
     def reuse(self, prompt: Sequence[int]) -> int:
-        """Roll back to the longest prefix of `prompt` that leaves a token to compute; its length."""
+        """Roll back to the longest prefix of `prompt` that leaves a token to compute; return its length."""
         shared = next((i for i, (a, b) in enumerate(zip(self.tokens, prompt, strict=False)) if a != b), None)
         keep = min(len(self.tokens), len(prompt) - 1) if shared is None else min(shared, len(prompt) - 1)
-        self.keep(keep)
+        self.truncate(keep)
         if self._kind == "static" and self._bucket(2 * len(prompt)) < self.cache.layers[0].max_cache_len:
-            self._resize(self._bucket(2 * len(prompt)))  # a new chat after a long one is a short chat
+            self._resize(self._bucket(2 * len(prompt)))  # a new chat is short even after a long one
         return len(self.tokens)
 
-    def expect(self, length: int) -> None:
-        """Room for `length` tokens at once: a prompt's chunks would move what is there again and again."""
+    def reserve(self, length: int) -> None:
+        """Let the next growth make room for `length` tokens, so that a prompt's chunks move nothing."""
         for layer in self.cache.layers:
             if isinstance(layer, WholeLayer):
-                layer.expected = length
+                layer.reserved = length
 
     @contextmanager
     def appending(self, tokens: Sequence[int]) -> Iterator[Cache]:
-        """`feeding` of ids that are known."""
+        """Around a forward over `tokens`, which are added to the ids."""
         with self.feeding(len(tokens)) as cache:
             yield cache
         self.tokens.extend(tokens)
 
     @contextmanager
     def feeding(self, count: int) -> Iterator[Cache]:
-        """Around one forward over `count` tokens; `keep` takes away what is not in `tokens` by then.
+        """Around one forward over `count` tokens, whose ids the caller adds to `tokens` later.
 
-        Where it fails, layers differ in length, so all is dropped.
+        `truncate` drops those whose ids were not added. If the forward fails, layers differ in length, so the
+        whole cache is dropped.
         """
         try:
             if self._kind == "static" and self._fed + count > self.cache.layers[0].max_cache_len:
-                self._resize(self._bucket(self._fed + count))  # transformers' own would write past its end
+                self._resize(self._bucket(self._fed + count))  # transformers' layer would write past its end
             yield self.cache
         except BaseException:
             self.reset()
@@ -210,12 +211,12 @@ class KVCache:
         self._fed += count
 
     def _bucket(self, tokens: int) -> int:
-        """The smallest preallocated length that holds `tokens`; each is a compiled step of its own."""
+        """The smallest capacity for `tokens`; the step is compiled once per capacity."""
         fitting = (bucket for bucket in _BUCKETS if tokens <= bucket < self._context_length)
         return next(fitting, self._context_length)
 
     def _resize(self, capacity: int) -> None:
-        """Move a static cache, layer by layer, so that no more than one of them exists twice."""
+        """Resize a static cache layer by layer, so that at most one layer is in memory twice."""
         layers = self.cache.layers
         try:
             for index, layer in enumerate(layers):
@@ -223,11 +224,11 @@ class KVCache:
         except BaseException:
             self.reset()
             raise
-        self.cache = Cache(layers=layers)  # a new object: what was recorded over the old one is void
+        self.cache = Cache(layers=layers)  # a new object invalidates what was recorded for the old one
 
-    @torch.inference_mode()  # as in decoding: tensors made there cannot be changed outside of it
-    def keep(self, length: int) -> None:
-        """Roll back to the first `length` tokens; to none where a sliding cache has lost what that needs."""
+    @torch.inference_mode()  # as in decoding: its tensors cannot be changed outside
+    def truncate(self, length: int) -> None:
+        """Roll back to the first `length` tokens; to none where a sliding cache no longer has them."""
         removed = self._fed - length
         if removed == 0:
             return
@@ -239,7 +240,7 @@ class KVCache:
 
 
 def _crop(layer: object, length: int, removed: int) -> bool:
-    """Shorten one layer to `length` tokens; False where what it would need is already gone."""
+    """Shorten a layer to `length` tokens; False where a sliding layer no longer has them."""
     if isinstance(layer, WholeLayer):
         layer.length = length
     elif isinstance(layer, StaticLayer):

@@ -1,7 +1,7 @@
-"""Guesses at the next tokens, which the model checks in one forward, and when they are worth their time.
+"""Guesses the next tokens from the text so far, and measures whether guessing saves time.
 
-Every token is still drawn from the model's own distribution, in order: a guess changes an answer's speed and
-not its text.
+The model checks all guesses in one forward. Every token is still sampled from the model's own distribution,
+in order, so guesses change the speed of an answer but not its text.
 """
 
 import time
@@ -10,48 +10,48 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, median
 from typing import Protocol
 
-NGRAM = 3  # tokens that must have stood together before
-LONGEST = 7  # guessed tokens; with the one that is certain, eight rows
-_TRIALS = 8  # guesses after which their time is believed
-_PAUSE = 64  # tokens without guesses, then another try
-_PLAIN = 3  # rounds without guesses at the start of each answer, to measure against
+NGRAM = 3  # tokens that must have occurred together before
+LONGEST = 7  # guessed tokens per round: with the known token, a forward has eight rows
+_TRIALS = 8  # rounds with guesses to measure before deciding
+_PAUSE = 64  # tokens without guesses before the next try
+_PLAIN = 3  # rounds without guesses at the start of each answer, to compare with
 _LONGEST_PAUSE = 4096  # tokens
 
 
 class Guesses(Protocol):
-    """Where `generate` gets its guesses; `accepted` tells what became of those that were checked."""
+    """Proposes tokens to `generate`, which reports how many were right."""
 
     def propose(self, history: Sequence[int]) -> list[int]:
-        """Ids that may come next, or none."""
+        """Ids that may come next; may be empty."""
         ...
 
-    def accepted(self, count: int, length: int) -> None:
-        """`count` guessed tokens were right, at a history of `length` tokens."""
+    def report(self, count: int, length: int) -> None:
+        """`count` guessed tokens were right; the history now has `length` tokens."""
         ...
 
 
 class Payoff:
-    """Whether guessing saves time: seconds per token of the latest rounds with guesses and without.
+    """Measures whether guessing saves time: seconds per token in recent rounds with and without guesses.
 
-    A round reaches from one call of `next_round` to the next, so it holds all that an answer waits for.
+    A round lasts from one call of `next_round` to the next, so it includes everything an answer waits for.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._plain: deque[tuple[float, int]] = deque(maxlen=_PLAIN)
         self._guessed: deque[tuple[float, int]] = deque(maxlen=_TRIALS)
-        self._resting = 0  # tokens still to come without guesses
+        self._resting = 0  # tokens left before guessing may resume
         self._pause = _PAUSE
         self._guessing = False
-        self._open: tuple[float, int] | None = None  # when the round began, and at how many tokens
+        self._open: tuple[float, int] | None = None  # the round's start time, and the tokens by then
 
     def begin(self) -> None:
-        """A new answer: what passed since the last round was not decoding."""
+        """Start an answer: the time since the last round was not decoding."""
         self._open = None
         self._resting = max(self._resting, _PLAIN)
 
     def next_round(self, length: int, able: bool = True) -> bool:
-        """Whether to guess in the round that begins at `length` tokens; `able`: whether there is a guess."""
+        """Start a round at `length` tokens; whether to guess in it. `able`: whether there is a guess."""
         now = self._clock()
         if self._open is not None:
             self._learn(now - self._open[0], length - self._open[1])
@@ -60,7 +60,7 @@ class Payoff:
         return self._guessing
 
     def restart_round(self) -> None:
-        """Forget the time since the round began: it was spent on what is done once."""
+        """Discard the time since the round began: it went into one-time work."""
         if self._open is not None:
             self._open = self._clock(), self._open[1]
 
@@ -80,21 +80,21 @@ class Payoff:
             self._guessed.clear()
 
 
-class Lookup:
-    """Guesses that what followed these tokens before follows them again; for one answer.
+class PromptLookup:
+    """Guesses, for one answer, that the latest tokens are followed by what followed them before.
 
-    The idea is Saxena's prompt lookup decoding (github.com/apoorvumang/prompt-lookup-decoding).
+    Saxena's prompt lookup decoding: github.com/apoorvumang/prompt-lookup-decoding.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        # by n-gram, where the text after its latest place begins
+        # n-gram -> index of the token after its latest occurrence
         self._after: dict[tuple[int, ...], int] = {}
         self._indexed = NGRAM
         self._payoff = Payoff(clock)
         self._payoff.begin()
 
     def propose(self, history: Sequence[int]) -> list[int]:
-        """Up to `LONGEST` ids that may come next; none while guessing does not pay."""
+        """Up to `LONGEST` ids; empty while guessing does not save time."""
         for end in range(self._indexed, len(history)):
             self._after[tuple(history[end - NGRAM : end])] = end
         self._indexed = max(self._indexed, len(history))
@@ -102,10 +102,10 @@ class Lookup:
         guesses = list(history[start : start + LONGEST]) if start is not None else []
         return guesses if self._payoff.next_round(len(history), able=bool(guesses)) else []
 
-    def accepted(self, count: int, length: int) -> None:
-        """The clock tells what they were worth."""
+    def report(self, count: int, length: int) -> None:
+        """Ignored: only the time counts."""
 
 
 def _per_token(rounds: Sequence[tuple[float, int]]) -> float:
-    """Seconds; the median round stands for all, as one in which a terminal or a pipe stalled says nothing."""
+    """Median seconds of a round over its mean tokens: one stall of a terminal or pipe has no effect."""
     return median(seconds for seconds, _ in rounds) / fmean(tokens for _, tokens in rounds)

@@ -14,8 +14,9 @@ from transformers.cache_utils import Cache
 
 from localgemma_cli.backends.pytorch.generation import cuda_graph as steps
 from localgemma_cli.backends.pytorch.generation.cuda_graph import BackgroundCompiler, RecordedStep, Run, Step
-from localgemma_cli.backends.pytorch.generation.decode import forward, make_sampler, make_step, prefill
+from localgemma_cli.backends.pytorch.generation.decode import forward, make_step, prefill
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
+from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.sampling import Sampling
 
 CONTEXT = 1024
@@ -54,7 +55,7 @@ def answer(step: Step, kv: KVCache, prompt: list[int], count: int, lag: bool = F
 def stream(step: Step, kv: KVCache, prompt: list[int], count: int, lag: bool = False) -> Iterator[int]:
     model = demo_fp32()
     kv.reuse(prompt)
-    sampler = make_sampler(Sampling(temperature=0), model.device)
+    sampler = Sampler(Sampling(temperature=0), model.device)
     return generate(model, step, kv, prompt, sampler, frozenset(), count, Cancel(), lag=lag)
 
 
@@ -249,5 +250,5 @@ def test_the_compiler_lets_the_answer_have_the_interpreter_often() -> None:
     answer(eager, kv, words(5, 8), 1)
     compiler.start(kv.cache)
     compiler.wait()
-    assert seen[0] == pytest.approx(steps._YIELDS)
+    assert seen[0] == pytest.approx(steps._SWITCH_INTERVAL)
     assert sys.getswitchinterval() == pytest.approx(before)

@@ -11,8 +11,9 @@ from transformers import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 from localgemma_cli.backends.pytorch.generation import decode as decoding
-from localgemma_cli.backends.pytorch.generation.decode import make_sampler, make_step
+from localgemma_cli.backends.pytorch.generation.decode import make_step
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
+from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -42,7 +43,7 @@ def ours(kv: KVCache, history: list[int], count: int, lag: bool = False) -> tupl
         make_step(model, "none"),
         kv,
         history,
-        make_sampler(GREEDY, model.device),
+        Sampler(GREEDY, model.device),
         frozenset(),
         count,
         Cancel(),
@@ -150,7 +151,7 @@ def continued(
 ) -> Iterator[int]:
     model = demo_fp32()
     kv.reuse(history)
-    sampler, step = make_sampler(sampling, model.device), make_step(model, "none")
+    sampler, step = Sampler(sampling, model.device), make_step(model, "none")
     return generate(model, step, kv, history, sampler, stops, count, cancel or Cancel(), lag=lag)
 
 
@@ -229,7 +230,7 @@ def test_cancel_before_the_prefill_gives_nothing() -> None:
     model, cancel = demo_fp32(), Cancel()
     cancel.set()
     kv = KVCache(model.config, "full", CONTEXT)
-    sampler = make_sampler(GREEDY, model.device)
+    sampler = Sampler(GREEDY, model.device)
     assert list(generate(model, make_step(model, "none"), kv, [2, 5], sampler, frozenset(), 5, cancel)) == []
     assert kv.tokens == []
 
@@ -254,7 +255,7 @@ def test_a_seed_repeats_itself_and_seeds_differ() -> None:
     logits = some_logits()
 
     def draw(seed: int) -> list[int]:
-        sampler = make_sampler(Sampling(temperature=1.5, seed=seed), torch.device("cpu"))
+        sampler = Sampler(Sampling(temperature=1.5, seed=seed), torch.device("cpu"))
         return [int(sampler(logits)) for _ in range(20)]
 
     assert draw(1) == draw(1)
@@ -272,7 +273,7 @@ def test_a_seed_repeats_itself_and_seeds_differ() -> None:
 )
 def test_filters_keep_only_the_likeliest(sampling: Sampling, most: int) -> None:
     logits = some_logits()
-    sampler = make_sampler(sampling, torch.device("cpu"))
+    sampler = Sampler(sampling, torch.device("cpu"))
     allowed = set(logits[0].topk(most).indices.tolist())
     assert {int(sampler(logits)) for _ in range(200)} == allowed
 
@@ -280,7 +281,7 @@ def test_filters_keep_only_the_likeliest(sampling: Sampling, most: int) -> None:
 def test_repetition_penalty_is_that_of_transformers_over_prompt_and_answer() -> None:
     generator = torch.Generator().manual_seed(12)
     said = [5, 6, 7, 7]
-    sampler = make_sampler(Sampling(temperature=0, repetition_penalty=1.7), torch.device("cpu"))
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=1.7), torch.device("cpu"))
     sampler.begin(said)
     theirs = RepetitionPenaltyLogitsProcessor(1.7)
     for _ in range(60):
@@ -294,7 +295,7 @@ def test_repetition_penalty_is_that_of_transformers_over_prompt_and_answer() -> 
 def test_a_new_answer_forgets_what_the_last_one_said() -> None:
     logits = some_logits()
     likeliest = int(logits.argmax())
-    sampler = make_sampler(Sampling(temperature=0, repetition_penalty=50.0), torch.device("cpu"))
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=50.0), torch.device("cpu"))
     sampler.begin([likeliest])
     assert int(sampler(logits)) != likeliest
     sampler.begin([])
@@ -303,7 +304,7 @@ def test_a_new_answer_forgets_what_the_last_one_said() -> None:
 
 def test_sampled_frequencies_follow_the_temperature() -> None:
     logits = torch.log(torch.tensor([[0.7, 0.2, 0.1]]))
-    sampler = make_sampler(Sampling(temperature=0.5, seed=0), torch.device("cpu"))
+    sampler = Sampler(Sampling(temperature=0.5, seed=0), torch.device("cpu"))
     draws = [int(sampler(logits)) for _ in range(4000)]
     expected = torch.softmax(logits[0] / 0.5, dim=-1)
     for token in range(3):

@@ -12,12 +12,13 @@ from support.decoding import generate
 from support.models import DEMO, demo_fp32, own_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from localgemma_cli.backends.pytorch.backend import LocalBackend, Parts, load
+from localgemma_cli.backends.pytorch.backend import LoadOptions, LocalBackend, load_backend
 from localgemma_cli.backends.pytorch.generation import decode as decoding
-from localgemma_cli.backends.pytorch.generation.decode import make_sampler, make_step
-from localgemma_cli.backends.pytorch.generation.draft_model import Draft
+from localgemma_cli.backends.pytorch.generation.decode import make_step
+from localgemma_cli.backends.pytorch.generation.draft_model import DraftModel
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.generation.prompt_lookup import LONGEST, Guesses
+from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import UsageError
 from localgemma_cli.events import Finished
@@ -71,13 +72,15 @@ def plan_for(folder: Path | str = "demo", *, preset: str = "exact", **overrides:
     return make_plan(facts, preset, probe("cpu"), asked, load_presets())
 
 
-def draft_of(folder: Path, clock: Callable[[], float], vocabulary: int = 2048, **overrides: object) -> Draft:
+def draft_of(
+    folder: Path, clock: Callable[[], float], vocabulary: int = 2048, **overrides: object
+) -> DraftModel:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     plan = plan_for(**overrides).draft
     assert plan is not None
-    return Draft(plan, model, vocabulary, clock)
+    return DraftModel(plan, model, vocabulary, clock)
 
 
 def answer(
@@ -91,7 +94,7 @@ def answer(
     model = demo_fp32()
     kv = kv or KVCache(model.config, kind, 1024)
     kv.reuse(prompt)
-    sampler = make_sampler(sampling, model.device)
+    sampler = Sampler(sampling, model.device)
     step = make_step(model, "none")
     return list(generate(model, step, kv, prompt, sampler, frozenset(), count, Cancel(), guesses))
 
@@ -103,8 +106,8 @@ def prompt_of(text: str) -> list[int]:
 class Counted:
     """What a draft proposed, and how much of it was right."""
 
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft.for_answer(Cancel())
+    def __init__(self, draft: DraftModel) -> None:
+        self._draft = draft.begin_answer(Cancel())
         self.proposed: list[int] = []
         self.right: list[int] = []
 
@@ -114,9 +117,9 @@ class Counted:
             self.proposed.append(len(guess))
         return guess
 
-    def accepted(self, count: int, length: int) -> None:
+    def report(self, count: int, length: int) -> None:
         self.right.append(count)
-        self._draft.accepted(count, length)
+        self._draft.report(count, length)
 
 
 @pytest.mark.parametrize("kind", ["full", "static"])
@@ -150,7 +153,7 @@ def test_the_models_own_draft_is_right_every_time_and_saves_forwards(monkeypatch
 
 
 def test_after_a_wrong_guess_the_next_ones_are_those_of_a_fresh_reading() -> None:
-    draft = draft_of(DEMO, Pays()).for_answer(Cancel())
+    draft = draft_of(DEMO, Pays()).begin_answer(Cancel())
     history = prompt_of(QUESTION)
     for token in (300, 301, 302):
         assert draft.propose(history) == []
@@ -163,7 +166,7 @@ def test_after_a_wrong_guess_the_next_ones_are_those_of_a_fresh_reading() -> Non
 
 def test_guesses_become_fewer_while_they_are_wrong_and_more_while_they_are_right() -> None:
     draft = draft_of(DEMO, Pays())
-    draft.for_answer(Cancel())
+    draft.begin_answer(Cancel())
     history = prompt_of(QUESTION)
 
     def proposed() -> int:
@@ -171,12 +174,12 @@ def test_guesses_become_fewer_while_they_are_wrong_and_more_while_they_are_right
         return len(draft.propose(history))
 
     assert [proposed() for _ in range(4)] == [0, 0, 0, 4]
-    draft.accepted(1, 0)
+    draft.report(1, 0)
     assert proposed() == 3
     for _ in range(5):
-        draft.accepted(0, 0)
+        draft.report(0, 0)
     assert proposed() == 1
-    draft.accepted(1, 0)
+    draft.report(1, 0)
     assert proposed() == 3
 
 
@@ -193,15 +196,15 @@ def test_the_next_turn_reads_only_what_is_new(other: Path, monkeypatch: pytest.M
     monkeypatch.setattr(KVCache, "appending", counting)
     kv = KVCache(demo_fp32().config, "full", 1024)
     history = prompt_of(QUESTION * 12)
-    history += answer(history, draft.for_answer(Cancel()), kv=kv, count=30)
+    history += answer(history, draft.begin_answer(Cancel()), kv=kv, count=30)
     assert sum(read) > len(history) - 10
     read.clear()
     history += [500, 501, 502]
     expected = answer(history, None, count=30)
-    assert answer(history, draft.for_answer(Cancel()), kv=kv, count=30) == expected
+    assert answer(history, draft.begin_answer(Cancel()), kv=kv, count=30) == expected
     assert max(read) <= LONGEST + 4
     edited = [*history[:40], 600, 601, 602]
-    assert answer(edited, draft.for_answer(Cancel()), kv=kv) == answer(edited, None)
+    assert answer(edited, draft.begin_answer(Cancel()), kv=kv) == answer(edited, None)
 
 
 def test_a_draft_that_takes_longer_than_it_saves_falls_silent(other: Path) -> None:
@@ -215,7 +218,7 @@ def test_a_draft_that_takes_longer_than_it_saves_falls_silent(other: Path) -> No
             return self.now
 
     clock = Slow()
-    draft = draft_of(other, clock).for_answer(Cancel())
+    draft = draft_of(other, clock).begin_answer(Cancel())
     asked: list[bool] = []
 
     class Watched(Counted):
@@ -234,21 +237,21 @@ def test_a_draft_that_takes_longer_than_it_saves_falls_silent(other: Path) -> No
 
 def test_cancelling_ends_the_reading_of_a_long_prompt_between_two_chunks() -> None:
     cancel = Cancel()
-    draft = draft_of(DEMO, Pays()).for_answer(cancel)
+    draft = draft_of(DEMO, Pays()).begin_answer(cancel)
     history = [2, *torch.randint(108, 1000, (900,), generator=torch.Generator().manual_seed(5)).tolist()]
     for length in range(300, 303):
         assert draft.propose(history[:length]) == []
     cancel.set()
     assert draft.propose(history) == []
     assert draft._kv.tokens == []
-    again = draft.for_answer(Cancel())
+    again = draft.begin_answer(Cancel())
     guesses = [again.propose([*history, *range(500, 500 + more)]) for more in range(4)]
     assert [bool(guess) for guess in guesses] == [False] * 3 + [True]
 
 
 def test_ids_that_the_small_model_lacks_end_its_guesses_and_it_makes_up_none() -> None:
     history = [2, *range(108, 138)]
-    known, all_ = (draft_of(DEMO, Pays(), vocabulary=size).for_answer(Cancel()) for size in (140, 2048))
+    known, all_ = (draft_of(DEMO, Pays(), vocabulary=size).begin_answer(Cancel()) for size in (140, 2048))
     for more in range(3):
         assert known.propose([*history, *[120] * more]) == all_.propose([*history, *[120] * more]) == []
     history += [120] * 3
@@ -257,7 +260,7 @@ def test_ids_that_the_small_model_lacks_end_its_guesses_and_it_makes_up_none() -
 
 
 def test_nothing_is_drafted_past_the_small_models_context() -> None:
-    draft = draft_of(DEMO, Pays(), context=40).for_answer(Cancel())
+    draft = draft_of(DEMO, Pays(), context=40).begin_answer(Cancel())
     for length in (30, 31, 32):
         assert draft.propose(list(range(300, 300 + length))) == []
     assert len(draft.propose(list(range(300, 338)))) == 2
@@ -277,8 +280,8 @@ def test_a_whole_chat_with_an_assistant_is_the_chat_without(other: Path) -> None
 
     plan = plan_for(other)
     alone = make_plan(plan.model, "exact", probe("cpu"), Overrides(dtype="float32"), load_presets())
-    assert said(load(plan, DEMO, ignore_progress, Parts(draft=other))) == said(
-        load(alone, DEMO, ignore_progress)
+    assert said(load_backend(plan, DEMO, ignore_progress, LoadOptions(draft=other))) == said(
+        load_backend(alone, DEMO, ignore_progress)
     )
 
 
@@ -292,5 +295,5 @@ def test_another_tokenizer_is_refused_before_any_weights_are_read(other: Path, t
     vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(UsageError, match="their tokenizers differ") as caught:
-        load(plan_for(folder), DEMO, ignore_progress, Parts(draft=folder))
+        load_backend(plan_for(folder), DEMO, ignore_progress, LoadOptions(draft=folder))
     assert "--assistant lookup" in caught.value.hint

@@ -8,9 +8,16 @@ from support.decoding import generate
 from support.models import demo_fp32, demo_tokenizer
 
 from localgemma_cli.backends.pytorch.generation import decode as decoding
-from localgemma_cli.backends.pytorch.generation.decode import make_sampler, make_step
+from localgemma_cli.backends.pytorch.generation.decode import make_step
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
-from localgemma_cli.backends.pytorch.generation.prompt_lookup import LONGEST, NGRAM, Guesses, Lookup, Payoff
+from localgemma_cli.backends.pytorch.generation.prompt_lookup import (
+    LONGEST,
+    NGRAM,
+    Guesses,
+    Payoff,
+    PromptLookup,
+)
+from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.sampling import Sampling
 
 GREEDY = Sampling(temperature=0)
@@ -26,7 +33,7 @@ def answer(
         make_step(model, "none"),
         kv,
         prompt,
-        make_sampler(sampling, model.device),
+        Sampler(sampling, model.device),
         frozenset(),
         count,
         Cancel(),
@@ -50,7 +57,7 @@ def prompts() -> list[list[int]]:
 @pytest.mark.parametrize("number", range(3))
 def test_guessing_does_not_change_a_single_token(number: int, sampling: Sampling, kind: str) -> None:
     prompt = prompts()[number]
-    assert answer(prompt, sampling, Lookup(), kind)[0] == answer(prompt, sampling, None, kind)[0]
+    assert answer(prompt, sampling, PromptLookup(), kind)[0] == answer(prompt, sampling, None, kind)[0]
 
 
 def test_a_text_that_repeats_takes_fewer_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,14 +73,14 @@ def test_a_text_that_repeats_takes_fewer_forwards(monkeypatch: pytest.MonkeyPatc
     tokens, _ = answer(prompt, GREEDY, None, count=60)
     without = len(calls)
     calls.clear()
-    guessed, _ = answer([*prompt, *tokens], GREEDY, Lookup(), count=60)
+    guessed, _ = answer([*prompt, *tokens], GREEDY, PromptLookup(), count=60)
     assert len(guessed) == 60
     assert len(calls) < without
 
 
 def test_the_cache_holds_what_was_said_and_no_wrong_guess() -> None:
     prompt = prompts()[0]
-    tokens, kv = answer(prompt, GREEDY, Lookup(), count=40)
+    tokens, kv = answer(prompt, GREEDY, PromptLookup(), count=40)
     said = [*prompt, *tokens]
     kept = kv.reuse([*said, 5])
     assert kept >= len(said) - 1
@@ -82,13 +89,13 @@ def test_the_cache_holds_what_was_said_and_no_wrong_guess() -> None:
 
 def test_an_answer_is_never_longer_than_asked() -> None:
     for count in (1, 2, 9):
-        assert len(answer(prompts()[1], GREEDY, Lookup(), count=count)[0]) == count
+        assert len(answer(prompts()[1], GREEDY, PromptLookup(), count=count)[0]) == count
 
 
-def guessing() -> Lookup:
+def guessing() -> PromptLookup:
     """One that has seen what an answer takes without guesses, by a clock that then stands."""
     clock = Clock()
-    lookup = Lookup(clock)
+    lookup = PromptLookup(clock)
     for length in range(4):
         lookup.propose(list(range(length)))
         clock.now += 1
@@ -108,7 +115,7 @@ def test_a_guess_is_what_followed_the_same_tokens_last() -> None:
 def test_looking_up_stops_where_it_takes_longer_than_it_saves(check: float, right: int, pays: bool) -> None:
     """A check of eight rows costs a processor up to four times a step, however many of them are right."""
     clock = Clock()
-    lookup, length, guesses = Lookup(clock), 30, []
+    lookup, length, guesses = PromptLookup(clock), 30, []
     while length < 400:
         guesses.append(bool(lookup.propose([1, 2, 3] * (length // 3) + [1, 2, 3][: length % 3])))
         clock.now += check if guesses[-1] else 1

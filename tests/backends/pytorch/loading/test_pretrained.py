@@ -45,7 +45,7 @@ def test_a_spread_model_answers_as_one_gpu_does(tmp_path):
     from dataclasses import replace
     from threading import Event
 
-    from localgemma_cli.backends.pytorch.backend import load
+    from localgemma_cli.backends.pytorch.backend import load_backend
     from localgemma_cli.conversation import Message
     from localgemma_cli.events import Delta
     from localgemma_cli.planning.layer_split import LayerShare
@@ -62,7 +62,7 @@ def test_a_spread_model_answers_as_one_gpu_does(tmp_path):
     two = replace(one, shares=(LayerShare(0, "a", 0, 2, 0, 0), LayerShare(1, "b", 3, 5, 0, 0)))
     answers = []
     for plan in (one, two):
-        backend = load(plan, DEMO, lambda _: None)
+        backend = load_backend(plan, DEMO, lambda _: None)
         sampling = Sampling(temperature=0, max_new_tokens=40)
         events = backend.stream([Message("user", "What can you do?")], sampling, Event())
         answers.append("".join(event.text for event in events if isinstance(event, Delta)))
