@@ -173,7 +173,7 @@ def test_a_step_that_does_not_compile_costs_a_word_and_no_answer(
     assert answer(step, kv, prompt, 12) == expected(prompt, 12)
     assert answer(step, static(), prompt, 12) == expected(prompt, 12)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "uncompiled: no C++ compiler" in caplog.text
+    assert "continuing without it: no C++ compiler" in caplog.text
 
 
 def test_code_is_traced_once_per_length_whatever_the_cache() -> None:
