@@ -146,7 +146,7 @@ PENDING: set[str] = {
     "localgemma_cli/errors.py",
     "localgemma_cli/models/adapter_config.py",
     "localgemma_cli/models/catalog.py",
-    "localgemma_cli/models/fields.py",
+    "localgemma_cli/models/json_fields.py",
     "localgemma_cli/models/gguf_header.py",
     "localgemma_cli/models/hub/cache.py",
     "localgemma_cli/models/hub/client.py",

@@ -90,12 +90,12 @@ class LocalEngine:
         return tuple(f"plan: {reason}" for reason in self.plan.reasons)
 
     def load(self, progress: "ProgressSink") -> "Backend":
-        from localgemma_cli.models.resolve import ASK_ABOVE, fetch, fetch_adapter, fetch_assistant
+        from localgemma_cli.models.fetch import CONFIRM_ABOVE, fetch_adapter, fetch_assistant, fetch_model
 
         # What is not on disk at all was agreed to before; a copy is not replaced by gigabytes unasked.
-        folder = fetch(self.source, progress, ASK_ABOVE)
-        adapter = fetch_adapter(self.source, progress, ASK_ABOVE)
-        draft = fetch_assistant(self.source, progress, ASK_ABOVE)
+        folder = fetch_model(self.source, progress, CONFIRM_ABOVE)
+        adapter = fetch_adapter(self.source, progress, CONFIRM_ABOVE)
+        draft = fetch_assistant(self.source, progress, CONFIRM_ABOVE)
         from localgemma_cli.events import LoadProgress
 
         progress(LoadProgress("starting PyTorch"))

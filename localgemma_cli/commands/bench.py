@@ -21,7 +21,8 @@ from localgemma_cli.environment import Streams, expanded, standard_streams
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.catalog import demo_folder
-from localgemma_cli.models.resolve import Source, fetch
+from localgemma_cli.models.fetch import fetch_model
+from localgemma_cli.models.resolve import Source
 from localgemma_cli.options import LoadFormat
 from localgemma_cli.planning.hardware import Hardware, probe
 from localgemma_cli.planning.plan import LoadPlan, make_plan, require_fits
@@ -213,7 +214,7 @@ class _Bench:
         """A folder of weights, or None for random ones that are made in memory."""
         wanted = self.wanted
         if wanted.load_format is LoadFormat.AUTO:
-            yield fetch(self.source, progress)
+            yield fetch_model(self.source, progress)
         elif wanted.load_format is LoadFormat.DUMMY and not any(map(_reads_files, plans)):
             yield None
         else:

@@ -25,7 +25,7 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
 
     `named`: the user said which model. Before the chat's prompt is up, since loading goes on behind it.
     """
-    from localgemma_cli.models.resolve import ASK_ABOVE, downloads, missing_from_disk
+    from localgemma_cli.models.fetch import CONFIRM_ABOVE, list_downloads, missing_from_disk
 
     ask = can_ask(streams)
     if yes or (named and not ask) or not (missing := missing_from_disk(source)):
@@ -42,9 +42,9 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
             f"{model_id} is not on disk, and the default model is not downloaded unasked.",
             f"{how}. Or name a model with -m, or add --yes.",
         )
-    wanted = downloads(source)
+    wanted = list_downloads(source)
     total = sum(each.size for each in wanted)
-    if total <= ASK_ABOVE:
+    if total <= CONFIRM_ABOVE:
         return
     for each in wanted:
         streams.say(f"{each.model_id} is not on disk: {format_bytes(each.size)}, licence: {each.licence}.")
@@ -54,14 +54,14 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
 
 def refuse_unasked_download(source: "Source", how: str) -> None:
     """NotFoundError for a large one, where no question can be asked; `how` says what is a yes."""
+    from localgemma_cli.models.fetch import CONFIRM_ABOVE, list_downloads, missing_from_disk
     from localgemma_cli.models.hub.cache import offline_by
-    from localgemma_cli.models.resolve import ASK_ABOVE, downloads, missing_from_disk
 
     if not missing_from_disk(source) or offline_by(source.offline):
         return
-    wanted = downloads(source)
+    wanted = list_downloads(source)
     total = sum(each.size for each in wanted)
-    if total > ASK_ABOVE:
+    if total > CONFIRM_ABOVE:
         licences = ", ".join(dict.fromkeys(each.licence for each in wanted))
         where = f"{format_bytes(total)} to {_destination()}, licence: {licences}"
         raise NotFoundError(f"{wanted[0].model_id} is not on disk: {where}.", how)

@@ -129,7 +129,7 @@ def remove_model(
         raise NotFoundError(f"Nothing of {name!r} is on disk.", meant + hint)
     for model_id, size in downloaded.items():
         if _agreed(streams, model_id, size, yes):
-            hub_cache.forget(model_id)
+            hub_cache.delete_model(model_id)
             streams.show(f"removed {format_bytes(size)}: the downloaded {one_line(model_id)}")
 
 
@@ -147,21 +147,21 @@ def pull_model(
     Example: localgemma models pull 2b
     """
     from localgemma_cli.commands.model_options import Choice, source_of
+    from localgemma_cli.models.fetch import fetch_adapter, fetch_model
     from localgemma_cli.models.hub.cache import offline_by
-    from localgemma_cli.models.hub.errors import without
-    from localgemma_cli.models.resolve import fetch, fetch_adapter
+    from localgemma_cli.models.hub.errors import going_online
     from localgemma_cli.planning.hardware import probe
 
     streams, hardware = standard_streams(), probe()
     if forbidden := offline_by(offline):
         raise UsageError(
-            f"Downloading needs the network, which {forbidden} forbids.", f"{without(forbidden)}."
+            f"Downloading needs the network, which {forbidden} forbids.", f"{going_online(forbidden)}."
         )
     source = source_of(Choice(model=name, revision=revision, force=force), hardware)
     if not quiet:
         streams.say(one_line(_verdict(source.facts, hardware)))
     with show_progress(streams.stderr, quiet=quiet) as progress:
-        folder, adapter = fetch(source, progress), fetch_adapter(source, progress)
+        folder, adapter = fetch_model(source, progress), fetch_adapter(source, progress)
     _tell_where(streams, source.facts.id, folder)
     if source.facts.adapter and adapter:
         _tell_where(streams, source.facts.adapter.id, adapter)
@@ -283,6 +283,6 @@ def _kept_row(copy: "QuantizedCopy") -> dict[str, object]:
 
 
 def _cached(model_id: str) -> bool:
-    from localgemma_cli.models.hub.cache import cached
+    from localgemma_cli.models.hub.cache import cached_snapshot
 
-    return cached(model_id) is not None
+    return cached_snapshot(model_id) is not None

@@ -11,8 +11,8 @@ from localgemma_cli.commands.system_text import read_system
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
+from localgemma_cli.models.fetch import fetch_tokenizer
 from localgemma_cli.models.own_models import own_model
-from localgemma_cli.models.resolve import fetch_tokenizer
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import show_progress

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from localgemma_cli.documents import name_or
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.architecture import Architecture
-from localgemma_cli.models.fields import Fields
+from localgemma_cli.models.json_fields import JsonFields
 
 # Variants of LoRA that compute otherwise, or something else than a model's matrices.
 _OTHER_KINDS = {
@@ -63,7 +63,7 @@ def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
             f"{id} is not a LoRA or DoRA adapter: adapter_config.json says {name_or(kind, 'nothing')}.",
             "Only those two kinds are loaded; merge the adapter with peft, and give the merged model.",
         )
-    own = Fields(config, f"adapter_config.json of {id}")
+    own = JsonFields(config, f"adapter_config.json of {id}")
     if key := next((key for key in _OTHER_KINDS if config.get(key)), None):
         raise NotFoundError(
             f"{id} {_OTHER_KINDS[key]} ({key}), which localgemma does not support.",
@@ -73,7 +73,7 @@ def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
     if base is not None and not isinstance(base, str):
         raise own.fault("base_model_name_or_path", "a text")
     own.require_number("lora_alpha", 0, 1e9)
-    ranks = own.part("rank_pattern") or Fields({}, "")
+    ranks = own.part("rank_pattern") or JsonFields({}, "")
     targets, replaced = _targets(own), frozenset(_last_parts(own.texts("modules_to_save") or ()))
     return Adapter(
         id,
@@ -114,7 +114,7 @@ def _matrices(shape: Architecture) -> Iterator[tuple[str, int, int, int]]:
     yield "lm_head", 1, shape.hidden, shape.vocabulary
 
 
-def _targets(own: Fields) -> frozenset[str] | None:
+def _targets(own: JsonFields) -> frozenset[str] | None:
     """None for a pattern."""
     if isinstance(own.values.get("target_modules"), str):
         return None

@@ -25,10 +25,10 @@ def loading(what: str, path: Path) -> Iterator[None]:
     except (LocalGemmaError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise unloadable(what, path, error) from error
+        raise load_error(what, path, error) from error
 
 
-def unloadable(what: str, path: Path, error: BaseException) -> NotFoundError:
+def load_error(what: str, path: Path, error: BaseException) -> NotFoundError:
     """The NotFoundError for `what` in `path`: one line of the library's message."""
     lines = str(error).strip().splitlines() or [""]
     message = lines[0].strip().rstrip(".:")[:_MESSAGE_LENGTH] or type(error).__name__
@@ -41,7 +41,7 @@ def unloadable(what: str, path: Path, error: BaseException) -> NotFoundError:
 
 
 @contextmanager
-def panics_held() -> Iterator[None]:
+def suppress_panics() -> Iterator[None]:
     """Drop what a Rust panic writes to descriptor 2; other output to it is passed on."""
     try:
         before = os.dup(2)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from localgemma_cli.documents import is_number, name_or, shown
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.architecture import Architecture, Family, Gemma4Parts, StoredFormat
-from localgemma_cli.models.fields import Fields
-from localgemma_cli.models.other_formats import OTHER_FORM
+from localgemma_cli.models.json_fields import JsonFields
+from localgemma_cli.models.unsupported_formats import SUPPORTED_FORMS_HINT
 
 Config = Mapping[str, object]
 
@@ -106,13 +106,13 @@ def architecture_of(config: Config, name: str, *, force: bool = False) -> Archit
 
     Also where a value has no meaning, or so large a one that no such model exists.
     """
-    whole = Fields(config, f"config.json of {name}")
+    whole = JsonFields(config, f"config.json of {name}")
     family = _family(config, name, force)
     text = whole.part("text_config") or whole
     values = {**_DEFAULTS[family], **text.values}
     if family == "other":
         values = {**_usual(values), **{key: value for key, value in values.items() if value is not None}}
-    own = Fields(values, text.where)
+    own = JsonFields(values, text.where)
     window = own.whole("sliding_window", 1, _TOKENS) if _slides(values, family) else None
     layers = own.whole("num_hidden_layers", 1, _LAYERS)
     tied = whole.flag("tie_word_embeddings", family != "other")
@@ -142,7 +142,7 @@ def _slides(values: Config, family: Family) -> bool:
     return bool(window) if family == "other" else window is not None or family == "gemma4_text"
 
 
-def _require_sense(own: Fields, shape: Architecture) -> None:
+def _require_sense(own: JsonFields, shape: Architecture) -> None:
     """What has no meaning together, and what the memory does not depend on but the arithmetic does."""
     if shape.heads % shape.kv_heads:
         raise own.fault("num_attention_heads", f"a multiple of num_key_value_heads, {shape.kv_heads}")
@@ -160,11 +160,11 @@ def _require_sense(own: Fields, shape: Architecture) -> None:
             _require_rope(rope)
 
 
-def _require_rope(rope: Fields) -> None:
+def _require_rope(rope: JsonFields) -> None:
     """How positions are turned; layers of different kinds may have an object each."""
     for key, value in rope.values.items():
         if isinstance(value, Mapping):
-            _require_rope(Fields(value, f"{rope.where}, {key}"))
+            _require_rope(JsonFields(value, f"{rope.where}, {key}"))
         elif isinstance(value, list):
             if not all(is_number(each) for each in value):
                 raise rope.fault(key, "a list of numbers")
@@ -174,11 +174,12 @@ def _require_rope(rope: Fields) -> None:
 
 def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     """How a pre-quantized checkpoint is stored; None for an ordinary one."""
-    whole = Fields(config, f"config.json of {name}")
+    whole = JsonFields(config, f"config.json of {name}")
     part = whole.part("quantization_config") or whole.part("compression_config")
     if _is_mlx(config.get("quantization")) or (part and _is_mlx(part.values)):
         raise NotFoundError(
-            f"{name} is packed for MLX, Apple's library, which localgemma does not load.", OTHER_FORM
+            f"{name} is packed for MLX, Apple's library, which localgemma does not load.",
+            SUPPORTED_FORMS_HINT,
         )
     if part is None:
         return None
@@ -198,7 +199,7 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
         return StoredFormat("w8a8")
     raise NotFoundError(
         f"{name} is stored in a quantized form that localgemma does not load ({name_or(method, 'unnamed')}).",
-        OTHER_FORM,
+        SUPPORTED_FORMS_HINT,
     )
 
 
@@ -242,7 +243,7 @@ def _family(config: Config, name: str, force: bool) -> Family:
     )
 
 
-def _sliding_layers(own: Fields, family: Family, layers: int) -> int:
+def _sliding_layers(own: JsonFields, family: Family, layers: int) -> int:
     types = _layer_types(own, family, layers)
     if types is not None:
         return types.count("sliding_attention")
@@ -253,7 +254,7 @@ def _sliding_layers(own: Fields, family: Family, layers: int) -> int:
     return layers - layers // pattern
 
 
-def _layer_types(own: Fields, family: Family, layers: int) -> list[str] | None:
+def _layer_types(own: JsonFields, family: Family, layers: int) -> list[str] | None:
     """One for each layer, where the config lists them."""
     types = own.texts("layer_types")
     if types is None or family == "other":
@@ -265,7 +266,7 @@ def _layer_types(own: Fields, family: Family, layers: int) -> list[str] | None:
     return types
 
 
-def _gemma4(own: Fields, layers: int, name: str) -> Gemma4Parts:
+def _gemma4(own: JsonFields, layers: int, name: str) -> Gemma4Parts:
     if own.flag("enable_moe_block"):
         raise NotFoundError(
             f"{name} is a mixture of experts, and localgemma knows dense models only.",
@@ -281,7 +282,7 @@ def _gemma4(own: Fields, layers: int, name: str) -> Gemma4Parts:
     layers_own = own.part("per_layer_config")
     per_layer = next(iter(layers_own.values), None) if layers_own else None
     if layers_own and per_layer is not None and (one := layers_own.part(per_layer)) is not None:
-        own = Fields(
+        own = JsonFields(
             {
                 **own.values,
                 "global_head_dim": one.values.get("head_dim", own.values.get("head_dim")),

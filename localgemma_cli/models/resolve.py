@@ -10,14 +10,12 @@ from pathlib import Path
 from localgemma_cli.documents import read_object, reason
 from localgemma_cli.environment import expanded
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
-from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.adapter_config import Adapter, adapter_of
 from localgemma_cli.models.catalog import MODEL_NAMES, ModelFacts, demo_folder, facts_from_config, lookup
 from localgemma_cli.models.model_names import nearest_model
-from localgemma_cli.models.other_formats import is_adapter, no_part_of_a_repository, refuse_other_formats
 from localgemma_cli.models.own_models import OwnModel, own_models
+from localgemma_cli.models.unsupported_formats import hub_file_error, is_adapter, refuse_unsupported_formats
 
-ASK_ABOVE = 100_000_000  # bytes; a larger download needs the user's yes
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:\S+")
 _ADAPTER_CONFIG = "adapter_config.json"
@@ -40,7 +38,7 @@ class Source:
 
 def resolve_assistant(model: str, *, offline: bool) -> Source:
     """As `resolve`; `--revision` is the larger model's."""
-    with _about_the_assistant():
+    with naming_the_assistant():
         source = resolve(model, revision=None, offline=offline)
         if source.facts.adapter is not None:
             raise UsageError(
@@ -69,25 +67,25 @@ def _resolve_known(
         there = _names_in(path)
         if is_adapter(there):
             return _adapted(None, model, revision, offline, force)
-        refuse_other_formats(there, model, on_disk=path)
+        refuse_unsupported_formats(there, model, on_disk=path)
         facts = facts_from_config(_local_config(path), name=model, id=model, force=force)
         return Source(_with_the_stored_head(facts, path), path, revision, offline)
     if path.is_file():
         return Source(_file_facts(path, model), path, revision, offline)
     if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
-        from localgemma_cli.models.hub.cache import cached
-        from localgemma_cli.models.hub.client import read_config  # only a hub id needs the client
+        from localgemma_cli.models.hub.cache import cached_snapshot
+        from localgemma_cli.models.hub.client import fetch_config  # only a hub id needs the client
 
         try:
-            config = read_config(model, revision=revision, offline=offline)
+            config = fetch_config(model, revision=revision, offline=offline)
         except NotFoundError as error:
             raise _with_the_nearest(error, model) from error
         if "peft_type" in config:
             return _adapted(None, model, revision, offline, force)
         facts = facts_from_config(config, name=model, id=model, force=force)
-        return Source(_with_the_stored_head(facts, cached(model, revision)), None, revision, offline)
+        return Source(_with_the_stored_head(facts, cached_snapshot(model, revision)), None, revision, offline)
     if _HUB_FILE.fullmatch(model):
-        raise no_part_of_a_repository(model)
+        raise hub_file_error(model)
     names = (*MODEL_NAMES, *others)
     nearest = nearest_model(model, others)
     raise NotFoundError(
@@ -168,9 +166,9 @@ def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:
     if path.is_dir():
         return adapter_of(_local_config(path, _ADAPTER_CONFIG), adapter)
     if _HUB_ID.fullmatch(adapter) and not adapter.startswith((".", os.sep)):
-        from localgemma_cli.models.hub.client import read_config
+        from localgemma_cli.models.hub.client import fetch_config
 
-        config = read_config(adapter, revision=revision, offline=offline, name=_ADAPTER_CONFIG)
+        config = fetch_config(adapter, revision=revision, offline=offline, name=_ADAPTER_CONFIG)
         return adapter_of(config, adapter)
     raise NotFoundError(
         f"There is no adapter {adapter!r}: not a folder, not a hub id.",
@@ -182,122 +180,15 @@ def _file_facts(path: Path, name: str) -> ModelFacts:
     """Of the one kind of model that is a single file."""
     if path.suffix.lower() != ".gguf":
         raise NotFoundError(f"{name} is a file, and no GGUF file.", "Give a model's folder, or a .gguf file.")
+    from localgemma_cli.models.gguf_config import gguf_config
     from localgemma_cli.models.gguf_header import read_gguf
 
     found = read_gguf(path)
-    return replace(facts_from_config(found.config(), name=name, id=name), stored=found.stored)
-
-
-@dataclass(frozen=True)
-class Download:
-    """What has to come from the hub before a source can be loaded; `size` in bytes."""
-
-    model_id: str
-    licence: str
-    size: int
-
-
-def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str | None], ...]:
-    """The models and the adapter that are not whole on disk, each with its revision; asks no network."""
-    adapter = source.facts.adapter
-    parts: list[tuple[ModelFacts | Adapter, str | None]] = []
-    if source.folder is None:
-        parts.append((source.facts, source.revision))
-    if adapter is not None and not expanded(adapter.id).is_dir():
-        parts.append((adapter, source.adapter_revision))
-    if source.assistant is not None and source.assistant.folder is None:
-        parts.append((source.assistant.facts, source.assistant.revision))
-    if not parts:  # then the hub's client is not needed
-        return ()
-    from localgemma_cli.models.hub.cache import cached
-
-    return tuple((part, revision) for part, revision in parts if cached(part.id, revision) is None)
-
-
-def downloads(source: Source) -> tuple[Download, ...]:
-    """Asks the hub for the sizes; raises what the download itself would raise at its start."""
-    from localgemma_cli.models.hub.client import bytes_to_fetch
-
-    found = []
-    for part, revision in missing_from_disk(source):
-        facts = part if isinstance(part, ModelFacts) else None
-        size = bytes_to_fetch(part.id, revision=revision, gated=(facts and facts.gated) or None)
-        found.append(Download(part.id, facts.licence if facts else "see its card", size))
-    return tuple(found)
-
-
-def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
-    """The adapter's folder; downloads it where it is not on disk."""
-    adapter = source.facts.adapter
-    if adapter is None:
-        return None
-    path = expanded(adapter.id)
-    if path.is_dir():
-        return path
-    from localgemma_cli.models.hub import client as hub
-
-    return hub.fetch(
-        adapter.id,
-        revision=source.adapter_revision,
-        offline=source.offline,
-        largest_update=largest_update,
-        progress=progress,
-    )
-
-
-def tokenizer_folder(folder: Path, adapter: Path | None) -> Path:
-    """An adapter's own tokenizer wins: it may know tokens that the base does not."""
-    if adapter and any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return adapter
-    return folder
-
-
-def fetch(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path:
-    """The folder with the weights; downloads them where they are not on disk.
-
-    A copy on disk is brought up to date where that takes no more than `largest_update` bytes.
-    """
-    if source.folder is not None:
-        return source.folder
-    from localgemma_cli.models.hub import client as hub
-
-    return hub.fetch(
-        source.facts.id,
-        revision=source.revision,
-        offline=source.offline,
-        gated=source.facts.gated or None,
-        largest_update=largest_update,
-        progress=progress,
-    )
-
-
-def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
-    """A folder with at least the tokenizer; downloads no weights."""
-    adapter = fetch_adapter(source, progress)
-    if source.folder is not None:
-        return tokenizer_folder(source.folder, adapter)
-    from localgemma_cli.models.hub import client as hub
-
-    folder = hub.fetch_tokenizer(
-        source.facts.id,
-        revision=source.revision,
-        offline=source.offline,
-        gated=source.facts.gated or None,
-        progress=progress,
-    )
-    return tokenizer_folder(folder, adapter)
-
-
-def fetch_assistant(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
-    """The folder of the model that drafts, where there is one; as `fetch`."""
-    if source.assistant is None:
-        return None
-    with _about_the_assistant():
-        return fetch(source.assistant, progress, largest_update)
+    return replace(facts_from_config(gguf_config(found), name=name, id=name), stored=found.stored)
 
 
 @contextmanager
-def _about_the_assistant() -> Iterator[None]:
+def naming_the_assistant() -> Iterator[None]:
     """Of two models on one command line, an error must say which."""
     try:
         yield

@@ -88,7 +88,7 @@ class Form:
         return CONTINUES if self.is_raw else None
 
 
-def form_of(template: str, stated: PromptForm, tokenizer: Tokenizer) -> Form:
+def select_form(template: str, stated: PromptForm, tokenizer: Tokenizer) -> Form:
     """What `--template` says; for auto the tokenizer's own, or without one what the catalogue states."""
     if template == AUTO:
         return Form() if tokenizer.template else built_in(stated)

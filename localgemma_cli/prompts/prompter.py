@@ -10,7 +10,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.markers import Markers, markers_for, spread
-from localgemma_cli.prompts.prompt_forms import Form, form_of, template_error
+from localgemma_cli.prompts.prompt_forms import Form, select_form, template_error
 from localgemma_cli.prompts.template_process import (
     TemplateExceeds,
     TemplateFailed,
@@ -38,7 +38,7 @@ class Prompter:
 
     def __init__(self, tokenizer: Tokenizer, template: str = AUTO, stated: PromptForm = "raw") -> None:
         self.tokenizer = tokenizer
-        self.form: Form = form_of(template, stated, tokenizer)
+        self.form: Form = select_form(template, stated, tokenizer)
         self._template = self.form.template or tokenizer.template or ""
         self._check_template()
         tokenizer.mark_special(self._control_names)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-class StopText:
+class StopStrings:
     """Lets text through up to a stop text, holding back only what may become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 
 from localgemma_cli.documents import read_bytes, read_object, reason
 from localgemma_cli.errors import NotFoundError
-from localgemma_cli.models.fields import Fields
+from localgemma_cli.models.json_fields import JsonFields
 from localgemma_cli.prompts.tokenizer import TokenizerSettings
 from localgemma_cli.units import format_bytes
 
@@ -40,10 +40,10 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens")
     extras = [_special_token(each) for each in extra] if isinstance(extra, list) else []
     if "added_tokens_decoder" in config:
-        added = _listed_tokens(Fields(config, str(folder / _CONFIG)))
+        added = _listed_tokens(JsonFields(config, str(folder / _CONFIG)))
     else:
         special = {*names.values(), *(each.content for each in extras)}
-        added = _older_tokens(Fields(objects[_ADDED], str(folder / _ADDED)), special)
+        added = _older_tokens(JsonFields(objects[_ADDED], str(folder / _ADDED)), special)
     return TokenizerSettings(names, (*added, *extras), _templates(folder, config))
 
 
@@ -73,14 +73,14 @@ def _fields(token: Mapping[str, Any]) -> dict[str, Any]:
     return {key: token[key] for key in _FIELDS if key in token}
 
 
-def _listed_tokens(config: Fields) -> list[AddedToken]:
+def _listed_tokens(config: JsonFields) -> list[AddedToken]:
     """The tokens of `added_tokens_decoder`, an object of tokens by id."""
-    listed = config.part("added_tokens_decoder") or Fields({}, "")
+    listed = config.part("added_tokens_decoder") or JsonFields({}, "")
     tokens = {int(key): listed.part(key) for key in listed.values}
     return [AddedToken(**_fields(token.values)) for _, token in sorted(tokens.items()) if token is not None]
 
 
-def _older_tokens(ids: Fields, special: set[str | None]) -> list[AddedToken]:
+def _older_tokens(ids: JsonFields, special: set[str | None]) -> list[AddedToken]:
     """The tokens of added_tokens.json, an object of ids by token."""
     order = {token: ids.whole(token, 0, _MAX_ID) for token in ids.values}
     return [
@@ -123,11 +123,11 @@ def _read_checked(path: Path) -> dict[str, object]:
         found = read_object(path, _OBJECT_LIMIT)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-    _require_known_types(Fields(found, str(path)))
+    _require_known_types(JsonFields(found, str(path)))
     return found
 
 
-def _require_known_types(config: Fields) -> None:
+def _require_known_types(config: JsonFields) -> None:
     template = config.values.get("chat_template")
     if template is not None and not isinstance(template, str | dict | list):
         raise config.fault("chat_template", "text, or a list of named templates")

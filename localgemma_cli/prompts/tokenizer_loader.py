@@ -5,7 +5,7 @@ from pathlib import Path
 import tokenizers
 
 from localgemma_cli.errors import NotFoundError
-from localgemma_cli.models.load_errors import loading, panics_held
+from localgemma_cli.models.load_errors import loading, suppress_panics
 from localgemma_cli.prompts.gguf_tokenizer import read_gguf_tokenizer
 from localgemma_cli.prompts.tokenizer import Tokenizer, build_tokenizer
 from localgemma_cli.prompts.tokenizer_files import read_tokenizer_settings
@@ -16,7 +16,7 @@ _PROBE = "Hello, wörld 12\n  <eos>\t東京 😀 ﷺ\u0301"
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """Raises NotFoundError where the folder or GGUF file has no tokenizer, or it cannot be read."""
-    with loading("tokenizer", path), panics_held():
+    with loading("tokenizer", path), suppress_panics():
         tokenizer = read_gguf_tokenizer(path) if path.is_file() else _read_folder(path)
         _require_usable(tokenizer)
         return tokenizer

@@ -14,7 +14,7 @@ from support.program import Program
 
 from localgemma_cli.backends.pytorch.backend import LocalBackend, load_backend
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
-from localgemma_cli.models.load_errors import loading, panics_held
+from localgemma_cli.models.load_errors import loading, suppress_panics
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import Overrides, make_plan
@@ -146,9 +146,9 @@ def panic() -> None:
 
 
 def test_what_a_panic_writes_is_dropped_and_all_else_is_passed_on(capfd) -> None:
-    with panics_held():
+    with suppress_panics():
         os.write(2, b"a warning\n")
-    with pytest.raises(Panic), panics_held():
+    with pytest.raises(Panic), suppress_panics():
         panic()
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "a warning\nafter\n"

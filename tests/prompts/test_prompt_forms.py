@@ -23,7 +23,7 @@ from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.prompts.prompt_forms import built_in
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.stop_strings import StopText
+from localgemma_cli.prompts.stop_strings import StopStrings
 from localgemma_cli.prompts.tokenizer import TokenizerSettings, build_tokenizer
 from localgemma_cli.render.progress import ignore_progress
 from localgemma_cli.sampling import Sampling
@@ -184,7 +184,7 @@ def test_a_template_file_that_cannot_be_used_says_why(
     pieces=st.lists(st.sampled_from(["#", "##", "###", " In", "struction", ":", "\n", "x", ""]), max_size=30)
 )
 def test_a_stop_text_ends_the_text_wherever_the_pieces_break(pieces: list[str]) -> None:
-    stop, subject, told = "### Instruction:", StopText(("### Instruction:",)), ""
+    stop, subject, told = "### Instruction:", StopStrings(("### Instruction:",)), ""
     for piece in pieces:
         told += subject.add(piece)
         if subject.found:

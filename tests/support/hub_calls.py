@@ -42,7 +42,8 @@ from localgemma_cli.errors import LocalGemmaError
 outcomes = []
 for call, kwargs in json.loads(sys.argv[1]):
     seen, result, error = [], None, None
-    progress = {"progress": lambda p: seen.append([p.stage, p.done, p.total])} if call == "fetch" else {}
+    progress = {"progress": lambda p: seen.append([p.stage, p.done, p.total])}
+    progress = progress if call == "fetch_snapshot" else {}
     try:
         result = getattr(hub, call)(**kwargs, **progress)
     except LocalGemmaError as e:
@@ -80,8 +81,8 @@ class Outcome:
 Call = tuple[str, dict[str, Any]]
 
 
-def a_call(call: str = "fetch", **kwargs: Any) -> Call:
-    offline = {} if call == "cached" else {"offline": False}
+def a_call(call: str = "fetch_snapshot", **kwargs: Any) -> Call:
+    offline = {} if call == "cached_snapshot" else {"offline": False}
     return call, {"model_id": ID, "revision": None, **offline, **kwargs}
 
 
@@ -104,7 +105,7 @@ def run_all(env: dict[str, str], *calls: Call) -> list[Outcome]:
     return finish(start(env, *calls), env)
 
 
-def run(env: dict[str, str], call: str = "fetch", **kwargs: Any) -> Outcome:
+def run(env: dict[str, str], call: str = "fetch_snapshot", **kwargs: Any) -> Outcome:
     return run_all(env, a_call(call, **kwargs))[0]
 
 

@@ -28,13 +28,13 @@ from localgemma_cli.events import (
     Reading,
     Usage,
 )
-from localgemma_cli.models.load_errors import loading, unloadable
+from localgemma_cli.models.fetch import tokenizer_folder
+from localgemma_cli.models.load_errors import load_error, loading
 from localgemma_cli.models.own_models import AUTO
-from localgemma_cli.models.resolve import tokenizer_folder
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.stop_strings import StopText
+from localgemma_cli.prompts.stop_strings import StopStrings
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.sampling import Sampling
 
@@ -117,7 +117,7 @@ class LocalBackend:
         except Exception as error:  # a config that does not match its weights can raise any of them
             if self._has_generated:
                 raise
-            raise unloadable("model", Path(self.plan.model.id), error) from error
+            raise load_error("model", Path(self.plan.model.id), error) from error
 
     def wait(self) -> None:
         """Wait for compilation in the background to end, before a measurement."""
@@ -147,7 +147,7 @@ class _AnswerText:
     def __init__(self, prompter: Prompter, stop_ids: frozenset[int]) -> None:
         self._stop_ids = stop_ids
         self._detokenizer = Detokenizer(prompter.tokenizer)
-        self._stop_text = StopText(prompter.stops)
+        self._stop_text = StopStrings(prompter.stops)
         self._ids: list[int] = []
         self._whole = 0  # ids up to the last whole character
         self.has_ended = False

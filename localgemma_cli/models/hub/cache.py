@@ -13,8 +13,8 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from localgemma_cli.environment import make_private
-from localgemma_cli.models.other_formats import is_adapter
 from localgemma_cli.models.safetensors_file import shards_of
+from localgemma_cli.models.unsupported_formats import is_adapter
 
 _REVISION = re.compile(r"\w[\w.+@-]*(/\w[\w.+@-]*)*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -87,7 +87,7 @@ def local_snapshot(repo: Repo) -> Path | None:
     return repo.snapshot(commit) if COMMIT.fullmatch(commit) else None
 
 
-def cached(model_id: str, revision: str | None = None) -> Path | None:
+def cached_snapshot(model_id: str, revision: str | None = None) -> Path | None:
     """The folder of a complete snapshot on disk, or None; asks no network."""
     folder = local_snapshot(Repo(model_id, revision or constants.DEFAULT_REVISION))
     return folder if folder is not None and not missing_in(folder) else None
@@ -193,6 +193,6 @@ def downloaded_bytes(model_id: str) -> int:
     return sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
 
 
-def forget(model_id: str) -> None:
+def delete_model(model_id: str) -> None:
     """Take every revision of a model out of the hub's cache."""
     shutil.rmtree(Repo(model_id, constants.DEFAULT_REVISION).folder)

@@ -22,7 +22,7 @@ from localgemma_cli.models.hub.cache import (
     COMMIT,
     Repo,
     RepoFile,
-    cached,
+    cached_snapshot,
     is_revision,
     is_whole,
     local_snapshot,
@@ -32,7 +32,7 @@ from localgemma_cli.models.hub.cache import (
     record,
 )
 from localgemma_cli.models.hub.download import Listing, download, list_files
-from localgemma_cli.models.other_formats import is_adapter, refuse_other_formats
+from localgemma_cli.models.unsupported_formats import is_adapter, refuse_unsupported_formats
 from localgemma_cli.units import format_bytes
 
 _ADAPTER = "adapter_config.json"
@@ -42,10 +42,10 @@ _PROGRESS_SECONDS = 0.1
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 
 
-def read_config(
+def fetch_config(
     model_id: str, *, revision: str | None, offline: bool, name: str = "config.json"
 ) -> dict[str, object]:
-    """`name` of a hub model, from disk where the model is there; raises like `fetch`.
+    """`name` of a hub model, from disk where the model is there; raises like `fetch_snapshot`.
 
     Where a repository has no config.json but an adapter's, that is read.
     """
@@ -62,7 +62,7 @@ def read_config(
     return _parse(path, model_id)
 
 
-def fetch_tokenizer(
+def fetch_tokenizer_files(
     model_id: str,
     *,
     revision: str | None,
@@ -88,7 +88,7 @@ def fetch_tokenizer(
         return folder
 
 
-def fetch(
+def fetch_snapshot(
     model_id: str,
     *,
     revision: str | None,
@@ -102,7 +102,7 @@ def fetch(
     A whole copy on disk is brought up to date where that takes no more than `largest_update` bytes.
     Raises DiskSpaceError, AccessError, NotFoundError or NetworkError, none while a whole copy is on disk.
     """
-    local = cached(model_id, revision)
+    local = cached_snapshot(model_id, revision)
     if local is not None and (offline_by(offline) or COMMIT.fullmatch(revision or "")):
         return local
     if offline_by(offline):
@@ -126,19 +126,19 @@ def _asked(model_id: str, revision: str | None, gated: bool | None = None) -> Re
 
 @contextmanager
 def _hub(asked: Repo) -> Iterator[Repo]:
-    """The model with the user's token; within, the client is quiet and every failure is explained."""
+    """The model with the user's token; within, the client is quiet and every failure is translate_errors."""
     with hub_errors.quiet_client():
-        with hub_errors.explained(asked):
+        with hub_errors.translate_errors(asked):
             token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
         if token and not re.fullmatch(r"[!-~]+", token):
             raise hub_errors.bad_token()
         repo = replace(asked, token=token)
-        with hub_errors.explained(repo):
+        with hub_errors.translate_errors(repo):
             yield repo
 
 
 def bytes_to_fetch(model_id: str, *, revision: str | None, gated: bool | None) -> int:
-    """What `fetch` would download of a model that is not whole on disk; raises what it would raise first."""
+    """Bytes that `fetch_snapshot` would download of a model that is incomplete on disk; raises as it does."""
     with _hub(_asked(model_id, revision, gated)) as repo:
         listing = list_files(repo, _PATIENCE_SECONDS)
         return sum(missing_bytes(repo, file) for file in _missing(repo, listing))
@@ -177,7 +177,7 @@ def _update(repo: Repo, copy: Path | None, largest: int | None, progress: Progre
 
 
 def _check_loadable(repo: Repo, listing: Listing) -> None:
-    refuse_other_formats(listing.names, repo.model_id)
+    refuse_unsupported_formats(listing.names, repo.model_id)
     names = {file.name for file in listing.files}
     if not any(name.endswith(".safetensors") for name in names):
         raise NotFoundError(
@@ -268,7 +268,7 @@ def _without(model_id: str, name: str) -> NotFoundError:
 def _download_config(repo: Repo, name: str) -> Path:
     listing = list_files(repo, _PATIENCE_SECONDS)
     by_name = {file.name: file for file in listing.files}
-    refuse_other_formats(listing.names, repo.model_id)
+    refuse_unsupported_formats(listing.names, repo.model_id)
     found = _config_among(by_name, name)
     if found is None:
         raise _without(repo.model_id, name)

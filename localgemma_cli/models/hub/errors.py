@@ -46,7 +46,7 @@ def quiet_client() -> Iterator[None]:
 
 
 @contextmanager
-def explained(repo: Repo) -> Iterator[None]:
+def translate_errors(repo: Repo) -> Iterator[None]:
     """Turn what the client, its HTTP library or the disk raise into our own errors."""
     try:
         yield
@@ -202,11 +202,11 @@ def not_on_disk(model_id: str, offline: str | None) -> NetworkError:
     """`offline`: what forbids the download."""
     return NetworkError(
         f"{model_id} is not, or not completely, on disk, and {offline} allows no download.",
-        f"{without(offline)}, {_TRY_DEMO}.",
+        f"{going_online(offline)}, {_TRY_DEMO}.",
     )
 
 
-def without(offline: str | None) -> str:
+def going_online(offline: str | None) -> str:
     """How to lift what forbids asking the network."""
     return "Leave --offline out" if offline == "--offline" else f"Unset {offline}"
 

@@ -113,7 +113,7 @@ def test_a_stopped_process_leaves_what_the_next_one_resumes(
     _, err = child.communicate(timeout=patience(3))
     assert child.returncode == -how
     assert how == signal.SIGKILL or err.rstrip().endswith("KeyboardInterrupt")
-    assert run(env, "cached").result is None
+    assert run(env, "cached_snapshot").result is None
 
     outcome = run(env)
     assert (outcome.path / SHARDS[0]).read_bytes() == WEIGHTS[SHARDS[0]]
@@ -151,7 +151,10 @@ def test_a_revision_by_tag_and_by_commit(tmp_path: Path) -> None:
         folder = run(env, revision="float16").path
         asked = len(hub.requests)
         tagged, main, commit = run_all(
-            env, a_call("cached", revision="float16"), a_call("cached"), a_call(revision=folder.name)
+            env,
+            a_call("cached_snapshot", revision="float16"),
+            a_call("cached_snapshot"),
+            a_call(revision=folder.name),
         )
         assert tagged.path == commit.path == folder
         assert main.result is None
@@ -162,7 +165,7 @@ def test_an_adapter_has_no_config(tmp_path: Path) -> None:
     adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"lora"}
     with HubServer({ID: adapter}) as hub:
         env = hub.environment(tmp_path)
-        fetched, cached = run_all(env, a_call(), a_call("cached"))
+        fetched, cached = run_all(env, a_call(), a_call("cached_snapshot"))
         assert names_in(fetched.path) == set(adapter)
         assert cached.path == fetched.path
 
@@ -170,7 +173,7 @@ def test_an_adapter_has_no_config(tmp_path: Path) -> None:
 def test_offline_without_a_copy(hub: HubServer, tmp_path: Path) -> None:
     env = hub.environment(tmp_path)
     run(env, offline=True).failed("NetworkError", ID, "--offline", "--model demo")
-    for outcome in run_all({**env, "HF_HUB_OFFLINE": "1"}, a_call("fetch"), a_call("read_config")):
+    for outcome in run_all({**env, "HF_HUB_OFFLINE": "1"}, a_call("fetch_snapshot"), a_call("fetch_config")):
         outcome.failed("NetworkError", ID, "HF_HUB_OFFLINE")
     assert not hub.requests
 
@@ -179,7 +182,7 @@ def test_offline_with_a_copy(hub: HubServer, tmp_path: Path) -> None:
     env = hub.environment(tmp_path)
     folder = run(env).path
     asked = len(hub.requests)
-    calls = a_call(offline=True), a_call("cached"), a_call("read_config", offline=True)
+    calls = a_call(offline=True), a_call("cached_snapshot"), a_call("fetch_config", offline=True)
     whole, cached, config = run_all(env, *calls)
     assert whole.path == cached.path == run({**env, "HF_HUB_OFFLINE": "1"}).path == folder
     assert config.result == {"model_type": "gemma2"}
@@ -194,7 +197,7 @@ def test_offline_with_a_copy(hub: HubServer, tmp_path: Path) -> None:
 def test_config_alone(hub: HubServer, tmp_path: Path) -> None:
     env = hub.environment(tmp_path)
     config, offline, cached = run_all(
-        env, a_call("read_config"), a_call("read_config", offline=True), a_call("cached")
+        env, a_call("fetch_config"), a_call("fetch_config", offline=True), a_call("cached_snapshot")
     )
     assert config.result == offline.result == {"model_type": "gemma2"}
     assert not hub.asked_for("tokenizer.json")
@@ -231,7 +234,7 @@ def test_a_newer_commit_replaces_the_copy_only_when_it_is_whole(hub: HubServer, 
     assert new != old
     assert (new / SHARDS[0]).read_bytes() == newer[SHARDS[0]]
     assert len(hub.asked_for(SHARDS[1])) == 1
-    assert run(env, "read_config").result == {"model_type": "newer"}
+    assert run(env, "fetch_config").result == {"model_type": "newer"}
 
 
 def test_a_copy_is_not_replaced_by_more_than_was_agreed_to(hub: HubServer, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_gated_with_a_token_that_has_access(tmp_path: Path) -> None:
 def test_gated_with_a_token_that_has_no_access(tmp_path: Path, said: str, word: str) -> None:
     with hub_of(Repo(FILES, gated="manual", refusals={"hf_other": said})) as hub:
         env = hub.environment(tmp_path, token="hf_other")
-        for outcome in run_all(env, a_call("fetch"), a_call("read_config")):
+        for outcome in run_all(env, a_call("fetch_snapshot"), a_call("fetch_config")):
             outcome.failed("AccessError", ID, word)
         assert not [r for r in hub.requests if r.path.endswith(".safetensors")]
 
@@ -86,7 +86,7 @@ def test_a_token_with_characters_no_token_has_is_not_sent(hub: HubServer, tmp_pa
 
 def test_no_such_model(hub: HubServer, tmp_path: Path) -> None:
     anonymous, known = hub.environment(tmp_path), hub.environment(tmp_path, token="hf_good")
-    plain, config = a_call(model_id="a/b"), a_call("read_config", model_id="a/b")
+    plain, config = a_call(model_id="a/b"), a_call("fetch_config", model_id="a/b")
     for outcome in run_all(known, plain, config):
         outcome.failed("NotFoundError", "a/b", "spelling")
     missing, gated, no_id = run_all(
@@ -157,7 +157,7 @@ def test_a_disk_that_fills_up_on_the_way(hub: HubServer, small_disk: Path) -> No
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff"])
 def test_a_config_that_is_none(tmp_path: Path, content: bytes) -> None:
     with hub_of(Repo({**FILES, "config.json": content})) as hub:
-        run(hub.environment(tmp_path), "read_config").failed("NotFoundError", ID, "config.json")
+        run(hub.environment(tmp_path), "fetch_config").failed("NotFoundError", ID, "config.json")
 
 
 def test_nothing_on_disk_and_no_hub(hub: HubServer, tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_nothing_on_disk_and_no_hub(hub: HubServer, tmp_path: Path) -> None:
     hub.fail_with(429)
     run(env).failed("NetworkError", "fewer requests")
     hub.close()
-    for outcome in run_all(env, a_call("fetch"), a_call("read_config")):
+    for outcome in run_all(env, a_call("fetch_snapshot"), a_call("fetch_config")):
         outcome.failed("NetworkError", "cannot be reached", "--model demo")
 
 

@@ -81,7 +81,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def fetch(revision: str | None = None) -> Path:
-    return hub.fetch(ID, revision=revision, offline=False, progress=lambda _: None)
+    return hub.fetch_snapshot(ID, revision=revision, offline=False, progress=lambda _: None)
 
 
 def test_a_download_stops_at_the_size_that_was_listed(hostile: Hub, tmp_path: Path) -> None:

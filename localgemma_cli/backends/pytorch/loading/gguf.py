@@ -10,6 +10,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from localgemma_cli.backends.pytorch.loading.assemble import WeightSources, assemble_model
 from localgemma_cli.events import ProgressSink
+from localgemma_cli.models.gguf_config import gguf_config
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
 from localgemma_cli.optional_dependencies import needed
 from localgemma_cli.planning.plan import LoadPlan
@@ -41,7 +42,7 @@ def load_gguf(plan: LoadPlan, path: Path, progress: ProgressSink) -> PreTrainedM
     with needed("gguf", "gguf", "GGUF files"):
         import gguf  # noqa: F401
     file = read_gguf(path)
-    described = file.config()
+    described = gguf_config(file)
     config = AutoConfig.for_model(**described)
     names = _GEMMA_1 if described["model_type"] == "gemma" else _IN_LAYER
     tensors = {

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import NotFoundError
+from localgemma_cli.models.gguf_config import gguf_config
 from localgemma_cli.models.gguf_header import read_gguf
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.prompts.prompter import Prompter
@@ -198,7 +199,7 @@ def test_the_27b_scales_its_attention_by_its_hidden_width(layers: int, scalar: i
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert read_gguf(tmp_path / "m.gguf").config()["query_pre_attn_scalar"] == scalar
+    assert gguf_config(read_gguf(tmp_path / "m.gguf"))["query_pre_attn_scalar"] == scalar
 
 
 def test_what_is_no_gemma_is_refused_by_name(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.architecture import StoredFormat
-from localgemma_cli.models.resolve import resolve, resolve_adapted, tokenizer_folder
+from localgemma_cli.models.fetch import tokenizer_folder
+from localgemma_cli.models.resolve import resolve, resolve_adapted
 from localgemma_cli.models.shapes import GEMMA_2_27B
 from localgemma_cli.planning.hardware import GIB, describe_hardware, probe
 from localgemma_cli.planning.plan import Overrides, make_plan

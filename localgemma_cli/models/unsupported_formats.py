@@ -6,7 +6,7 @@ from pathlib import Path
 
 from localgemma_cli.errors import NotFoundError
 
-OTHER_FORM = (
+SUPPORTED_FORMS_HINT = (
     "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8."
 )
 _CONVERT = (
@@ -39,12 +39,12 @@ def is_adapter(names: Collection[str]) -> bool:
     return "adapter_config.json" in names and not is_whole
 
 
-def refuse_other_formats(names: Collection[str], model: str, *, on_disk: Path | None = None) -> None:
+def refuse_unsupported_formats(names: Collection[str], model: str, *, on_disk: Path | None = None) -> None:
     """A NotFoundError where the weights are none that is loaded; `on_disk`: the folder that they are in."""
     if packed := next((_PACKED[name] for name in sorted(names) if name in _PACKED), None):
         raise NotFoundError(
             f"{model} is stored in a quantized form that localgemma does not load ({packed}).",
-            OTHER_FORM,
+            SUPPORTED_FORMS_HINT,
         )
     if _has_weights(names) or is_adapter(names):
         return
@@ -60,7 +60,7 @@ def refuse_other_formats(names: Collection[str], model: str, *, on_disk: Path | 
         )
 
 
-def no_part_of_a_repository(model: str) -> NotFoundError:
+def hub_file_error(model: str) -> NotFoundError:
     """Of `org/name:Q4_K_M`, as other programs name one GGUF file among several."""
     repository = model.partition(":")[0]
     return NotFoundError(

@@ -10,8 +10,8 @@ from support.program import Program
 
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.model_config import stored_format_of
-from localgemma_cli.models.other_formats import is_adapter, refuse_other_formats
 from localgemma_cli.models.resolve import resolve
+from localgemma_cli.models.unsupported_formats import is_adapter, refuse_unsupported_formats
 
 FILES = {
     "m-Q4_K_M.gguf": "GGUF",
@@ -32,20 +32,20 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_each_is_named_on_the_hub_and_on_disk(name: str, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as caught:
-        refuse_other_formats(["config.json", "README.md", name], "org/m")
+        refuse_unsupported_formats(["config.json", "README.md", name], "org/m")
     assert FILES[name] in f"{caught.value.message} {caught.value.hint}"
     (tmp_path / "config.json").write_bytes((DEMO / "config.json").read_bytes())
     (tmp_path / name).write_bytes(b"x")
     with pytest.raises(NotFoundError) as caught:
         resolve(str(tmp_path), revision=None, offline=True)
     assert "\n" not in caught.value.message
-    refuse_other_formats(["config.json", "model.safetensors", name], "org/m")
+    refuse_unsupported_formats(["config.json", "model.safetensors", name], "org/m")
 
 
 def test_packed_safetensors_are_named_too() -> None:
     for name, what in {"quantize_config.json": "GPTQ", "hf_quant_config.json": "ModelOpt"}.items():
         with pytest.raises(NotFoundError, match=what):
-            refuse_other_formats(["model.safetensors", name], "org/m")
+            refuse_unsupported_formats(["model.safetensors", name], "org/m")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_an_adapter_is_told_from_a_whole_model() -> None:
     assert is_adapter(adapter)
     assert not is_adapter([*adapter, "model.safetensors"])
     assert not is_adapter([*adapter, "model.safetensors.index.json"])
-    refuse_other_formats([*adapter, "training_args.bin"], "org/a")
+    refuse_unsupported_formats([*adapter, "training_args.bin"], "org/a")
 
 
 def test_the_program_refuses_before_it_plans(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from localgemma_cli.errors import NotFoundError
 
 
 @dataclass(frozen=True)
-class Fields:
+class JsonFields:
     """One JSON object of the file that `where` names; every method raises NotFoundError."""
 
     values: Mapping[str, object]
@@ -46,13 +46,13 @@ class Fields:
             return value
         raise self.fault(key, "a list of texts")
 
-    def part(self, key: str) -> "Fields | None":
+    def part(self, key: str) -> "JsonFields | None":
         """The object under a key; None where there is none."""
         value = self.values.get(key)
         if value is None:
             return None
         if isinstance(value, Mapping):
-            return Fields(value, f"{self.where}, {key}")
+            return JsonFields(value, f"{self.where}, {key}")
         raise self.fault(key, "an object")
 
     def require_ids(self, keys: Sequence[str], vocabulary: int) -> None:

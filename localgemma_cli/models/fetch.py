@@ -1,0 +1,120 @@
+"""Fetch what a `Source` names: the weights, the tokenizer and the adapter, from disk or from the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from localgemma_cli.environment import expanded
+from localgemma_cli.events import ProgressSink
+from localgemma_cli.models.adapter_config import Adapter
+from localgemma_cli.models.catalog import ModelFacts
+from localgemma_cli.models.resolve import Source, naming_the_assistant
+
+CONFIRM_ABOVE = 100_000_000  # bytes; a larger download needs the user's consent
+
+
+@dataclass(frozen=True)
+class PendingDownload:
+    """What has to come from the hub before a source can be loaded; `size` in bytes."""
+
+    model_id: str
+    licence: str
+    size: int
+
+
+def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str | None], ...]:
+    """The models and the adapter that are not whole on disk, each with its revision; asks no network."""
+    adapter = source.facts.adapter
+    parts: list[tuple[ModelFacts | Adapter, str | None]] = []
+    if source.folder is None:
+        parts.append((source.facts, source.revision))
+    if adapter is not None and not expanded(adapter.id).is_dir():
+        parts.append((adapter, source.adapter_revision))
+    if source.assistant is not None and source.assistant.folder is None:
+        parts.append((source.assistant.facts, source.assistant.revision))
+    if not parts:  # then the hub's client is not needed
+        return ()
+    from localgemma_cli.models.hub.cache import cached_snapshot
+
+    return tuple((part, revision) for part, revision in parts if cached_snapshot(part.id, revision) is None)
+
+
+def list_downloads(source: Source) -> tuple[PendingDownload, ...]:
+    """Asks the hub for the sizes; raises what the download itself would raise at its start."""
+    from localgemma_cli.models.hub.client import bytes_to_fetch
+
+    found = []
+    for part, revision in missing_from_disk(source):
+        facts = part if isinstance(part, ModelFacts) else None
+        size = bytes_to_fetch(part.id, revision=revision, gated=(facts and facts.gated) or None)
+        found.append(PendingDownload(part.id, facts.licence if facts else "see its card", size))
+    return tuple(found)
+
+
+def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
+    """The adapter's folder; downloads it where it is not on disk."""
+    adapter = source.facts.adapter
+    if adapter is None:
+        return None
+    path = expanded(adapter.id)
+    if path.is_dir():
+        return path
+    from localgemma_cli.models.hub import client as hub
+
+    return hub.fetch_snapshot(
+        adapter.id,
+        revision=source.adapter_revision,
+        offline=source.offline,
+        largest_update=largest_update,
+        progress=progress,
+    )
+
+
+def tokenizer_folder(folder: Path, adapter: Path | None) -> Path:
+    """An adapter's own tokenizer wins: it may know tokens that the base does not."""
+    if adapter and any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return adapter
+    return folder
+
+
+def fetch_model(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path:
+    """The folder with the weights; downloads them where they are not on disk.
+
+    A copy on disk is brought up to date where that takes no more than `largest_update` bytes.
+    """
+    if source.folder is not None:
+        return source.folder
+    from localgemma_cli.models.hub import client as hub
+
+    return hub.fetch_snapshot(
+        source.facts.id,
+        revision=source.revision,
+        offline=source.offline,
+        gated=source.facts.gated or None,
+        largest_update=largest_update,
+        progress=progress,
+    )
+
+
+def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
+    """A folder with at least the tokenizer; downloads no weights."""
+    adapter = fetch_adapter(source, progress)
+    if source.folder is not None:
+        return tokenizer_folder(source.folder, adapter)
+    from localgemma_cli.models.hub import client as hub
+
+    folder = hub.fetch_tokenizer_files(
+        source.facts.id,
+        revision=source.revision,
+        offline=source.offline,
+        gated=source.facts.gated or None,
+        progress=progress,
+    )
+    return tokenizer_folder(folder, adapter)
+
+
+def fetch_assistant(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
+    """The folder of the model that drafts, where there is one; as `fetch_model`."""
+    if source.assistant is None:
+        return None
+    with naming_the_assistant():
+        return fetch_model(source.assistant, progress, largest_update)
