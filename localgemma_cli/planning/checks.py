@@ -103,17 +103,10 @@ def list_warnings(
             + ("; --quantization int4 is faster" if hardware.int4 and settings.weights.streamed else ""),
         ),
         (
-            kind == "int4" and on_cpu and not hardware.c_compiler,
-            "no C compiler is here (cc, gcc or clang): with one, answers would come a third faster,"
-            " and prompts would be read several times as fast",
-        ),
-        (
-            (kind, dtype) == ("none", "bfloat16")
-            and hardware.bf16_widened
-            and hardware.own_bf16
-            and not hardware.c_compiler,
-            "no C compiler is here (cc, gcc or clang): with one, prompts would be read faster,"
-            " and answers would be the reference's to the last bit",
+            on_cpu
+            and not hardware.extension
+            and (kind == "int4" or ((kind, dtype) == ("none", "bfloat16") and hardware.bf16_widened)),
+            f"{hardware.extension.why}; answers are slower, and prompts several times as slow",
         ),
         (
             settings.compile != "none" and hardware.device != "cuda",

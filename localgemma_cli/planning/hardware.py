@@ -12,11 +12,11 @@ from localgemma_cli.environment import hub_cache
 from localgemma_cli.errors import UsageError
 from localgemma_cli.planning.host import (
     CPU_BF16_FLAGS,
-    CPU_OWN_BF16_FLAGS,
-    c_compiler,
+    EXTENSION_FLAGS,
     cpu_flags,
     cpu_name,
     disk_free,
+    extension_file,
     host_memory,
     macos_major,
 )
@@ -56,8 +56,8 @@ class Hardware:
     `gpu_count`: how many GPUs are visible; `other_gpus`: those after this one with the same abilities.
     `nf4_kernel`, `int4`: whether a kernel multiplies such weights directly; without one, NF4 is unpacked at
     each step, which is slow. `bf16_widened`: the processor has no bfloat16 instructions, but kernels that
-    read bfloat16 weights and multiply in float32. `c_compiler`: for localgemma's own int4 kernel and, with
-    `own_bf16`, for its kernels of widened bfloat16.
+    read bfloat16 weights and multiply in float32. `extension`: whether the package's C
+    extension multiplies int4 weights and, if `bf16_widened`, bfloat16 weights.
     """
 
     device: DeviceKind
@@ -76,8 +76,7 @@ class Hardware:
     nf4_kernel: Ability = Ability(True, "")
     int4: Ability = Ability(False, "int4 is CPU-only")
     bf16_widened: bool = False
-    c_compiler: bool = True
-    own_bf16: bool = False
+    extension: Ability = Ability(True, "")
     notes: tuple[str, ...] = ()
 
     def capped(self, device_memory: DeviceMemory | None, host_memory: int | None) -> "Hardware":
@@ -341,7 +340,12 @@ def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
             "PyTorch's int4 kernel needs AVX2, which is only detected on Linux",
         ),
         bf16_widened=bool(flags and "avx2" in flags) and not bf16,
-        c_compiler=bool(c_compiler()),
-        own_bf16=bool(flags and flags >= CPU_OWN_BF16_FLAGS) and platform.system() == "Linux",
+        extension=_extension(flags or frozenset()),
         notes=notes,
     )
+
+
+def _extension(flags: frozenset[str]) -> Ability:
+    if extension_file() is None:
+        return Ability(False, "the C extension was not built when localgemma was installed (no C compiler?)")
+    return Ability(flags >= EXTENSION_FLAGS, "the C extension needs a processor with AVX2")

@@ -1,8 +1,6 @@
 """Find the machine's memory, free disk space and processor features."""
 
-import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -11,8 +9,10 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+import localgemma_cli
+
 CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice, then 64-bit Arm
-CPU_OWN_BF16_FLAGS = frozenset({"avx512bw", "avx512dq", "avx512vl", "fma"})  # for our bfloat16 kernels
+EXTENSION_FLAGS = frozenset({"avx2", "fma"})  # the least that the C extension needs
 _NO_LIMIT = 1 << 60  # cgroup v1 writes "unlimited" as a number near 2**63
 
 
@@ -110,17 +110,10 @@ def _mac_flags() -> frozenset[str]:
     return frozenset({"bf16"}) if answer.stdout.strip() == "1" else frozenset()
 
 
-def c_compiler() -> tuple[str, ...]:
-    """$CC with its options, or a compiler of the usual names; empty if none is found."""
-    try:
-        own = shlex.split(os.environ.get("CC", ""))
-    except ValueError:  # a quotation mark without its other half
-        own = []
-    for command in (own, ["cc"], ["gcc"], ["clang"]):
-        found = shutil.which(command[0]) if command else None
-        if found is not None:
-            return (found, *command[1:])
-    return ()
+def extension_file() -> Path | None:
+    """Return the C extension of the PyTorch backend; None if it was not built with the package."""
+    folder = Path(localgemma_cli.__file__).parent / "backends" / "pytorch" / "kernels"
+    return next(folder.glob("_products.*"), None)
 
 
 def cpu_name() -> str:

@@ -141,8 +141,8 @@ def _decide_weights(
 
 
 def _has_own_bf16_kernels(hardware: Hardware) -> bool:
-    """Whether localgemma's own bfloat16 kernels run on this device."""
-    return hardware.bf16_widened and hardware.own_bf16 and hardware.c_compiler
+    """Whether the C extension multiplies bfloat16 weights on this device."""
+    return hardware.bf16_widened and bool(hardware.extension)
 
 
 def _decide_quantization(

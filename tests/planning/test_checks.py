@@ -98,6 +98,17 @@ def test_exact_warns_when_overrides_change_its_tokens(presets, gpu, overrides):
     assert warned(lookup("7b"), presets["exact"], gpu, Overrides()) == ""
 
 
+@pytest.mark.parametrize("name", ["exact", "speed", "memory", "memory_extreme"])
+def test_a_missing_extension_is_one_warning_where_it_would_compute(
+    presets, server_cpu, desktop_cpu, arm_cpu, name
+):
+    missing = Ability(False, "the C extension was not built")
+    for machine in (server_cpu, desktop_cpu, arm_cpu):
+        assert "C extension" not in warned(lookup("2b"), presets[name], machine, Overrides())
+        bare = warned(lookup("2b"), presets[name], replace(machine, extension=missing), Overrides())
+        assert bare.count("the C extension was not built; answers are slower") == (machine is desktop_cpu)
+
+
 def test_a_cpu_warns_of_what_it_does_slowly(presets, server_cpu, desktop_cpu, arm_cpu, old_cpu):
     warnings = warned(lookup("2b"), presets["memory"], arm_cpu, Overrides())
     assert "4-bit weights are slower than float32" in warnings
@@ -106,15 +117,6 @@ def test_a_cpu_warns_of_what_it_does_slowly(presets, server_cpu, desktop_cpu, ar
     assert warned(lookup("2b"), presets["exact"], arm_cpu, Overrides()) == ""
     for name in ("memory", "memory_extreme"):  # in int4
         assert warned(lookup("2b"), presets[name], desktop_cpu, Overrides()) == ""
-        bare = replace(desktop_cpu, c_compiler=False)
-        assert "no C compiler is here" in warned(lookup("2b"), presets[name], bare, Overrides())
-        assert warned(lookup("2b"), presets[name], replace(server_cpu, c_compiler=False), Overrides()) == ""
-    for name in ("exact", "speed"):
-        ours = replace(desktop_cpu, own_bf16=True)
-        assert warned(lookup("2b"), presets[name], ours, Overrides()) == ""
-        bare = replace(ours, c_compiler=False)
-        assert "reference's to the last bit" in warned(lookup("2b"), presets[name], bare, Overrides())
-        assert warned(lookup("2b"), presets[name], replace(desktop_cpu, c_compiler=False), Overrides()) == ""
     asked = warned(lookup("2b"), presets["memory"], desktop_cpu, Overrides(quantization="nf4"))
     assert "4-bit weights are slower" in asked
     assert "--quantization int4" in asked

@@ -12,7 +12,6 @@ from localgemma_cli.environment import hub_cache
 from localgemma_cli.planning.host import (
     CPU_BF16_FLAGS,
     Memory,
-    c_compiler,
     cgroup_memory,
     disk_free,
     flags_in,
@@ -101,17 +100,3 @@ def test_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path):
 )
 def test_bfloat16_is_read_off_the_processors_flags(cpuinfo, bf16):
     assert bool(flags_in(cpuinfo) & CPU_BF16_FLAGS) is bf16
-
-
-def test_the_c_compiler_is_the_users_own_or_a_usual_one(tmp_path, monkeypatch):
-    for name in ("gcc", "mine"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("CC", "mine -m64")
-    assert c_compiler() == (str(tmp_path / "mine"), "-m64")
-    for useless in ("", "gone", 'half"a word'):
-        monkeypatch.setenv("CC", useless)
-        assert c_compiler() == (str(tmp_path / "gcc"),)
-    (tmp_path / "gcc").unlink()
-    assert c_compiler() == ()

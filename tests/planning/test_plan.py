@@ -7,7 +7,7 @@ import pytest
 
 from localgemma_cli.errors import DoesNotFitError, ExitCode, UsageError
 from localgemma_cli.models.catalog import HUB_MODELS, catalogue, lookup
-from localgemma_cli.planning.hardware import GIB, describe_hardware
+from localgemma_cli.planning.hardware import GIB, Ability, describe_hardware
 from localgemma_cli.planning.load_plan import AUTOMATIC
 from localgemma_cli.planning.plan import Overrides, default_model, make_plan, plan_all, require_fits
 
@@ -92,7 +92,7 @@ def test_if_exact_does_not_fit_speed_is_chosen_if_it_packs_the_weights(presets, 
     small = replace(desktop_cpu, device_memory_total=27 * GIB, host_memory_total=27 * GIB)
     plans = [
         make_plan(lookup("9b"), None, machine, Overrides(), presets)
-        for machine in (replace(small, own_bf16=True), small)
+        for machine in (small, replace(small, extension=Ability(False, "")))
     ]
     assert [plan.preset for plan in plans] == ["speed", "memory"]
     assert plans[0].reasons[0].startswith("exact does not fit")

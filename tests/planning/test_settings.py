@@ -8,6 +8,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.models.adapter_config import Adapter
 from localgemma_cli.models.architecture import StoredFormat
 from localgemma_cli.models.catalog import facts_from_config, lookup
+from localgemma_cli.planning.hardware import Ability
 from localgemma_cli.planning.memory import WeightFormat
 from localgemma_cli.planning.settings import Overrides, decide_settings
 
@@ -250,19 +251,18 @@ def test_without_bfloat16_instructions_it_is_still_kept_where_reading_it_is_fast
 def test_speed_keeps_bfloat16_in_12_bits_where_our_own_product_multiplies_that(
     presets, desktop_cpu, server_cpu
 ):
-    ours = replace(desktop_cpu, own_bf16=True)
-    settings = decide_settings(GEMMA_1, presets["speed"], ours, Overrides())
+    bare = replace(desktop_cpu, extension=Ability(False, ""))
+    settings = decide_settings(GEMMA_1, presets["speed"], desktop_cpu, Overrides())
     assert (settings.weights, settings.attention) == (WeightFormat("bfloat16", compact=True), "eager")
-    assert decide_settings(GEMMA_1, presets["speed"], desktop_cpu, Overrides()).attention == "sdpa"
+    assert decide_settings(GEMMA_1, presets["speed"], bare, Overrides()).attention == "sdpa"
     assert any("12 bits" in reason for reason in settings.reasons)
     for preset, hardware, overrides in (
-        ("exact", ours, Overrides()),
-        ("memory", ours, Overrides()),
-        ("speed", ours, Overrides(dtype="float32")),
-        ("speed", replace(ours, c_compiler=False), Overrides()),
-        ("speed", ours, Overrides(compile=True)),
-        ("speed", desktop_cpu, Overrides()),
-        ("speed", replace(server_cpu, own_bf16=True), Overrides()),
+        ("exact", desktop_cpu, Overrides()),
+        ("memory", desktop_cpu, Overrides()),
+        ("speed", desktop_cpu, Overrides(dtype="float32")),
+        ("speed", bare, Overrides()),
+        ("speed", desktop_cpu, Overrides(compile=True)),
+        ("speed", server_cpu, Overrides()),
     ):
         settings = decide_settings(GEMMA_2, presets[preset], hardware, overrides)
         assert not settings.weights.compact

@@ -41,8 +41,7 @@ def server_cpu() -> Hardware:
         nf4_kernel=yes,
         int4=yes,
         bf16_widened=False,
-        c_compiler=True,
-        own_bf16=False,
+        extension=Ability(True, ""),
     )
 
 

@@ -8,7 +8,6 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from localgemma_cli.backends.pytorch.layers.attention import NAME as GROUPED
-from localgemma_cli.backends.pytorch.layers.attention import has_own_products
 from localgemma_cli.backends.pytorch.layers.kv_int8 import MOST_TOKENS, Int8Keys, Int8Values, quantized
 
 _GROWTH = 256  # tokens: a buffer grows by this much at a time, so that most steps copy nothing
@@ -45,8 +44,8 @@ class WholeLayer(DynamicLayer):
 class GrowingLayer(WholeLayer):
     """Keys and values in the model's dtype, [1, kv_heads, tokens, head_dim].
 
-    For `grouped` attention, bfloat16 values are stored column by column: PyTorch's product has the same bits,
-    and at 6,000 tokens takes half as long. In float32 it would be summed in another order.
+    With `grouped` attention, bfloat16 values are stored column by column, as their product reads them: at
+    6,000 tokens it takes half as long. In float32 it would be summed in another order.
     """
 
     def __init__(self, window: int | None, grouped: bool = False) -> None:
@@ -73,7 +72,7 @@ class GrowingLayer(WholeLayer):
 
     def _empty_values(self, states: torch.Tensor, tokens: int) -> torch.Tensor:
         batch, heads, _, width = states.shape
-        if not self._grouped or states.dtype != torch.bfloat16 or has_own_products(states):
+        if not self._grouped or states.dtype != torch.bfloat16:
             return _empty_like(states, tokens)
         return states.new_empty((batch, heads, width, tokens)).transpose(-1, -2)
 

@@ -1,1 +1,1 @@
-"""Compiled products for processors, each beside a reference in torch."""
+"""Matrix products in C for CPUs, with Python wrappers that check their results before use."""

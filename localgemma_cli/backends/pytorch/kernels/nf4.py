@@ -1,39 +1,40 @@
-"""The compiled 4-bit product of bitsandbytes for processors with AVX512-BF16, called without the package.
+"""Call the NF4 product in bitsandbytes' C library, for CPUs with AVX512-BF16, without importing the package.
 
-Importing bitsandbytes takes 0.8 seconds (it sets up torch.compile), more than mapping a 2b's weights, and its
-operator costs 20 microseconds per call, 180 times per token. The library beside it needs neither.
+Importing bitsandbytes takes 0.8 seconds (it sets up torch.compile), more than mapping the weights of 2b, and
+its operator costs 20 microseconds a call, 180 times per token. The C library needs neither.
 """
 
 import ctypes
 import functools
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch  # before the library: it brings the OpenMP runtime that both share
+import torch  # first: the library shares the OpenMP runtime that torch brings
 from torch import Tensor
 
+from localgemma_cli.backends.pytorch.kernels.library import Function
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, LEVELS, interleaved
 
 _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _ARGUMENTS = (_LONG, _LONG, _LONG, _POINTER, _POINTER, _POINTER, _POINTER, _LONG, _LONG, _LONG)
 
-Kernel = Callable[..., None]
-
 
 @functools.cache
-def kernel() -> Kernel | None:
-    """(m, n, k, x, packed, scales, out, 64, row strides of x and out); None where it cannot be used here."""
+def find_nf4_rows() -> Function | None:
+    """Return the product; None if this processor or the installed bitsandbytes has none.
+
+    (m, n, k, x, packed, scales, out, 64, row strides of x and out)
+    """
     try:
         library = ctypes.CDLL(str(_folder() / f"libbitsandbytes_cpu.{_SUFFIX}"))
         supported, product = library.has_avx512bf16_cpu, library.gemv_4bit_inference_cpu_nf4_bf16
-    except (OSError, AttributeError):  # not there, or of a version with other names
+    except (OSError, AttributeError):  # missing, or a version with other names
         return None
     supported.restype = ctypes.c_bool
     product.argtypes, product.restype = _ARGUMENTS, None
-    return product if supported() and _is_right(product) else None
+    return product if supported() and _passes_nf4_check(product) else None
 
 
 def _folder() -> Path:
@@ -43,17 +44,17 @@ def _folder() -> Path:
     return Path(spec.origin).parent
 
 
-def _is_right(product: Kernel) -> bool:
-    """One small product against its definition: a library with another layout must not compute answers."""
+def _passes_nf4_check(product: Function) -> bool:
+    """Compare a small product with the definition: another version may have another layout."""
     numbers = (torch.arange(32 * 64).reshape(32, 64) * 7 % 16).to(torch.uint8)
     scales = torch.linspace(0.5, 2, 32).to(torch.bfloat16).reshape(1, 32)
     x = torch.linspace(-1, 1, 64).to(torch.bfloat16).reshape(1, 64)
     expected = (torch.from_numpy(LEVELS)[numbers.long()] * scales.float().T) @ x.float().T
-    out = run(product, x, torch.from_numpy(interleaved(numbers.numpy())), scales)
+    out = run_nf4(product, x, torch.from_numpy(interleaved(numbers.numpy())), scales)
     return bool((out.float() - expected.T).abs().max() < 0.05 * expected.abs().max())
 
 
-def run(product: Kernel, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
+def run_nf4(product: Function, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
     """[m, k] bfloat16, [n, k / 2] uint8, [k / 64, n] bfloat16 -> [m, n] bfloat16; all contiguous."""
     (m, k), n = x.shape, packed.shape[0]
     out = torch.empty((m, n), dtype=torch.bfloat16)
@@ -63,10 +64,10 @@ def run(product: Kernel, x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
 
 @torch.library.custom_op("localgemma::nf4_rows", mutates_args=())
 def nf4_rows(x: Tensor, packed: Tensor, scales: Tensor) -> Tensor:
-    """`run` as torch.compile can see it."""
-    product = kernel()
-    assert product is not None  # modules that come here are made only where there is one
-    return run(product, x, packed, scales)
+    """`run_nf4` for torch.compile, which cannot trace into C."""
+    product = find_nf4_rows()
+    assert product is not None  # callers ask `find_nf4_rows` first
+    return run_nf4(product, x, packed, scales)
 
 
 @nf4_rows.register_fake

@@ -1,30 +1,55 @@
-"""bfloat16 where the processor has no instructions for it: read as it is, multiplied in float32.
+"""Linear layers of a bfloat16 model on a CPU, by what its processor multiplies fastest.
 
-Weights are half of float32's bytes. oneDNN's own bfloat16 products take four times as long there as ours of
-bfloat16.c. Where those cannot be had, one row is PyTorch's product, which reads at the memory's bandwidth,
-and for a prompt weights are widened a few output features at a time, in the processor's cache. See
+With bfloat16 instructions, weights are reordered once into oneDNN's blocked layout: the products are the same
+bits, and one row reads 42 GB/s of weights instead of 30 on two cores of an AVX512-BF16 server. Without them,
+weights are read as bfloat16 and multiplied in float32, by the C extension's product or by PyTorch's. See
 docs/benchmarks.md.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from localgemma_cli.backends.pytorch.kernels import bfloat16 as bfloat16_kernel
-from localgemma_cli.backends.pytorch.kernels.bfloat16 import Compact
-from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file
+from localgemma_cli.backends.pytorch.kernels.bfloat16 import (
+    CompactWeights,
+    bfloat16_rows,
+    can_compact,
+    compact_weights,
+    has_bfloat16_rows,
+)
+from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable
+from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file, let_go
+from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.host import CPU_BF16_FLAGS, cpu_flags
 
-_ONE_BY_ONE = 3  # rows; up to so many, reading the weights for each is the faster way
+_ONE_BY_ONE = 3  # rows; PyTorch reads the weights for each of so many faster than it widens them
 _WIDENED = 1 << 20  # weights at a time: 4 MB, which the processor's caches hold
 
 
 @cache
 def is_widened() -> bool:
-    """Whether this processor has to multiply bfloat16 in float32; False where the system does not tell."""
+    """Return whether this processor multiplies bfloat16 in float32; False where the system lists no flags."""
     flags = cpu_flags()
     return flags is not None and not flags & CPU_BF16_FLAGS
+
+
+class PackedLinear(nn.Module):
+    """`nn.Linear` over a weight packed by oneDNN; [..., in] -> [..., out], bfloat16, no gradient."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.bias = linear.bias
+        # packed for one row; more rows are as fast with this layout as unpacked
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        product = torch.ops.mkldnn._linear_pointwise
+        output: Tensor = product(inputs, self.packed, self.bias, "none", [], "")
+        return output
 
 
 class CompactLinear(nn.Module):
@@ -33,42 +58,41 @@ class CompactLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        compact = bfloat16_kernel.compacted(linear.weight.detach().contiguous())
-        self.packed, self.bases = nn.Buffer(compact.packed), nn.Buffer(compact.bases)
-        self.raw, self.firsts = nn.Buffer(compact.raw), nn.Buffer(compact.firsts)
+        weights = compact_weights(linear.weight.detach().contiguous())
+        self.packed, self.bases = nn.Buffer(weights.packed), nn.Buffer(weights.bases)
+        self.raw = nn.Buffer(weights.raw)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = inputs.reshape(-1, self.in_features).contiguous()
-        weight = Compact(self.packed, self.bases, self.raw, self.firsts)
-        return bfloat16_kernel.linear(rows, weight).view(*inputs.shape[:-1], self.out_features)
+        rows = inputs.reshape(1, -1, self.in_features).contiguous()
+        product = bfloat16_rows(rows, CompactWeights(self.packed, self.bases, self.raw))
+        return product.view(*inputs.shape[:-1], self.out_features)
 
 
 class WidenedLinear(nn.Module):
     """`nn.Linear` without a bias over the same weight; [..., in] -> [..., out], bfloat16, no gradient.
 
-    Sums are in float32 and rounded once, as in a bfloat16 product: our own products are the same bits, others
-    add in another order.
+    Sums are in float32 and rounded once, as in a bfloat16 product; the order of their terms is another.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
-        # pages of a file lie scattered: reading them takes a sixth more time
+        # a mapped file's pages are scattered in memory: reading them takes a sixth longer
         self.weight = nn.Buffer(weight.clone() if in_file(weight) else weight.contiguous())
-        self._ours = bfloat16_kernel.takes(self.in_features)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
-        if self._ours and not torch.compiler.is_compiling():
-            product = bfloat16_kernel.linear(rows.contiguous(), self.weight)
+        if has_bfloat16_rows() and not torch.compiler.is_compiling():
+            product = bfloat16_rows(rows.contiguous()[None], self.weight[None])
         elif len(rows) <= _ONE_BY_ONE:
             product = torch.stack([torch.mv(self.weight, row) for row in rows])
         else:
-            product = self._by_pieces(rows)
+            product = self._multiply_by_pieces(rows)
         return product.view(*inputs.shape[:-1], self.out_features)
 
-    def _by_pieces(self, rows: Tensor) -> Tensor:
+    def _multiply_by_pieces(self, rows: Tensor) -> Tensor:
+        """Widen the weights of a few output features at a time, in the processor's cache."""
         product = rows.new_empty(len(rows), self.out_features)
         wide = rows.float()
         step = max(1, _WIDENED // self.in_features)
@@ -78,3 +102,50 @@ class WidenedLinear(nn.Module):
             widened = scratch[: len(piece)].copy_(piece)
             product[:, first : first + step] = wide @ widened.T
         return product
+
+
+def tune_linears(
+    model: PreTrainedModel, compact: bool = False, progress: ProgressSink = lambda _: None
+) -> None:
+    """Replace every plain `nn.Linear` of a bfloat16 model on the CPU by what is fastest on this processor.
+
+    With `compact`, weights are kept in 12 bits each where there is a product for that. A tied head gets its
+    own copy; of the embedding, which stays in its file, a step reads one row.
+    """
+    if model.device.type != "cpu" or model.dtype != torch.bfloat16:
+        return
+    if is_widened():
+        replace_linears(model, lambda linear: _widen_linear(linear, compact), progress)
+    elif torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        replace_linears(model, PackedLinear, progress)
+    else:
+        return
+    embedding = model.get_input_embeddings()
+    plain = isinstance(embedding, nn.Embedding) and not hasattr(embedding, "_hf_hook")  # no adapter's
+    if plain and in_file(embedding.weight):
+        scale = getattr(embedding, "embed_scale", None)
+        model.set_input_embeddings(EmbeddingTable(embedding.weight.detach(), model.dtype, scale))
+
+
+def _widen_linear(linear: nn.Linear, compact: bool) -> nn.Module:
+    if linear.bias is not None:
+        return linear
+    return CompactLinear(linear) if compact and can_compact(linear.in_features) else WidenedLinear(linear)
+
+
+def replace_linears(
+    model: PreTrainedModel, make: Callable[[nn.Linear], nn.Module], progress: ProgressSink = lambda _: None
+) -> None:
+    """Replace one layer after the other, releasing each weight's pages once it is copied."""
+    modules = list(model.modules())
+    for done, module in enumerate(modules):
+        progress(LoadProgress("packing weights", done, len(modules), unit="tensors"))
+        if isinstance(module, nn.ModuleDict):  # an adapter's matrices: peft looks at their weight
+            continue
+        if getattr(module, "lora_magnitude_vector", None):  # DoRA needs its layer's weight
+            continue
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):  # a hook moves offloaded weights
+                setattr(module, name, make(child))
+                if in_file(child.weight):
+                    let_go(child.weight)

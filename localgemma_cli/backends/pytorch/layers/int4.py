@@ -1,4 +1,4 @@
-"""Linear layers over 4-bit weights with a scale and an offset per group: on our kernel, or PyTorch's own.
+"""Linear layers over int4 weights with a scale and an offset per group, on the C extension or on PyTorch.
 
 A weight is (q - 8) * scale + offset, with q in 0..15 and both factors in bfloat16.
 """
@@ -8,23 +8,28 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from localgemma_cli.backends.pytorch.kernels.int4 import int4_rows, interleaved, kernel, rows_times
+from localgemma_cli.backends.pytorch.kernels.int4 import (
+    find_int4_rows,
+    int4_rows,
+    interleave_levels,
+    multiply_int4,
+)
 from localgemma_cli.backends.pytorch.layers.cpu_linear import is_widened
 
-GROUPS = (32, 64, 128, 256)  # sizes that the kernels know
+GROUPS = (32, 64, 128, 256)  # input features that the products can share a scale by
 _ROW_BLOCKS = (64, 32)  # output features that lie together on a CPU: with AVX-512, with AVX2
 ROWS = max(_ROW_BLOCKS)  # what packs on every processor is a multiple of this
-_UNPACK_FROM = 96  # rows; PyTorch's kernels are made for few, and a prompt is worth unpacking for
+_UNPACK_FROM = 96  # rows; PyTorch's products are made for fewer, and so many repay the unpacking
 _UNPACKED = 1 << 21  # weights at a time: 8 MB, which the processor's caches hold
-_TILES = 8  # of 16 input features; the CUDA kernel's own parameter
+_TILES = 8  # of 16 input features: a parameter of the CUDA product
 
 
 class Int4Linear(nn.Module):
     """[..., in] -> [..., out], in the type of its input.
 
-    `packed` as the device's kernel takes it; of `scales` [in / group, out, 2] the last are scale and offset.
-    Rows beyond `out_features` are padding. With `rounds` inputs may be rounded to 8 bits, for our own kernel;
-    else a few rows are to bfloat16, and many as they are.
+    `packed` is in the layout of the device's product; `scales` [in / group, out, 2] are scale and offset.
+    Rows beyond `out_features` are padding. With `rounds`, inputs may be rounded to 8 bits (C extension);
+    else a few rows are rounded to bfloat16, and many are not rounded.
     """
 
     def __init__(
@@ -35,45 +40,45 @@ class Int4Linear(nn.Module):
         self.packed, self.scales = nn.Buffer(packed.contiguous()), nn.Buffer(scales.contiguous())
         on_cpu = packed.device.type == "cpu"
         self._block = row_block() if on_cpu and packed.shape[0] % ROWS == 0 else None
-        self._ours = rounds and kernel(self._block) is not None
+        self._rounds = rounds and find_int4_rows(self._block) is not None
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
-        if self._ours:
-            product = self._by_our_kernel(rows)
+        if self._rounds:
+            product = self._multiply_rounded(rows)
         elif self._block is not None and rows.shape[0] >= _UNPACK_FROM:
-            product = self._by_pieces(rows)
+            product = self._multiply_unpacked(rows)
         else:
-            product = self._by_kernel(rows)
+            product = self._multiply_by_torch(rows)
         return product.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
 
-    def _by_our_kernel(self, rows: Tensor) -> Tensor:
-        """A row's result is the same bits however many there are."""
+    def _multiply_rounded(self, rows: Tensor) -> Tensor:
+        """Round rows to 8 bits; a row's result is the same bits however many rows there are."""
         assert self._block is not None
-        multiply = int4_rows if torch.compiler.is_compiling() else rows_times
+        multiply = int4_rows if torch.compiler.is_compiling() else multiply_int4
         product = multiply(rows.to(torch.bfloat16).contiguous(), self.packed, self.scales, self._block)
         return product[:, : self.out_features]
 
-    def _by_kernel(self, rows: Tensor) -> Tensor:
+    def _multiply_by_torch(self, rows: Tensor) -> Tensor:
         aten = torch.ops.aten
-        kernel = aten._weight_int4pack_mm if rows.is_cuda else aten._weight_int4pack_mm_for_cpu
-        product: Tensor = kernel(rows.to(torch.bfloat16), self.packed, self.group, self.scales)
+        multiply = aten._weight_int4pack_mm if rows.is_cuda else aten._weight_int4pack_mm_for_cpu
+        product: Tensor = multiply(rows.to(torch.bfloat16), self.packed, self.group, self.scales)
         return product[:, : self.out_features]
 
-    def _by_pieces(self, rows: Tensor) -> Tensor:
-        """The same weights, unpacked a few output features at a time: a whole head would be gigabytes."""
+    def _multiply_unpacked(self, rows: Tensor) -> Tensor:
+        """Unpack the weights of a few output features at a time: a whole head would be gigabytes."""
         dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 and not is_widened() else torch.float32
         rows = rows.to(dtype)
         product = rows.new_empty(rows.shape[0], self.packed.shape[0])
         step = ROWS * max(1, _UNPACKED // (ROWS * self.in_features))
-        scratch = torch.empty(step * self.in_features)  # once: fresh memory costs as much as unpacking does
+        scratch = torch.empty(step * self.in_features)  # once: fresh memory costs as much as unpacking
         for first in range(0, product.shape[1], step):
             last = min(first + step, product.shape[1])
             product[:, first:last] = rows @ self._unpacked(first, last, scratch).to(dtype)
         return product[:, : self.out_features]
 
     def _unpacked(self, first: int, last: int, scratch: Tensor) -> Tensor:
-        """[in, last - first] in float32, over `scratch`; halves of a byte are as `interleaved` has them."""
+        """Unpack to [in, last - first] float32, in `scratch`, from the layout of `interleave_levels`."""
         assert self._block is not None
         groups, half = self.scales.shape[0], self._block // 2
         pairs = self.packed[first:last].view(-1, groups, self.group, half).permute(1, 2, 0, 3)
@@ -90,7 +95,7 @@ class Int4Linear(nn.Module):
 
 
 def from_levels(levels: Tensor, scales: Tensor, zeros: Tensor, device: str) -> Int4Linear:
-    """Of weights (q - zero) * scale, made for inputs in 16 bits.
+    """Build a layer of weights (q - zero) * scale, made for inputs in 16 bits.
 
     `levels` [out, in] in uint8, 0..15; `scales` and `zeros` [in / group, out] in float32.
     """
@@ -100,7 +105,7 @@ def from_levels(levels: Tensor, scales: Tensor, zeros: Tensor, device: str) -> I
 
 
 def can_keep(levels: Tensor, group: int) -> bool:
-    """Whether the kernels take a weight [out, in] of that shape."""
+    """Return whether PyTorch's products support a weight [out, in] of that shape."""
     rows, columns = levels.shape
     return group in GROUPS and rows % 16 == 0 and columns % (16 * _TILES) == 0
 
@@ -117,7 +122,9 @@ def _pack(levels: Tensor) -> Tensor:
 
 @cache
 def row_block() -> int | None:
-    """How many rows this processor's kernel reads side by side; None where it is none that is known here."""
+    """Return how many output features PyTorch packs side by side here; None if in a layout unknown to us."""
     levels = torch.randint(0, 16, (2 * ROWS, 128), generator=torch.Generator().manual_seed(0)).byte()
     packed = _pack(levels)
-    return next((block for block in _ROW_BLOCKS if torch.equal(interleaved(levels, block), packed)), None)
+    return next(
+        (block for block in _ROW_BLOCKS if torch.equal(interleave_levels(levels, block), packed)), None
+    )

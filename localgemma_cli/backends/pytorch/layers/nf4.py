@@ -6,20 +6,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from localgemma_cli.backends.pytorch.kernels.nf4 import kernel, nf4_rows, run
+from localgemma_cli.backends.pytorch.kernels.nf4 import find_nf4_rows, nf4_rows, run_nf4
 from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file, rows_of
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK
 
 
 def layout(device: str = "cpu") -> Literal["interleaved", "plain"]:
-    """NF4's, to compute from: interleaved on a CPU with AVX512-BF16, else bitsandbytes' plain one."""
-    return "interleaved" if device == "cpu" and kernel() else "plain"
+    """Return NF4's layout: interleaved on a CPU with AVX512-BF16, else bitsandbytes' plain one."""
+    return "interleaved" if device == "cpu" and find_nf4_rows() else "plain"
 
 
 class InterleavedNF4(nn.Module):
     """x [..., k] -> [..., n] from `packed` [n, k / 2] uint8 and `scales` [k / 64, n] bfloat16.
 
-    The same kernel and the same numbers as a bitsandbytes Linear4bit in eval mode after its first forward.
+    The same product and the same numbers as a bitsandbytes Linear4bit in eval mode after its first forward.
     """
 
     packed: Tensor
@@ -30,14 +30,14 @@ class InterleavedNF4(nn.Module):
         self.register_buffer("packed", packed)
         self.register_buffer("scales", scales)
         self.out_features, self.in_features = packed.shape[0], 2 * packed.shape[1]
-        self._kernel = kernel()
+        self._product = find_nf4_rows()
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
-        if self._kernel is None or torch.compiler.is_compiling():
+        if self._product is None or torch.compiler.is_compiling():
             out = nf4_rows(rows, self.packed, self.scales)
         else:
-            out = run(self._kernel, rows, self.packed, self.scales)
+            out = run_nf4(self._product, rows, self.packed, self.scales)
         result: Tensor = out.to(x.dtype).view(*x.shape[:-1], self.out_features)
         return result
 
@@ -48,7 +48,7 @@ class InterleavedNF4(nn.Module):
 class PlainNF4(nn.Module):
     """x [..., k] -> [..., n] from `packed` [n * k / 2, 1] uint8 and `maxima` [n * k / 64].
 
-    On CUDA nothing waits for the host, so that a step can be captured; maxima in float32 save a conversion.
+    On CUDA nothing waits for the host, so that a step can be recorded; maxima in float32 save a conversion.
     """
 
     packed: Tensor
@@ -72,7 +72,7 @@ class PlainNF4(nn.Module):
 
 
 def _import_bitsandbytes() -> None:
-    """For its operators; without its advice to install a package that the plain layout has no use for."""
+    """Register its operators, without its advice to install a package that the plain layout does not use."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import bitsandbytes  # noqa: F401
 
@@ -80,8 +80,8 @@ def _import_bitsandbytes() -> None:
 class EmbeddingTable(nn.Module):
     """ids [...] -> rows [..., hidden] in `dtype`, times `scale` where the model has one.
 
-    `weight` [vocabulary, hidden] may be in the checkpoint's own dtype and file: only rows that are looked up
-    are read then, and a GPU gets just those.
+    `weight` [vocabulary, hidden] may be in the checkpoint's own dtype and file: then only the rows looked up
+    are read, and only those are copied to a GPU.
     """
 
     weight: Tensor

@@ -117,7 +117,7 @@ def _pack_int4(levels: Array) -> Array:
     assert block is not None  # without a known kernel there is no int4 conversion
     missing = padded_rows(len(levels)) - len(levels)
     whole = np.pad(levels, ((0, missing), (0, 0))) if missing else levels
-    return int4_kernel.interleaved(torch.from_numpy(whole), block).numpy()
+    return int4_kernel.interleave_levels(torch.from_numpy(whole), block).numpy()
 
 
 def _split(conversions: Iterable[Conversion]) -> Iterator[_Piece]:

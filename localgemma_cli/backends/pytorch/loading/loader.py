@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from localgemma_cli.backends.pytorch.layers.packed_linear import tune_linears
+from localgemma_cli.backends.pytorch.layers.cpu_linear import tune_linears
 from localgemma_cli.backends.pytorch.loading.completeness import require_complete
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink

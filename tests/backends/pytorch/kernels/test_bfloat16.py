@@ -1,45 +1,30 @@
-"""Our bfloat16 products against PyTorch's own on a processor without bfloat16 instructions: the same bits."""
+"""Products of bfloat16 weights: the definition to float32's rounding, whatever the rows and threads."""
 
 import ctypes
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+import itertools
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.kernels import bfloat16 as bfloat16_kernel
-from localgemma_cli.backends.pytorch.kernels import compiled
-from localgemma_cli.backends.pytorch.kernels.bfloat16 import FEW
-from localgemma_cli.backends.pytorch.layers import attention
-from localgemma_cli.backends.pytorch.layers.cpu_linear import CompactLinear, WidenedLinear, is_widened
-from localgemma_cli.backends.pytorch.layers.packed_linear import tune_linears
-from localgemma_cli.planning.host import cpu_flags
+from localgemma_cli.backends.pytorch.kernels.library import Function, variants
 
-pytestmark = [
-    pytest.mark.skipif(not is_widened(), reason="the processor has bfloat16 instructions, or does not tell"),
-    pytest.mark.skipif("avx512dq" not in (cpu_flags() or ()), reason="no AVX-512"),
-    pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler"),
-]
+pytestmark = pytest.mark.skipif(not variants(), reason="the C extension is not built for this processor")
+WIDTHS = (64, 200, 256, 448, 832, 2304)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCALGEMMA_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+@pytest.fixture(params=variants())
+def functions(request: pytest.FixtureRequest) -> Mapping[str, Function]:
+    return bfloat16_kernel.bind_variant(request.param)
 
 
-@pytest.fixture(params=[1, 2, 3, 4])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """PyTorch's order of sums depends on how many share a product."""
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
@@ -47,159 +32,111 @@ def numbers(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(torch.bfloat16)
 
 
-def same(got: Tensor, expected: Tensor) -> bool:
+def is_within_rounding(got: Tensor, x: Tensor, weight: Tensor) -> bool:
+    """A float32 sum of k terms errs by k * 2^-24 of their absolute values, rounding it by 2^-8 of it."""
+    x, weight = x.double(), weight.double()
+    exact, width = x @ weight.mT, x.shape[-1]
+    sums = (x.abs() @ weight.abs().mT) * width * 2**-24
+    return bool(((got.double() - exact).abs() <= sums + (exact.abs() + sums) * 2**-8 + 2.0**-134).all())
+
+
+def same_bits(got: Tensor, expected: Tensor) -> bool:
     """Also where something is not a number."""
-    return got.shape == expected.shape and torch.allclose(got, expected, rtol=0, atol=0, equal_nan=True)
+    return torch.allclose(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("width", [64, 256, 384, 448, 640, 1152, 1536, 2304, 3584, 9216])
-def test_rows_of_a_prompt_are_pytorchs(width: int, threads: int) -> None:
-    """Some of them are shared by two threads, and computed as one row."""
-    x, weight = numbers(131, width), numbers(1000, width)
-    for rows in (9, 10, 11, 17, 64, 65, 131):
-        assert same(bfloat16_kernel.linear(x[:rows], weight), linear(x[:rows], weight)), rows
+@pytest.mark.parametrize("width", WIDTHS)
+def test_products_are_the_definition_and_a_row_is_the_same_bits_among_any_others(
+    width: int, functions: Mapping[str, Function]
+) -> None:
+    x, weight = numbers(1, 131, width), numbers(1, 101, width)
+    whole = bfloat16_kernel.run(functions, x, weight)
+    assert is_within_rounding(whole, x, weight)
+    for rows in (1, 2, 3, 4, 7, 8, 16, 17, 48, 49):
+        part = bfloat16_kernel.run(functions, x[:, 5 : 5 + rows].contiguous(), weight)
+        assert torch.equal(part, whole[:, 5 : 5 + rows]), rows
 
 
-@pytest.mark.parametrize("width", [64, 448, 2304])
-def test_compact_weights_give_the_same_bits_in_three_quarters_of_the_bytes(width: int, threads: int) -> None:
-    x, weight = numbers(131, width), numbers(999, width)
-    compact = bfloat16_kernel.compacted(weight)
+def test_threads_change_no_bit(functions: Mapping[str, Function], threads: None) -> None:
+    for rows in (1, 60):
+        x, weight = numbers(1, rows, 832), numbers(1, 1001, 832)
+        several = bfloat16_kernel.run(functions, x, weight)
+        torch.set_num_threads(1)
+        assert torch.equal(bfloat16_kernel.run(functions, x, weight), several)
+
+
+@pytest.mark.parametrize("width", [width for width in WIDTHS if width % bfloat16_kernel.GROUP == 0])
+def test_compact_weights_give_the_same_bits_in_three_quarters_of_the_bytes(
+    width: int, functions: Mapping[str, Function]
+) -> None:
+    x, weight = numbers(1, 60, width), numbers(999, width)
+    compact = bfloat16_kernel.compact_weights(weight, functions)
     assert sum(part.nbytes for part in vars(compact).values()) < 0.8 * weight.nbytes
-    for rows in (1, 2, 5, FEW, 9, 17, 64, 131):
-        expected = bfloat16_kernel.linear(x[:rows], weight)
-        assert same(bfloat16_kernel.linear(x[:rows], compact), expected), rows
+    for rows in (1, 2, 5, 17, 60):
+        expected = bfloat16_kernel.run(functions, x[:, :rows], weight[None])
+        assert torch.equal(bfloat16_kernel.run(functions, x[:, :rows], compact), expected), rows
 
 
-def test_compact_weights_hold_any_number() -> None:
-    """Zeros, the smallest and the largest, infinities, and what is none, alone and in whole groups."""
+def test_compact_weights_hold_any_number(functions: Mapping[str, Function]) -> None:
+    """Zeros, the smallest and the largest, infinities and NaN, alone and in whole groups."""
     weight = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.bfloat16).view(512, 128).clone()
     weight = torch.cat([weight, weight.view(128, 512).T.reshape(512, 128), torch.zeros(3, 128).bfloat16()])
     weight[-1, 7] = -0.0
-    compact = bfloat16_kernel.compacted(weight)
-    one_each = torch.eye(128, dtype=torch.bfloat16)
-    for first in range(0, 128, FEW):
-        x = one_each[first : first + FEW]
-        got, expected = (bfloat16_kernel.linear(x, each) for each in (compact, weight))
-        assert same(got, expected)
+    compact = bfloat16_kernel.compact_weights(weight, functions)
+    one_each = torch.eye(128, dtype=torch.bfloat16)[None]
+    for rows in (one_each[:, :3].contiguous(), one_each):
+        got, expected = (bfloat16_kernel.run(functions, rows, each) for each in (compact, weight[None]))
+        assert same_bits(got, expected)
     finite = weight[weight.isfinite().all(1)]
     assert len(finite) > 300
-    got = bfloat16_kernel.linear(one_each, bfloat16_kernel.compacted(finite))
-    assert torch.equal(got, finite.T)
+    compact = bfloat16_kernel.compact_weights(finite, functions)
+    assert torch.equal(bfloat16_kernel.run(functions, one_each, compact)[0], finite.T)
 
 
-@pytest.mark.parametrize("width", [64, 256, 640, 2304, 9216])
-def test_a_few_rows_are_each_pytorchs_of_one(width: int, threads: int) -> None:
-    x, weight = numbers(FEW, width), numbers(5000, width)
-    one_by_one = torch.cat([linear(row[None], weight) for row in x])
-    for rows in range(1, FEW + 1):
-        assert same(bfloat16_kernel.linear(x[:rows], weight), one_by_one[:rows]), rows
-
-
-def test_what_is_not_finite_and_the_smallest_numbers_are_pytorchs() -> None:
-    x, weight = numbers(20, 320), numbers(100, 320)
-    x[0, 7], x[1, 8], x[2] = float("inf"), float("nan"), 0
-    x[3] *= 1e-38
-    weight[5] *= 1e-3
-    for rows in (4, 20):
-        one_by_one = torch.cat([linear(row[None], weight) for row in x[:rows]])
-        expected = one_by_one if rows <= FEW else linear(x[:rows], weight)
-        assert same(bfloat16_kernel.linear(x[:rows], weight), expected)
-
-
-@pytest.mark.parametrize("tokens", [9, 33, 300, 770, 1001, 2500])
-@pytest.mark.parametrize(("heads", "key_heads", "width"), [(8, 4, 256), (4, 1, 256), (6, 3, 128), (4, 4, 64)])
-def test_attention_is_pytorchs_over_keys_that_were_copied_for_each_query(
-    heads: int, key_heads: int, width: int, tokens: int, threads: int
+def test_not_a_number_stays_in_its_row_and_the_smallest_numbers_count(
+    functions: Mapping[str, Function],
 ) -> None:
-    keys, values = numbers(key_heads, tokens, width), numbers(key_heads, tokens + 1, width)[:, 1:]
-    group = heads // key_heads
-    for asked in (1, 9, 40):
-        x = numbers(heads, asked, width)
-        scores = x @ keys.repeat_interleave(group, 0).mT
-        grouped = x.reshape(key_heads, -1, width)
-        got = bfloat16_kernel.attended(grouped, keys, asked, 0, key_heads)
-        assert same(got.view_as(scores), scores), asked
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(torch.bfloat16)
-        mixed = weights @ values.repeat_interleave(group, 0)
-        of_keys = weights.reshape(key_heads, -1, tokens)
-        halves = [
-            bfloat16_kernel.attended(
-                of_keys[first : first + 1], values[first : first + 1], asked, first, key_heads, across=True
-            )
-            for first in range(key_heads)
-        ]
-        assert same(torch.cat(halves).view_as(mixed), mixed), asked
-
-
-GEMMA2 = Gemma2Config(
-    vocab_size=2000,
-    hidden_size=320,
-    intermediate_size=1152,
-    num_hidden_layers=4,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=64,
-    query_pre_attn_scalar=64,
-    sliding_window=512,
-    initializer_range=0.1,
-)
-GEMMA3 = Gemma3TextConfig(
-    vocab_size=2000,
-    hidden_size=640,
-    intermediate_size=2048,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    num_key_value_heads=1,
-    head_dim=256,
-    sliding_window=512,
-    initializer_range=0.1,
-)
-
-
-@pytest.mark.parametrize("compact", [False, True], ids=["plain", "compact"])
-@pytest.mark.parametrize("config", [GEMMA2, GEMMA3], ids=["gemma2", "gemma3"])
-@torch.inference_mode()
-def test_a_models_logits_are_transformers_own_bit_for_bit(
-    config: Gemma2Config | Gemma3TextConfig, compact: bool, threads: int
-) -> None:
-    """Of a prompt, and of each of some steps after it."""
-    family = Gemma2ForCausalLM if config is GEMMA2 else Gemma3ForCausalLM
-    torch.manual_seed(0)
-    plain = family._from_config(config, attn_implementation="eager", dtype=torch.bfloat16).eval()
-    ours = family._from_config(config, attn_implementation=attention.register(), dtype=torch.bfloat16).eval()
-    ours.load_state_dict(plain.state_dict())
-    tune_linears(ours, compact)
-    kind = CompactLinear if compact else WidenedLinear
-    assert sum(isinstance(module, kind) for module in ours.modules()) == 7 * config.num_hidden_layers + 1
-    for length in (10, 33, 64, 257):
-        ids = torch.randint(0, 2000, (1, length), generator=torch.Generator().manual_seed(length))
-        caches = DynamicCache(config=plain.config), KVCache(ours.config, "full", 1024).cache
-        for step in range(6):
-            expected, got = (
-                model(ids, past_key_values=cache, use_cache=True).logits
-                for model, cache in zip((plain, ours), caches, strict=True)
-            )
-            assert torch.equal(got, expected), (length, step)
-            ids = expected[:, -1:].argmax(-1)
+    x, weight = numbers(1, 20, 320), numbers(1, 100, 320)
+    x[0, 0, 7], x[0, 1, 8], x[0, 2] = float("inf"), float("nan"), 0
+    x[0, 3] *= 1e-38
+    got = bfloat16_kernel.run(functions, x, weight)
+    assert not got[0, :2].isfinite().any()
+    assert (got[0, 2] == 0).all()
+    assert is_within_rounding(got[:, 3:], x[:, 3:], weight)
 
 
 @pytest.mark.parametrize(
-    ("said", "instead"),
-    [
-        ("", ""),
-        ("_mm512_fmadd_ps(weights, numbers,", "_mm512_fmadd_ps(weights, weights,"),
-        ("sum = _mm512_fmadd_ps(first_of(a), first_of(b), sum);", ""),
-        ("first + turned(t, some)", "first"),
-        ("_mm512_fmadd_ps(number, weights[i],", "_mm512_fmadd_ps(number, weights[0],"),
-        ("set1_epi16((short)0x807f)", "set1_epi16((short)0x807e)"),
-        ("set1_epi16((short)0x807f)", "set1_epi16((short)0x007f)"),
-    ],
-    ids=["as it is", "few rows", "scores", "values", "many rows", "compact mantissas", "compact signs"],
+    ("heads", "tokens", "width"), [(4, 9, 256), (1, 770, 256), (3, 1001, 128), (4, 33, 64)]
 )
-def test_a_library_that_computes_something_else_is_found_out(said: str, instead: str, tmp_path: Path) -> None:
-    source = Path(compiled.__file__).with_name("bfloat16.c").read_text()
-    assert said in source
-    (tmp_path / "other.c").write_text(source.replace(said, instead))
-    compiled._compile(("cc", *compiled._FLAGS), tmp_path / "other.c", tmp_path / "other.so")
-    library = compiled.bound(ctypes.CDLL(str(tmp_path / "other.so")), bfloat16_kernel.ARGUMENTS)
-    assert bfloat16_kernel._is_right(library) == (said == instead)
+def test_heads_are_multiplied_where_they_lie_in_a_cache(
+    heads: int, tokens: int, width: int, functions: Mapping[str, Function]
+) -> None:
+    """Keys token by token, values column by column, in buffers with more tokens before and after."""
+    cache = numbers(heads, tokens + 30, width)
+    keys = cache[:, 7 : 7 + tokens]
+    values = cache.mT.contiguous().mT[:, 7 : 7 + tokens]
+    for rows in (1, 2, 40):
+        x, weights = numbers(heads, rows, width), numbers(heads, rows, tokens)
+        assert is_within_rounding(bfloat16_kernel.run(functions, x, keys), x, keys)
+        assert is_within_rounding(bfloat16_kernel.run(functions, weights, values.mT), weights, values.mT)
+
+
+def test_a_product_with_a_wrong_result_fails_its_check(functions: Mapping[str, Function]) -> None:
+    """One that computes nothing of whole rows, of an odd width, for one row or for packed weights."""
+    assert bfloat16_kernel.passes_self_check(functions)
+    for skipped in range(4):
+        calls = itertools.count()
+
+        def multiply(*arguments: object, calls: Iterator[int] = calls, skipped: int = skipped) -> None:
+            if next(calls) != skipped:
+                functions["bfloat16_rows"](*arguments)
+
+        assert not bfloat16_kernel.passes_self_check({**functions, "bfloat16_rows": multiply}), skipped
+
+
+def test_wrongly_packed_weights_fail_the_check(functions: Mapping[str, Function]) -> None:
+    def pack(*arguments: int) -> None:
+        functions["pack"](*arguments)
+        ctypes.memset(arguments[4], 1, 8)
+
+    assert not bfloat16_kernel.passes_self_check({**functions, "pack": pack})

@@ -1,4 +1,4 @@
-"""Linear layers tuned to the processor: packed, the bits of `nn.Linear`; widened, those or to rounding."""
+"""Linear layers tuned to the processor: packed, the bits of `nn.Linear`; widened, the same to rounding."""
 
 import pytest
 import torch
@@ -6,10 +6,17 @@ from support.models import DEMO, demo_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from localgemma_cli.backends.pytorch.kernels import bfloat16 as bfloat16_kernel
-from localgemma_cli.backends.pytorch.layers.cpu_linear import WidenedLinear, is_widened
+from localgemma_cli.backends.pytorch.kernels.bfloat16 import has_bfloat16_rows
+from localgemma_cli.backends.pytorch.layers import cpu_linear
+from localgemma_cli.backends.pytorch.layers.cpu_linear import (
+    CompactLinear,
+    PackedLinear,
+    WidenedLinear,
+    is_widened,
+    replace_linears,
+    tune_linears,
+)
 from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable
-from localgemma_cli.backends.pytorch.layers.packed_linear import PackedLinear, _replace, tune_linears
 from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file
 
 bf16 = pytest.mark.skipif(
@@ -42,7 +49,7 @@ def test_a_packed_product_is_the_same_bit_for_bit(rows: int) -> None:
 @torch.inference_mode()
 def test_a_packed_model_gives_the_same_logits_and_keeps_its_embedding() -> None:
     plain, packed = demo(torch.bfloat16), demo(torch.bfloat16)
-    _replace(packed, PackedLinear)
+    replace_linears(packed, PackedLinear)
     assert not [module for module in packed.modules() if type(module) is nn.Linear]
     ids = torch.randint(108, 1000, (1, 90), generator=torch.Generator().manual_seed(2))
     assert torch.equal(plain(ids).logits, packed(ids).logits)
@@ -62,15 +69,15 @@ def test_a_loaded_models_embedding_stays_in_its_file() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 64, 300])
 @pytest.mark.parametrize("width", [192, 40_000])  # of which a piece is many rows, and few
-@pytest.mark.parametrize("ours", [False, True], ids=["PyTorch's", "ours"])
+@pytest.mark.parametrize("extension", [False, True], ids=["PyTorch", "extension"])
 @torch.inference_mode()
-def test_a_widened_product_is_as_right_as_pytorchs(
-    rows: int, width: int, ours: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_widened_product_is_as_exact_as_pytorchs(
+    rows: int, width: int, extension: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not ours:
-        monkeypatch.setattr(bfloat16_kernel, "takes", lambda width: False)
-    elif not bfloat16_kernel.takes(width):
-        pytest.skip("no product of ours here")
+    if not extension:
+        monkeypatch.setattr(cpu_linear, "has_bfloat16_rows", lambda: False)
+    elif not has_bfloat16_rows():
+        pytest.skip("the C extension is not built for this processor")
     generator = torch.Generator().manual_seed(rows)
     linear = nn.Linear(width, 100, bias=False, dtype=torch.bfloat16)
     inputs = torch.randn(2, rows, width, generator=generator).to(torch.bfloat16)
@@ -85,14 +92,33 @@ def test_a_model_is_tuned_to_the_processor_and_to_no_other_type() -> None:
     assert type(wide.lm_head) is nn.Linear
     model = demo(torch.bfloat16)
     tune_linears(model)
-    kinds = {type(each) for name, each in model.named_modules() if name.endswith("_proj")}
-    assert kinds == ({WidenedLinear} if is_widened() else {PackedLinear})
+    assert kinds_of_layers(model) == ({WidenedLinear} if is_widened() else {PackedLinear})
+    compact = demo(torch.bfloat16)
+    tune_linears(compact, compact=True)
+    if is_widened() and has_bfloat16_rows():
+        assert kinds_of_layers(compact) == {CompactLinear}
+    else:
+        assert kinds_of_layers(compact) == kinds_of_layers(model)
+
+
+def kinds_of_layers(model: PreTrainedModel) -> set[type[nn.Module]]:
+    return {type(each) for name, each in model.named_modules() if name.endswith("_proj")}
+
+
+@pytest.mark.skipif(not has_bfloat16_rows(), reason="the C extension is not built for this processor")
+@torch.inference_mode()
+def test_weights_in_12_bits_give_a_model_the_same_logits() -> None:
+    plain, compact = demo(torch.bfloat16), demo(torch.bfloat16)
+    replace_linears(plain, WidenedLinear)
+    replace_linears(compact, CompactLinear)
+    ids = torch.randint(108, 1000, (1, 90), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(plain(ids).logits, compact(ids).logits)
 
 
 @torch.inference_mode()
 def test_a_widened_models_answers_are_the_plain_ones() -> None:
     plain, widened = demo(torch.bfloat16), demo(torch.bfloat16)
-    _replace(widened, WidenedLinear, lambda _: None)
+    replace_linears(widened, WidenedLinear, lambda _: None)
     for question in ("What is the memory preset?", "How do I get JSON?", "Who made Gemma?", "Hello!"):
         chat = [{"role": "user", "content": question}]
         ids = demo_tokenizer().apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")

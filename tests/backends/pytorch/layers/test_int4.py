@@ -1,4 +1,4 @@
-"""Our own int4 against its definition, NF4 and the unquantized model; its kept copy by processor."""
+"""int4 against its definition, NF4 and the unquantized model; its kept copy by processor."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from support.checkpoints import Nowhere, greedy, loaded, plan_for, tiny
 from support.models import DEMO, demo_fp32, demo_tokenizer, needs_int4
 from transformers import PreTrainedModel
 
-from localgemma_cli.backends.pytorch.kernels.int4 import interleaved, kernel
+from localgemma_cli.backends.pytorch.kernels.int4 import find_int4_rows, interleave_levels
 from localgemma_cli.backends.pytorch.layers.int4 import Int4Linear, row_block
 from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4
 from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
@@ -90,12 +90,12 @@ def test_the_layout_is_the_kernels_own() -> None:
     block = row_block()
     assert block in (64, 32)
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.int(), 1)
-    assert torch.equal(interleaved(levels, block), packed)
+    assert torch.equal(interleave_levels(levels, block), packed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_layer_and_the_head_compute_what_their_numbers_say(checkpoint: Path, dtype: str) -> None:
-    """Our kernel rounds to 8 bits. Without it, PyTorch's to bfloat16, and a prompt is unpacked, unrounded."""
+    """The extension rounds to 8 bits. Without it, PyTorch rounds to bfloat16; a prompt is not rounded."""
     model = load(checkpoint, dtype=dtype)
     stored = read_checkpoint(checkpoint)
     names = [name for name, module in model.named_modules() if isinstance(module, Int4Linear)]
@@ -113,7 +113,7 @@ def test_every_layer_and_the_head_compute_what_their_numbers_say(checkpoint: Pat
             assert product.dtype == x.dtype
             assert product.shape == expected.shape
             allowed = 0.01 if rows < 96 or dtype == "bfloat16" else 1e-3
-            if kernel(row_block()) is not None:
+            if find_int4_rows(row_block()) is not None:
                 allowed = 0.012
             assert (product.float() - expected).abs().max() < allowed * expected.abs().max()
 

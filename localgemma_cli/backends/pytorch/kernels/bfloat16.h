@@ -1,0 +1,285 @@
+/* Rows times bfloat16 weights, summed in float32.
+
+   Every output is the sum of DEEP * GROUP input features at a time, each in the same order whatever comes with it: a
+   row's result is the same bits however many rows there are, and however many threads.
+
+   A vector holds 2 * LANES weights, two in each lane of 32 bits. Shifted and masked they are two vectors of float32,
+   of the even and the odd features; the rows multiplied with are brought into that order first.
+
+   Weights may be packed into 12 bits without loss, since the exponents of neighbours are alike. Of GROUP along a row:
+   the low byte of each (the exponent's last bit and the mantissa), then half a byte each: the sign, and how far the
+   exponent's other bits are above those of the smallest, the group's base. A group whose exponents are too far apart
+   has the base RAW, is kept as it is, and has its index among those where its bytes would be. */
+
+enum {
+    GROUP = 64,
+    PACKED = 96, /* bytes of a packed group */
+    RAW = 255,
+    PAIRS = 2 * LANES,        /* bfloat16 numbers in a vector */
+    VECTORS = GROUP / PAIRS,
+    OUTS = 4,                 /* output features at once */
+    ROWS = LANES == 16 ? 6 : 3, /* rows at once: with OUTS, their sums fill the registers */
+    DEEP = 12,                /* groups that are summed at a time */
+    TOGETHER = 48,            /* rows that share a block's weights in the cache */
+    FEW = 16,                 /* rows; up to so many, weights are read row by row, as they lie in memory */
+    BLOCK = 32,               /* output features of a thread's block */
+    AHEAD = 2048,             /* bytes between a weight and what is prefetched */
+};
+
+typedef struct { /* [n, k]; k by GROUP where they are packed */
+    const Half *plain;     /* NULL where they are packed */
+    long stride;           /* between the rows of plain ones */
+    const uint8_t *packed; /* [n, k / GROUP, PACKED] */
+    const uint8_t *bases;  /* [n, k / GROUP] */
+    const Half *raw;       /* [groups without a base, GROUP] */
+} Weights;
+
+/* ---- Packing ---- */
+
+/* Where the i-th low byte of a group lies, so that `merge_bytes` brings its numbers into their order. */
+INLINED int place_of(int i) {
+    int within = i % PAIRS;
+    return i / (2 * PAIRS) * (2 * PAIRS) + within / 8 * 16 + within % 8 + i / PAIRS % 2 * 8;
+}
+
+static int pack_group(const Half *from, uint8_t *to, uint8_t *base) {
+    int lowest = 127, highest = 0;
+    for (int i = 0; i < GROUP; i++) {
+        int exponent = from[i] >> 8 & 127;
+        lowest = exponent < lowest ? exponent : lowest;
+        highest = exponent > highest ? exponent : highest;
+    }
+    int least_kept = highest > 7 ? highest - 7 : 0;
+    *base = lowest < least_kept ? RAW : least_kept;
+    memset(to, 0, PACKED);
+    for (int i = 0; i < GROUP && *base != RAW; i++) {
+        int place = place_of(i), half = place / (GROUP / 2) * 4;
+        to[place] = from[i] & 255;
+        to[GROUP + place % (GROUP / 2)] |= ((from[i] >> 12 & 8) | ((from[i] >> 8 & 127) - least_kept)) << half;
+    }
+    return *base == RAW;
+}
+
+/* Pack w [n, k]; `counts` [n] of the groups in each row that have no base. */
+void NAMED(pack)(long threads, long n, long k, const Half *w, uint8_t *packed, uint8_t *bases, int64_t *counts) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long row = 0; row < n; row++) {
+        counts[row] = 0;
+        for (long index = row * (k / GROUP); index < (row + 1) * (k / GROUP); index++)
+            counts[row] += pack_group(w + index * GROUP, packed + index * PACKED, bases + index);
+    }
+}
+
+/* Write groups without a base one after the other to `raw`; those of a row begin at its `firsts` [n]. */
+void NAMED(keep_raw)(long threads, long n, long k, const Half *w, uint8_t *packed, const uint8_t *bases,
+                     const int64_t *firsts, Half *raw) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long row = 0; row < n; row++) {
+        int64_t here = firsts[row];
+        for (long index = row * (k / GROUP); index < (row + 1) * (k / GROUP); index++)
+            if (bases[index] == RAW) {
+                memcpy(packed + index * PACKED, &here, sizeof here);
+                memcpy(raw + here++ * GROUP, w + index * GROUP, GROUP * sizeof(Half));
+            }
+    }
+}
+
+INLINED void unpack_group(const uint8_t *packed, uint8_t base, Ints out[VECTORS]) {
+    const __m128i signs = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, -128, -127, -126, -125, -124, -123, -122, -121);
+    __m128i high = _mm_add_epi8(signs, _mm_set1_epi8(base));
+    Ints codes[VECTORS / 2];
+    open_halves(packed + GROUP, codes);
+    for (int i = 0; i < VECTORS / 2; i++)
+        merge_bytes(load(packed + i * 2 * PAIRS), look_up(high, codes[i]), out + 2 * i);
+}
+
+/* ---- Products ---- */
+
+/* A group of a row's weights; past the end of the row they are zero. */
+INLINED void open_group(const int packed, const Weights *w, long k, long row, long group, Ints out[VECTORS]) {
+    const Half *from;
+    Half rest[GROUP];
+    if (packed) {
+        long index = row * (k / GROUP) + group;
+        const uint8_t *here = w->packed + index * PACKED;
+        if (w->bases[index] != RAW) {
+            unpack_group(here, w->bases[index], out);
+            return;
+        }
+        int64_t raw;
+        memcpy(&raw, here, sizeof raw);
+        from = w->raw + raw * GROUP;
+    } else {
+        long left = k - group * GROUP;
+        from = w->plain + row * w->stride + group * GROUP;
+        if (left < GROUP) {
+            memset(rest, 0, sizeof rest);
+            memcpy(rest, from, left * sizeof(Half));
+            from = rest;
+        }
+    }
+    for (int i = 0; i < VECTORS; i++)
+        out[i] = load(from + i * PAIRS);
+}
+
+/* Prefetch what comes AHEAD bytes after a group: of its row, or of the row that follows OUTS further on. */
+INLINED void prefetch_after(const int packed, const Weights *w, long k, long row, long group) {
+    long bytes = packed ? PACKED : GROUP * (long)sizeof(Half);
+    long all_bytes = packed ? k / GROUP * PACKED : w->stride * (long)sizeof(Half);
+    long at = group * bytes + AHEAD;
+    at += at < all_bytes ? 0 : (OUTS - 1) * all_bytes;
+    prefetch((packed ? w->packed : (const uint8_t *)w->plain) + row * all_bytes + at, 128);
+}
+
+INLINED Floats even(Ints pairs) { return as_floats(shifted_up(pairs)); }
+INLINED Floats odd(Ints pairs) { return as_floats(both(pairs, all((int32_t)0xffff0000))); }
+
+/* OUTS rows of weights, `count` groups of each, to float32 in the order of x; rows are DEEP * GROUP apart. */
+INLINED void widen(const int packed, const Weights *w, long k, const long rows[OUTS], long first, long count, int ahead,
+                   float *to) {
+    for (int i = 0; i < OUTS; i++)
+        for (long g = 0; g < count; g++) {
+            Ints pairs[VECTORS];
+            if (ahead)
+                prefetch_after(packed, w, k, rows[i], first + g);
+            open_group(packed, w, k, rows[i], first + g, pairs);
+            for (int v = 0; v < VECTORS; v++) {
+                float *here = to + (i * DEEP + g) * GROUP + v * PAIRS;
+                store(here, even(pairs[v]));
+                store(here + LANES, odd(pairs[v]));
+            }
+        }
+}
+
+/* Add to `parts` the products of `rows` rows of x with weights as they lie. */
+INLINED void multiply_stored(const int packed, const int rows, const Weights *w, long k, const long outs[OUTS],
+                             long first, long count, const float *x, long width, Floats parts[ROWS][OUTS]) {
+    for (long g = first; g < first + count; g++)
+        for (int i = 0; i < OUTS; i++) {
+            Ints pairs[VECTORS];
+            prefetch_after(packed, w, k, outs[i], g);
+            open_group(packed, w, k, outs[i], g, pairs);
+            for (int v = 0; v < VECTORS; v++)
+                for (int r = 0; r < rows; r++) {
+                    const float *numbers = x + r * width + g * GROUP + v * PAIRS;
+                    parts[r][i] = times_plus(even(pairs[v]), floats(numbers), parts[r][i]);
+                    parts[r][i] = times_plus(odd(pairs[v]), floats(numbers + LANES), parts[r][i]);
+                }
+        }
+}
+
+/* The same, in the same order, with weights that `widen` wrote. */
+INLINED void multiply_wide(const int rows, const float *wide, long first, long count, const float *x, long width,
+                           Floats parts[ROWS][OUTS]) {
+    for (long at = 0; at < count * GROUP; at += LANES) {
+        Floats numbers[ROWS];
+        for (int r = 0; r < rows; r++)
+            numbers[r] = floats(x + r * width + first * GROUP + at);
+        for (int i = 0; i < OUTS; i++) {
+            Floats weights = floats(wide + i * DEEP * GROUP + at);
+            for (int r = 0; r < rows; r++)
+                parts[r][i] = times_plus(weights, numbers[r], parts[r][i]);
+        }
+    }
+}
+
+/* Add to sums, of `rows` rows and OUTS output features, the products over `count` groups; `wide` may be NULL. */
+INLINED void multiply_tile(const int packed, const int rows, const Weights *w, long k, const long outs[OUTS], long first,
+                           long count, const float *wide, const float *x, long width, float *sums) {
+    Floats parts[ROWS][OUTS];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < OUTS; i++)
+            parts[r][i] = every(0);
+    if (wide)
+        multiply_wide(rows, wide, first, count, x, width, parts);
+    else
+        multiply_stored(packed, rows, w, k, outs, first, count, x, width, parts);
+    for (int r = 0; r < rows; r++) {
+        float *to = sums + r * BLOCK;
+        _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), totals(parts[r])));
+    }
+}
+
+/* `multiply_tile` for a number of rows that the compiler knows, so that sums stay in registers. */
+INLINED void multiply_rows(const int packed, int rows, const Weights *w, long k, const long outs[OUTS], long first,
+                           long count, const float *wide, const float *x, long width, float *sums) {
+    switch (rows) {
+    case 1: multiply_tile(packed, 1, w, k, outs, first, count, wide, x, width, sums); break;
+    case 2: multiply_tile(packed, 2, w, k, outs, first, count, wide, x, width, sums); break;
+    case 3: multiply_tile(packed, 3, w, k, outs, first, count, wide, x, width, sums); break;
+#ifdef WITH_AVX512
+    case 4: multiply_tile(packed, 4, w, k, outs, first, count, wide, x, width, sums); break;
+    case 5: multiply_tile(packed, 5, w, k, outs, first, count, wide, x, width, sums); break;
+    case 6: multiply_tile(packed, 6, w, k, outs, first, count, wide, x, width, sums); break;
+#endif
+    }
+}
+
+/* x [m, width] in float32, m at most TOGETHER, times output features `begin` to `end`, at most BLOCK -> out [m, n]. */
+INLINED void multiply_block(const int packed, long m, long n, long k, long begin, long end, const float *x, long width,
+                            const Weights *w, Half *out) {
+    float sums[TOGETHER * BLOCK], wide[OUTS * DEEP * GROUP];
+    long step = m <= FEW ? OUTS : BLOCK, groups = width / GROUP, tiles = (m + ROWS - 1) / ROWS;
+    memset(sums, 0, m * BLOCK * sizeof(float));
+    for (long pass = begin; pass < end; pass += step)
+        for (long first = 0; first < groups; first += DEEP)
+            for (long o = pass; o < least(pass + step, end); o += OUTS) {
+                long outs[OUTS], count = least(DEEP, groups - first);
+                for (int i = 0; i < OUTS; i++)
+                    outs[i] = least(o + i, end - 1);
+                if (tiles > 1)
+                    widen(packed, w, k, outs, first, count, m <= FEW, wide);
+                for (long t = 0; t < tiles; t++) { /* of even sizes */
+                    long row = m * t / tiles, rows = m * (t + 1) / tiles - row;
+                    const float *from = tiles > 1 ? wide : NULL;
+                    float *to = sums + row * BLOCK + (o - begin);
+                    multiply_rows(packed, rows, w, k, outs, first, count, from, x + row * width, width, to);
+                }
+            }
+    for (long row = 0; row < m; row++)
+        for (long o = begin; o < end; o++)
+            out[row * n + o] = narrowed(sums[row * BLOCK + o - begin]);
+}
+
+static void multiply_plain(long m, long n, long k, long begin, long end, const float *x, long width, const Weights *w,
+                           Half *out) {
+    multiply_block(0, m, n, k, begin, end, x, width, w, out);
+}
+
+static void multiply_packed(long m, long n, long k, long begin, long end, const float *x, long width, const Weights *w,
+                            Half *out) {
+    multiply_block(1, m, n, k, begin, end, x, width, w, out);
+}
+
+/* A row of x in float32, of each vector's numbers the even ones before the odd ones, zeros up to `width`. */
+static void widen_row(const Half *x, long k, long width, float *to) {
+    for (long i = 0; i < width; i++)
+        to[i / PAIRS * PAIRS + i % 2 * LANES + i % PAIRS / 2] = i < k ? widened(x[i]) : 0;
+}
+
+/* x [heads, m, k] times w [n, k] of each head, plain ones `next` numbers apart -> out [heads, m, n]. Scratch: numbers
+   [heads, m, k up to the next GROUP]. */
+void NAMED(bfloat16_rows)(long threads, long heads, long m, long n, long k, const Half *x, const Weights *w, long next,
+                          Half *out, float *numbers) {
+    long width = (k + GROUP - 1) / GROUP * GROUP;
+#pragma omp parallel num_threads(threads) if (heads * m * n * k >= 200000)
+    {
+#pragma omp for schedule(static)
+        for (long row = 0; row < heads * m; row++)
+            widen_row(x + row * k, k, width, numbers + row * width);
+#pragma omp for schedule(dynamic) collapse(3)
+        for (long head = 0; head < heads; head++)
+            for (long first = 0; first < n; first += BLOCK)
+                for (long row = 0; row < m; row += TOGETHER) {
+                    Weights own = *w;
+                    long index = head * m + row, rows = least(TOGETHER, m - row), end = least(n, first + BLOCK);
+                    const float *here = numbers + index * width;
+                    if (own.plain) {
+                        own.plain += head * next;
+                        multiply_plain(rows, n, k, first, end, here, width, &own, out + index * n);
+                    } else {
+                        multiply_packed(rows, n, k, first, end, here, width, &own, out + index * n);
+                    }
+                }
+    }
+}
