@@ -65,7 +65,6 @@ TESTED_IN = {
     "backends/pytorch/generation/sampler.py": "test_sampling.py",
     "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/layers/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
-    "backends/pytorch/layers/packed_linear.py": "backends/pytorch/layers/test_cpu_linear.py",
     "backends/pytorch/loading/assemble.py": "backends/pytorch/test_families.py",
     "backends/pytorch/loading/completeness.py": "models/test_load_errors.py",
     "backends/pytorch/loading/convert_4bit.py": "backends/pytorch/weights/test_quantize_nf4.py",

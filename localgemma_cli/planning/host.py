@@ -9,8 +9,6 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-import localgemma_cli
-
 CPU_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # x86 twice, then 64-bit Arm
 EXTENSION_FLAGS = frozenset({"avx2", "fma"})  # the least that the C extension needs
 _NO_LIMIT = 1 << 60  # cgroup v1 writes "unlimited" as a number near 2**63
@@ -112,7 +110,7 @@ def _mac_flags() -> frozenset[str]:
 
 def extension_file() -> Path | None:
     """Return the C extension of the PyTorch backend; None if it was not built with the package."""
-    folder = Path(localgemma_cli.__file__).parent / "backends" / "pytorch" / "kernels"
+    folder = Path(__file__).parents[1] / "backends" / "pytorch" / "kernels"
     return next(folder.glob("_products.*"), None)
 
 
