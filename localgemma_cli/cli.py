@@ -22,13 +22,13 @@ from localgemma_cli.environment import (
     LibraryStream,
     Streams,
     config_folder,
-    fall_silent,
-    mind_libraries,
-    occupy_closed,
+    detach_from_terminal,
+    fill_closed_descriptors,
+    hide_library_output,
     standard_streams,
     torchrun_rank,
 )
-from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
+from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError, as_user_error
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.messages import colour_prefix, format_error
 from localgemma_cli.sanitize import Block, one_line
@@ -91,10 +91,10 @@ class Manners:
 def main() -> None:
     rank = torchrun_rank(os.environ)
     if rank is not None and rank.index > 0:
-        fall_silent()
-    occupy_closed()
+        detach_from_terminal()
+    fill_closed_descriptors()
     streams = standard_streams()
-    mind_libraries(streams, verbose=_manners(sys.argv[1:], os.environ).verbose)
+    hide_library_output(streams, verbose=_manners(sys.argv[1:], os.environ).verbose)
     code = run(sys.argv[1:], streams)
     _leave(streams, _close(streams, code))
 
@@ -115,11 +115,11 @@ def run(words: Sequence[str], streams: Streams) -> int:
         return _tell(error, manners, streams)
     except OSError as error:
         if error.errno not in _UNWRITTEN or error.filename is not None:
-            return _tell(unforeseen(error), manners, streams)
+            return _tell(as_user_error(error), manners, streams)
         _discard(streams)
         return _tell(_not_written(error), manners, streams)
     except Exception as error:  # the boundary: whatever else happens is told in the same way
-        return _tell(unforeseen(error), manners, streams)
+        return _tell(as_user_error(error), manners, streams)
 
 
 def _dispatch(words: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-from localgemma_cli.documents import Unreadable, is_number, require_shallow, shown
+from localgemma_cli.documents import Unreadable, format_value, is_number, require_shallow
 from localgemma_cli.errors import UsageError
 from localgemma_cli.text import TEXT_LIMIT, decode_text, read_bytes
 
@@ -49,7 +49,8 @@ def read_config(path: Path, allowed: Iterable[str]) -> dict[str, object]:
     for key, value in values.items():
         if key.replace("-", "_") not in names:
             raise UsageError(
-                f"{path}: there is no option {shown(key)}.", f"Allowed: {', '.join(names).replace('_', '-')}."
+                f"{path}: there is no option {format_value(key)}.",
+                f"Allowed: {', '.join(names).replace('_', '-')}.",
             )
         if not isinstance(value, str | bool) and not (is_number(value) and abs(value) < 2**63):
             raise UsageError(f"{path}: {key} must be text, a number or true/false.", "Correct the value.")

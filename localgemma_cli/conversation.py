@@ -1,4 +1,4 @@
-"""Values of a chat: messages, turns, conversations. All frozen; a turn joins whole or not at all."""
+"""Messages, turns and conversations, all frozen. A turn joins a conversation complete or not at all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,21 +10,21 @@ FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 @dataclass(frozen=True)
 class Message:
-    """`token_ids`: what the model itself wrote, kept so that history is never tokenized again."""
+    """`token_ids` are the ids that the model generated, kept so that history is never tokenized again."""
 
     role: Role
     content: str
     token_ids: tuple[int, ...] | None = None
 
     def __add__(self, more: "Message") -> "Message":
-        """Gone on with; its ids are known where those of both parts are."""
+        """The message continued by `more`; its ids are known if both parts have theirs."""
         known = self.token_ids is not None and more.token_ids is not None
         ids = (self.token_ids or ()) + (more.token_ids or ()) if known else None
         return replace(self, content=self.content + more.content, token_ids=ids)
 
 
-def folded(messages: Sequence[Message]) -> Sequence[Message]:
-    """The system text and a blank line open the first user turn, as for a template that refuses it."""
+def fold_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """Put the system text at the start of the first user message, for models without a system role."""
     if len(messages) < 2 or messages[0].role != "system":
         return messages
     system, first, *rest = messages
@@ -33,7 +33,7 @@ def folded(messages: Sequence[Message]) -> Sequence[Message]:
 
 @dataclass(frozen=True)
 class Turn:
-    """`saved` is its place in the file of saved conversations, where there is one."""
+    """`saved` is its id in the saved conversations, if it is saved."""
 
     question: Message
     answer: Message
@@ -43,28 +43,28 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """`title` is the user's own, None where nobody gave one."""
+    """`title` is None unless the user has set one."""
 
     system: str | None = None
     turns: tuple[Turn, ...] = ()
     title: str | None = None
 
     def messages(self, question: str) -> tuple[Message, ...]:
-        """What a backend is given to answer `question`."""
+        """All messages for a backend, with `question` as the last one."""
         head = (Message("system", self.system),) if self.system else ()
         past = tuple(message for turn in self.turns for message in (turn.question, turn.answer))
         return (*head, *past, Message("user", question))
 
     def without_ids(self) -> "Conversation":
-        """As text, for another model to read."""
+        """The conversation as text only, for a different model."""
         turns = (replace(turn, answer=replace(turn.answer, token_ids=None)) for turn in self.turns)
         return replace(self, turns=tuple(turns))
 
     def with_turn(self, turn: Turn) -> "Conversation":
         return replace(self, turns=(*self.turns, turn))
 
-    def with_places(self, places: Sequence[int | None]) -> "Conversation":
-        """The places in the file of the last turns."""
+    def with_saved_ids(self, places: Sequence[int | None]) -> "Conversation":
+        """Set the saved ids of the last turns."""
         first = len(self.turns) - len(places)
         placed = (replace(turn, saved=at) for turn, at in zip(self.turns[first:], places, strict=True))
         return replace(self, turns=(*self.turns[:first], *placed))

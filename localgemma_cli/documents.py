@@ -1,6 +1,6 @@
-"""A model's own files, read within bounds: ordinary files of a limited size, JSON of a limited depth.
+"""Read a model's files within limits: regular files of a limited size, JSON of a limited depth.
 
-What a parser would do with more differs by what it meets: a RecursionError, minutes, or all memory.
+Without limits a parser may raise RecursionError, run for minutes or fill the memory.
 """
 
 import json
@@ -15,30 +15,30 @@ from typing import BinaryIO, TypeGuard
 from localgemma_cli.text import open_descriptor
 from localgemma_cli.units import format_bytes
 
-CONFIG_LIMIT = 4 << 20  # bytes; long lists of skipped modules take a tenth of it
+CONFIG_LIMIT = 4 << 20  # bytes; a config with long lists of skipped modules has a tenth of it
 _DEPTH = 48
-_VALUES = 1_000_000  # of a whole file, counted by the characters that begin one
-_DIGITS = 40  # of a whole number; the model_max_length of many tokenizers has 31
+_VALUES = 1_000_000  # in a whole file, counted by the characters that start a value
+_DIGITS = 40  # of an integer; the model_max_length of many tokenizers has 31
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SHOWN = 60  # characters of a value in a message
 
 
 class Unreadable(ValueError):
-    """What is wrong with a file, as the end of a sentence."""
+    """A file that cannot be used; its message says why, as the end of a sentence."""
 
 
 def open_file(path: Path) -> BinaryIO:
-    """To read; an OSError where it cannot be opened, Unreadable where it is no ordinary file."""
+    """Open a regular file to read. Raises OSError, and Unreadable for anything but a regular file."""
     descriptor = open_descriptor(path)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise Unreadable("it is a folder" if stat.S_ISDIR(mode) else "it is no ordinary file")
+        raise Unreadable("it is a folder" if stat.S_ISDIR(mode) else "it is not a regular file")
     return open(descriptor, "rb")
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """Raises as `open_file` does, and Unreadable where it is larger than `limit`."""
+def read_bounded_bytes(path: Path, limit: int) -> bytes:
+    """Read a whole file. Raises as `open_file` does, and Unreadable above `limit` bytes."""
     with open_file(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -46,25 +46,27 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return data
 
 
-def read_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
-    """A file with one JSON object; raises as `read_bytes` does, and Unreadable for anything else."""
-    return parse_object(read_bytes(path, limit))
+def read_json_object(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
+    """Read a file with one JSON object. Raises as `read_bounded_bytes` does, and Unreadable otherwise."""
+    return parse_json_object(read_bounded_bytes(path, limit))
 
 
-def parse_object(data: bytes) -> dict[str, object]:
-    value = parse_json(data)
+def parse_json_object(data: bytes) -> dict[str, object]:
+    value = parse_bounded_json(data)
     if not isinstance(value, dict):
-        raise Unreadable("it holds no JSON object")
+        raise Unreadable("it is not a JSON object")
     return value
 
 
-def parse_json(data: bytes) -> object:
-    """Unreadable for what is no JSON, too deep, too much, or holds numbers or characters that are none."""
+def parse_bounded_json(data: bytes) -> object:
+    """Raises Unreadable for invalid JSON, too many or too deeply nested values, NaN, and lone surrogates."""
     if sum(map(data.count, (b"[", b"{", b","))) > _VALUES:
-        raise Unreadable("it holds too many values")
+        raise Unreadable("it contains too many values")
     try:
         text = data.decode("utf-8")
-        value: object = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_no_number)
+        value: object = json.loads(
+            text, parse_int=_parse_int, parse_float=_parse_float, parse_constant=_reject_constant
+        )
     except Unreadable:
         raise
     except UnicodeDecodeError as error:
@@ -75,33 +77,33 @@ def parse_json(data: bytes) -> object:
         raise Unreadable(f"it is not JSON: {error}") from None
     require_shallow(value)
     if _SURROGATE.search(data):
-        _require_characters(value)
+        _reject_surrogates(value)
     return value
 
 
-def reason(error: Exception) -> str:
-    """Why a file cannot be read, for a message that names it."""
+def failure_reason(error: Exception) -> str:
+    """Why reading a file failed, for a message that names the file."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def shown(value: object) -> str:
-    """A value for a message: short, whatever it is."""
+def format_value(value: object) -> str:
+    """A value as it is quoted in a message, at most 60 characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python writes no number of more than 4,300 digits
-        return "a number of too many digits"
+    except ValueError:  # Python refuses to format integers of more than 4,300 digits
+        return "a number with too many digits"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def name_or(value: object, otherwise: str) -> str:
-    """For a message: a name as it is, anything else as `shown`."""
+    """A name for a message; anything but a short string is quoted by `format_value`."""
     if not value:
         return otherwise
-    return value if isinstance(value, str) and len(value) <= _SHOWN else shown(value)
+    return value if isinstance(value, str) and len(value) <= _SHOWN else format_value(value)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is one that arithmetic can be done with: no bool, no infinity, not beyond a float."""
+    """Whether a value is a finite number that fits a float; a bool is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -110,25 +112,25 @@ def is_number(value: object) -> TypeGuard[int | float]:
         return False
 
 
-def _whole(digits: str) -> int:
+def _parse_int(digits: str) -> int:
     if len(digits) > _DIGITS:
-        raise Unreadable(f"it holds a number of {len(digits)} digits")
+        raise Unreadable(f"it contains a number with {len(digits)} digits")
     return int(digits)
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise Unreadable(f"it holds {text[:_DIGITS]}, which is too large a number")
+        raise Unreadable(f"it contains {text[:_DIGITS]}, which is too large")
     return value
 
 
-def _no_number(name: str) -> None:
-    raise Unreadable(f"it holds {name}, which is no number")
+def _reject_constant(name: str) -> None:
+    raise Unreadable(f"it contains {name}, which is not a number")
 
 
 def require_shallow(value: object) -> None:
-    """Unreadable where lists and objects are nested deeper than any file needs, and than code can follow."""
+    """Raises Unreadable for lists and objects that are nested more than 48 deep."""
     level = [value]
     for _ in range(_DEPTH):
         level = [child for each in level for child in _children(each)]
@@ -137,7 +139,7 @@ def require_shallow(value: object) -> None:
     raise Unreadable("it is nested too deeply")
 
 
-def _require_characters(value: object) -> None:
+def _reject_surrogates(value: object) -> None:
     pending = [value]
     while pending:
         each = pending.pop()
@@ -145,7 +147,7 @@ def _require_characters(value: object) -> None:
         if isinstance(each, dict):
             pending.extend(each)
         if isinstance(each, str) and re.search("[\ud800-\udfff]", each):
-            raise Unreadable("it holds half a character (a lone surrogate)")
+            raise Unreadable("it contains half a character (a lone surrogate)")
 
 
 def _children(value: object) -> Iterator[object]:

@@ -1,4 +1,4 @@
-"""The world outside: the three streams, and the folders of config and data."""
+"""The process and its surroundings: standard streams, torchrun, the folders for config, cache and data."""
 
 import errno
 import os
@@ -15,11 +15,11 @@ from typing import TextIO
 import platformdirs
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.sanitize import for_people, visible
+from localgemma_cli.sanitize import sanitize_message, visible
 
 
 class StatusLine:
-    """The row of a terminal that is drawn again and again; it makes room for whatever else is written."""
+    """The terminal row that shows progress; it is erased before any other line is written."""
 
     def __init__(self) -> None:
         self._lock, self._shown = RLock(), False
@@ -38,52 +38,52 @@ class StatusLine:
                 self._shown = False
 
     def say(self, terminal: TextIO, text: str) -> None:
-        """A line of its own, whichever thread has it to say."""
+        """Write a line above the status line, from any thread."""
         with self._lock:
             self.erase(terminal)
             terminal.write(f"{text}\n")
             terminal.flush()
 
 
-STATUS = StatusLine()  # standard error has one, however often its `Streams` are made
+STATUS = StatusLine()  # one per process, since every `Streams` shares standard error
 
 
 @dataclass(frozen=True)
 class Streams:
-    """The doors: whatever is written for people goes through one of these methods, and is made safe there."""
+    """The standard streams. All text for the user is written, and sanitized, by one of these methods."""
 
     stdin: TextIO
     stdout: TextIO
     stderr: TextIO
 
     def say(self, text: str, paint: Callable[[str], str] = str) -> None:
-        """A line for people, at once; `paint` adds the program's own colours to what is safe by then."""
-        with suppress(OSError):  # a full disk behind `2>`: the answer itself still has its way
-            STATUS.say(self.stderr, paint(for_people(text)))
+        """Write a line to stderr; `paint` adds colours after the text has been sanitized."""
+        with suppress(OSError):  # a full disk behind `2>` must not stop the answer
+            STATUS.say(self.stderr, paint(sanitize_message(text)))
 
     def show(self, text: str) -> None:
-        """A line of what a command prints for people."""
-        self.stdout.write(f"{for_people(text)}\n")
+        """Write a line of a command's output."""
+        self.stdout.write(f"{sanitize_message(text)}\n")
 
     def emit(self, text: str) -> None:
-        """Text that was asked for: as it is for a pipe or a file, made safe for a terminal."""
+        """Write requested content: unchanged to a pipe or a file, sanitized to a terminal."""
         self.stdout.write(visible(text) if self.stdout.isatty() else text)
 
     def ask(self, question: str) -> str:
-        """The line that a person answers."""
-        self.stderr.write(f"{for_people(question)} ")
+        """Ask the user a question; the answer's line."""
+        self.stderr.write(f"{sanitize_message(question)} ")
         self.stderr.flush()
         answer = self.stdin.readline()
-        if not answer:  # Ctrl-D leaves the cursor behind the question
+        if not answer:  # after Ctrl-D the cursor is still behind the question
             self.stderr.write("\n")
         return answer.strip()
 
 
 def standard_streams() -> Streams:
-    """The process's own; closed, stdin is empty, stderr writes to nowhere, stdout cannot be written."""
+    """This process's streams. A closed stdin is empty, a closed stderr discards, a closed stdout fails."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a `?`
+            stream.reconfigure(errors="replace")  # a `?` for a character that the terminal's encoding lacks
     stderr = sys.stderr.own if isinstance(sys.stderr, LibraryStream) else sys.stderr
     return Streams(
         sys.stdin or open(os.devnull, encoding="utf-8"),
@@ -93,10 +93,10 @@ def standard_streams() -> Streams:
 
 
 class LibraryStream(TextIOBase):
-    """What stands for a stream of the process where libraries write: not `shown`, or shown and made safe.
+    """Replaces a standard stream for libraries: discards what they write, or sanitizes it if `shown`.
 
-    Of `sys.stderr` (warnings, logs, bars) and, while a shell completes, of `sys.stdout`. `own` is the
-    program's own way to it.
+    It replaces `sys.stderr` (warnings, logs, progress bars) and, during shell completion, `sys.stdout`.
+    `own` is the real stream, for the program itself.
     """
 
     def __init__(self, own: TextIO, *, shown: bool) -> None:
@@ -114,37 +114,37 @@ class LibraryStream(TextIOBase):
         return self.own.fileno()
 
 
-def mind_libraries(streams: Streams, *, verbose: bool) -> None:
-    """What libraries have to say reaches a person with `-v` only; before they are imported."""
+def hide_library_output(streams: Streams, *, verbose: bool) -> None:
+    """Show the output of libraries with `-v` only. Call this before they are imported."""
     sys.stderr = LibraryStream(streams.stderr, shown=verbose)
     if not verbose:
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # that part writes to the descriptor itself
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # this part of torch bypasses sys.stderr
 
 
-def occupy_closed() -> None:
-    """Take the places of standard streams that are closed (`>&-`), which the next file opened would get.
+def fill_closed_descriptors() -> None:
+    """Open /dev/null for closed standard streams (`>&-`), so that no other file gets their descriptors.
 
-    What is then written to stdout fails, as it would have without this.
+    Writing to a closed stdout still fails.
     """
     for number, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, flags)  # the lowest that is free is this one
+            os.open(os.devnull, flags)  # gets the lowest free descriptor, which is this one
     if sys.stdout is None:
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as long as the process
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # open until the process ends
 
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those that `torchrun` started; 0 owns the terminal."""
+    """This process among those that `torchrun` started; index 0 uses the terminal."""
 
     index: int
     count: int
 
 
 def torchrun_rank(environ: Mapping[str, str]) -> Rank | None:
-    """None for a process that runs alone, or whose variables are not those that torchrun sets."""
+    """The rank from torchrun's variables; None for a single process, or if they are invalid."""
     try:
         rank = Rank(int(environ["RANK"]), int(environ["WORLD_SIZE"]))
     except (KeyError, ValueError):
@@ -153,74 +153,76 @@ def torchrun_rank(environ: Mapping[str, str]) -> Rank | None:
     return None if alone or not 0 <= rank.index < rank.count else rank
 
 
-def fall_silent() -> None:
-    """Nothing from or to the terminal that rank 0 owns; Ctrl-C is its matter, too."""
+def detach_from_terminal() -> None:
+    """Ignore Ctrl-C and redirect the standard streams to /dev/null: rank 0 uses the terminal."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
 
 
-def expanded(path: str | Path) -> Path:
-    """With `~` as the home folder; that of a user who does not exist stays as it is, and is not found."""
+def expand_home(path: str | Path) -> Path:
+    """Expand `~`; that of an unknown user stays, so the path will not be found."""
     return Path(os.path.expanduser(path))
 
 
 def config_folder() -> Path:
-    """`config.toml`, `presets/*.toml`; `LOCALGEMMA_HOME/config` where that variable is set."""
+    """For `config.toml` and `presets/*.toml`; `LOCALGEMMA_HOME/config` if that variable is set."""
     return _folder("config", platformdirs.user_config_path)
 
 
 def make_private(folder: Path) -> Path:
-    """`folder`, made where it is missing with all above it, for this user alone whatever the umask.
+    """Create `folder` and its parents if missing, readable by this user only, independent of the umask.
 
-    OSError where it cannot be, or where a file is in its place.
+    Raises OSError if that fails, or if `folder` is a file.
     """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     for each in reversed(missing):
-        with suppress(FileExistsError):  # another process was faster
+        with suppress(FileExistsError):  # another process has created it
             each.mkdir(mode=0o700)
-            each.chmod(0o700)  # an umask can take our own bits away, too
+            each.chmod(0o700)  # a umask may remove the user's own permissions, too
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     return folder
 
 
 def is_ours(about: os.stat_result) -> bool:
-    """Whether a file or folder is this user's, and nobody else can change it: what code may come from."""
+    """Whether only this user can change a file or folder, so that code in it can be trusted."""
     return sys.platform == "win32" or (about.st_uid == os.getuid() and not about.st_mode & 0o022)
 
 
 def private_opener(path: str, flags: int) -> int:
-    """For `open`: a file that is made is this user's alone, and a link is not followed to another."""
+    """Opener for `open`: creates files for this user only, and does not follow links."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
 
 
 def cache_folder() -> Path:
-    """What can be made again, private to the user; `LOCALGEMMA_HOME/cache` where that variable is set."""
+    """For files that can be recreated; `LOCALGEMMA_HOME/cache` if that variable is set."""
     return _folder("cache", platformdirs.user_cache_path)
 
 
 def data_folder() -> Path:
-    """What cannot be made again: conversations; `LOCALGEMMA_HOME/data` where that variable is set."""
+    """For files that cannot be recreated: conversations; `LOCALGEMMA_HOME/data` if that variable is set."""
     return _folder("data", platformdirs.user_data_path)
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:
-    """The folder that huggingface_hub 1.x keeps weights in (its constants.py), found without importing it."""
+    """The cache folder of huggingface_hub 1.x, computed as in its constants.py, without importing it."""
     caches = environ.get("XDG_CACHE_HOME", "~/.cache")
     home = environ.get("HF_HOME", os.path.join(caches, "huggingface"))
     legacy = environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
-    return expanded(os.path.expandvars(environ.get("HF_HUB_CACHE", legacy)))
+    return expand_home(os.path.expandvars(environ.get("HF_HUB_CACHE", legacy)))
 
 
 def _folder(name: str, usual: Callable[[str], Path]) -> Path:
-    """It need not exist: only what is written there makes it."""
+    """The folder may not exist: it is created when a file is written there."""
     home = os.environ.get("LOCALGEMMA_HOME")
     if not home:
         folder, variable = usual("localgemma"), "HOME"
     else:
         folder, variable = Path(os.path.expanduser(home)) / name, "LOCALGEMMA_HOME"
-    if str(folder).startswith("~"):  # no such user, or no home: else a folder of that name would be made here
-        raise UsageError(f"{variable} names no folder: {home or folder}.", f"Set {variable} to a full path.")
+    if str(folder).startswith("~"):  # unknown user or no home: a folder named ~ would be created here
+        raise UsageError(
+            f"{variable} is not a valid folder: {home or folder}.", f"Set {variable} to a full path."
+        )
     return folder

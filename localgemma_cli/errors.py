@@ -1,4 +1,4 @@
-"""What can go wrong: one line what happened, one line what to do, an exit code."""
+"""Errors for the user: a message, a hint what to do, an exit code."""
 
 from enum import IntEnum
 
@@ -15,11 +15,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-_SHOWN = 300  # characters of a message that others wrote
+_QUOTED_LENGTH = 300  # characters of another program's message
 
 
 class LocalGemmaError(Exception):
-    """Base of every error that is meant for the user; `kind` is its stable name in `--json`."""
+    """Base class of errors that are shown to the user; `kind` is the stable name in `--json`."""
 
     exit_code = ExitCode.FAILURE
     kind = "failure"
@@ -36,21 +36,21 @@ class UsageError(LocalGemmaError):
 
 
 class AccessError(LocalGemmaError):
-    """Gated model, missing or bad token."""
+    """A gated model, or a missing or invalid token."""
 
     exit_code = ExitCode.ACCESS
     kind = "access"
 
 
 class NotFoundError(LocalGemmaError):
-    """A model, adapter or file that is not there, or cannot be loaded."""
+    """A model, adapter or file that is missing or cannot be loaded."""
 
     exit_code = ExitCode.NOT_FOUND
     kind = "not_found"
 
 
 class NetworkError(NotFoundError):
-    """The hub cannot be reached, or may not be (`--offline`), and the model is not on disk."""
+    """The model is not on disk, and the hub is not reachable or not allowed (`--offline`)."""
 
     kind = "network"
 
@@ -60,7 +60,7 @@ class DiskSpaceError(LocalGemmaError):
 
 
 class SavingError(LocalGemmaError):
-    """Conversations cannot be saved or read back."""
+    """Conversations cannot be saved or loaded."""
 
     kind = "saving"
 
@@ -83,22 +83,26 @@ class EndpointError(LocalGemmaError):
 
 
 class InterruptedAnswer(LocalGemmaError):
-    """Ctrl-C before there was an answer."""
+    """Ctrl-C before the first token of an answer."""
 
     exit_code = ExitCode.INTERRUPTED
     kind = "interrupted"
 
 
-ENDINGS = (KeyboardInterrupt, SystemExit, GeneratorExit)  # of the program, not of what it does just now
+EXIT_EXCEPTIONS = (
+    KeyboardInterrupt,
+    SystemExit,
+    GeneratorExit,
+)  # these end the program; do not catch them as failures
 
 
-def unforeseen(error: BaseException) -> LocalGemmaError:
-    """What nobody thought of, as an error for the user."""
+def as_user_error(error: BaseException) -> LocalGemmaError:
+    """The error itself if it is for the user, else wrapped as an unexpected one."""
     if isinstance(error, LocalGemmaError):
         return error
-    what = " ".join(str(error).split())[:_SHOWN] or type(error).__name__
+    what = " ".join(str(error).split())[:_QUOTED_LENGTH] or type(error).__name__
     if isinstance(error, MemoryError):
-        what = "the memory is full"
-    wrapped = LocalGemmaError(f"Something unforeseen went wrong: {what}", "Run it with -v to see where.")
+        what = "out of memory"
+    wrapped = LocalGemmaError(f"Unexpected error: {what}", "Run it again with -v to see where it happened.")
     wrapped.__cause__ = error
     return wrapped

@@ -7,8 +7,8 @@ from localgemma_cli.errors import NotFoundError
 
 
 @contextmanager
-def needed(package: str, extra: str, what: str) -> Iterator[None]:
-    """Around the import of `package`: a NotFoundError that names the extra where it is not installed."""
+def require_package(package: str, extra: str, what: str) -> Iterator[None]:
+    """Wrap the import of `package`. Raises NotFoundError with the extra to install if it is missing."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A secret kept out of what is shown, also where whoever knows it writes it in another way."""
+"""Keep a secret out of displayed text, even if another program repeats it in an encoded form."""
 
 import html
 import re
@@ -8,37 +8,37 @@ from urllib.parse import unquote
 
 WITHHELD = "[not shown: it repeats the secret key]"
 MASK = "***"
-SHORTEST_SECRET = 8  # characters; a shorter one (EMPTY, none) is a word like others, left out as it is
+SHORTEST_SECRET = 8  # characters; a shorter key (EMPTY, none) is only replaced where it occurs literally
 _ESCAPED = re.compile(r"\\(?:u|x|u\{)0*([0-9a-fA-F]{2})\}?")
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_CODES = re.compile(r"\b(\d{2,3})\b[\s,;]*")  # of characters
+_CODES = re.compile(r"\b(\d{2,3})\b[\s,;]*")  # code points, as decimal numbers
 
 
-def redacted(text: str, secret: str | None) -> str:
-    """`text` without `secret`; WITHHELD where half of it is there, in another case, cut up or encoded."""
+def redact(text: str, secret: str | None) -> str:
+    """Mask `secret` in `text`; return WITHHELD if half of it remains in another case, split up or encoded."""
     if not secret:
         return text
     text = text.replace(secret, MASK)
-    return WITHHELD if _holds(text, secret) else text
+    return WITHHELD if _contains(text, secret) else text
 
 
-def _holds(text: str, secret: str) -> bool:
-    wanted = _bare(secret)
-    if len(wanted) < SHORTEST_SECRET:
+def _contains(text: str, secret: str) -> bool:
+    plain = _letters_and_digits(secret)
+    if len(plain) < SHORTEST_SECRET:
         return False
-    size = max(SHORTEST_SECRET, -(-len(wanted) // 2))
-    parts = [wanted[at : at + size] for at in range(len(wanted) - size + 1)]
+    size = max(SHORTEST_SECRET, -(-len(plain) // 2))
+    parts = [plain[at : at + size] for at in range(len(plain) - size + 1)]
     encoded = (secret.encode().hex(), *map(str.casefold, _base64(secret.encode())))
     for reading in _readings(text):
-        bare = _bare(reading)
-        if any(each in bare for each in (*parts, *map(_bare, encoded))):
+        bare = _letters_and_digits(reading)
+        if any(each in bare for each in (*parts, *map(_letters_and_digits, encoded))):
             return True
     return False
 
 
 def _readings(text: str) -> list[str]:
-    """The text, and what is in it where it is escaped for a URL (once or twice), a page or a string."""
+    """The text, and the text decoded from URL (once or twice), HTML and string escapes, and reversed."""
     once = unquote(text)
     plain = _ESCAPED.sub(lambda match: chr(int(match[1], 16)), html.unescape(once))
     octal = _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
@@ -46,12 +46,12 @@ def _readings(text: str) -> list[str]:
     return list(dict.fromkeys((text, once, unquote(once), plain, octal, codes, text[::-1])))
 
 
-def _bare(text: str) -> str:
-    """Letters and digits only, in one case and one form."""
+def _letters_and_digits(text: str) -> str:
+    """The letters and digits, case-folded and NFKC-normalized."""
     return re.sub(r"[\W_]+", "", normalize("NFKC", text).casefold())
 
 
 def _base64(secret: bytes) -> list[str]:
-    """What of its base64 does not depend on its neighbours, wherever among them it begins."""
+    """The part of its base64 that is independent of the bytes around it, for each of three alignments."""
     whole = (b64encode(bytes(before) + secret).decode().rstrip("=") for before in range(3))
     return [text[first:-1] for text, first in zip(whole, (0, 2, 3), strict=True)]

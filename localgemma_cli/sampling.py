@@ -1,11 +1,11 @@
-"""How an answer is sampled: the values behind `--mode` and the sampling options."""
+"""Sampling parameters: the values behind `--mode` and the sampling options, and their ranges."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from localgemma_cli.documents import shown
+from localgemma_cli.documents import format_value
 from localgemma_cli.errors import UsageError
 
 
@@ -23,7 +23,7 @@ class OnOverflow(StrEnum):
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy; None is off; no `max_new_tokens` means what the context has room for."""
+    """`temperature` 0 is greedy, None turns a filter off; `max_new_tokens` None fills the context."""
 
     temperature: float = 0.7
     top_p: float | None = None
@@ -47,15 +47,16 @@ MODE_INSTRUCTION = {
 }
 
 
-# Scores are divided by the temperature and by the penalty, in float32: beyond these, nothing is left of them.
-_RANGES: Mapping[str, tuple[float, float, str]] = {
-    "temperature": (0.001, 1000, "from 0.001 to 1000, or 0 (greedy)"),
-    "top_p": (1e-6, 1, "from 0.000001 to 1"),
-    "top_k": (1, 10_000_000, ""),
-    "min_p": (0, 1, ""),
-    "repetition_penalty": (0.01, 100, "from 0.01 to 100 (1 is off)"),
-    "max_new_tokens": (1, 1_000_000_000, ""),
-    "seed": (0, 2**63 - 1, "from 0 to 2**63 - 1"),
+# Lowest and highest value, how a message names them, and a hint. Scores are divided by the temperature and
+# the penalty in float32: outside these ranges they overflow or underflow.
+_RANGES: Mapping[str, tuple[float, float, str, str]] = {
+    "temperature": (0.001, 1000, "between 0.001 and 1000, or 0", "0 always picks the likeliest token."),
+    "top_p": (1e-6, 1, "between 0.000001 and 1", "1 turns it off."),
+    "top_k": (1, 10_000_000, "between 1 and 10000000", "Remove it to sample from all tokens."),
+    "min_p": (0, 1, "between 0 and 1", "0 turns it off."),
+    "repetition_penalty": (0.01, 100, "between 0.01 and 100", "1 turns it off."),
+    "max_new_tokens": (1, 1_000_000_000, "between 1 and 1000000000", "Remove it to fill the context."),
+    "seed": (0, 2**63 - 1, "between 0 and 2**63 - 1", "Remove it for a random seed."),
 }
 
 
@@ -71,14 +72,14 @@ def sampling_for(
     seed: int | None = None,
     max_new_tokens: int | None = None,
 ) -> Sampling:
-    """The mode's values with the model's `defaults` and the user's own on top; UsageError out of range.
+    """The mode's values, overridden by the model's `defaults` and then by the user's options.
 
-    `defaults` are for the ordinary mode: one that was asked for says itself how to sample.
+    `defaults` apply to the chat mode only. Raises UsageError for a value out of range.
     """
     base = MODE_SAMPLING[mode]
     if mode is Mode.CHAT:
         base = replace(base, **(defaults or {}))
-    asked: dict[str, Any] = {
+    options: dict[str, Any] = {
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -87,23 +88,22 @@ def sampling_for(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
     }
-    return checked(replace(base, **{name: value for name, value in asked.items() if value is not None}))
+    return validate_sampling(
+        replace(base, **{name: value for name, value in options.items() if value is not None})
+    )
 
 
-def checked(sampling: Sampling) -> Sampling:
-    """The same; UsageError for a value out of range."""
-    for name, (least, most, words) in _RANGES.items():
+def validate_sampling(sampling: Sampling) -> Sampling:
+    """Return `sampling`, or raise UsageError for a value out of range."""
+    for name, (least, most, range_text, hint) in _RANGES.items():
         value = getattr(sampling, name)
         if not (value is None or least <= value <= most or (name == "temperature" and value == 0)):
             option = f"--{name.replace('_', '-')}"  # `nan` fails every comparison, so it ends here too
-            raise UsageError(
-                f"{option} is out of range (got {shown(value)}).",
-                f"Give a value {words or f'from {least} to {most}'}.",
-            )
+            raise UsageError(f"{option} must be {range_text} (got {format_value(value)}).", hint)
     return sampling
 
 
 def system_for(mode: Mode, system: str | None) -> str | None:
-    """The user's system text with the mode's instruction after it."""
+    """The user's system text followed by the mode's instruction."""
     parts = [part for part in (system and system.strip(), MODE_INSTRUCTION[mode]) if part]
     return "\n\n".join(parts) or None

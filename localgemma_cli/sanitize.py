@@ -1,6 +1,6 @@
-"""Text from outside, made unable to drive a terminal: what would is shown as a visible symbol.
+"""Make text from outside safe for a terminal: control characters become visible symbols.
 
-Imports nothing: the streams themselves are built on it.
+Imports nothing from the package, since the streams use it.
 """
 
 import re
@@ -19,21 +19,24 @@ _LINE_END = re.compile(r"\n(?=\S)")
 
 
 def visible(text: str) -> str:
-    """`text` without C0 (but tab and newline), DEL, C1, and bidirectional controls: each becomes a symbol."""
+    """Replace C0 (except tab and newline), DEL, C1 and bidirectional controls by visible symbols."""
     return text.translate(_VISIBLE)
 
 
 def one_line(text: str) -> str:
-    """For messages that quote others: visible, and on one line."""
+    """Text as it is quoted in a message: on one line, without control characters."""
     return visible(" ".join(text.split()))
 
 
 class Block(str):
-    """Text whose line ends are the program's own; a plain `str` may quote a name that holds some."""
+    """Text whose line ends are the program's own; a plain `str` may quote a name with line ends."""
 
     __slots__ = ()
 
 
-def for_people(text: str) -> str:
-    """What may be written to a terminal: visible, and a quoted line end cannot begin a message of its own."""
+def sanitize_message(text: str) -> str:
+    """Text for a terminal: no control characters, and quoted line ends are indented.
+
+    The indent keeps a quoted name from imitating a message of the program.
+    """
     return visible(text if isinstance(text, Block) else _LINE_END.sub("\n  ", text))

@@ -6,7 +6,13 @@ from pathlib import Path
 import pytest
 
 from localgemma_cli.config import read_config
-from localgemma_cli.documents import Unreadable, parse_json, parse_object, read_object, shown
+from localgemma_cli.documents import (
+    Unreadable,
+    format_value,
+    parse_bounded_json,
+    parse_json_object,
+    read_json_object,
+)
 from localgemma_cli.errors import UsageError
 
 NO_OBJECT = {
@@ -32,7 +38,7 @@ NO_OBJECT = {
 @pytest.mark.parametrize("name", NO_OBJECT)
 def test_what_is_no_object_has_a_short_reason(name: str) -> None:
     with pytest.raises(Unreadable) as caught:
-        parse_object(NO_OBJECT[name])
+        parse_json_object(NO_OBJECT[name])
     assert len(str(caught.value)) < 120
     assert "\n" not in str(caught.value)
 
@@ -41,24 +47,29 @@ def test_ordinary_values_stay_as_they_are() -> None:
     text = rb'{"a": [1, -2.5e3, true, null], "b": {"c": "\ud83d\ude00"}, "model_max_length": 1%s}' % (
         b"0" * 30
     )
-    assert parse_json(text) == {
+    assert parse_bounded_json(text) == {
         "a": [1, -2500.0, True, None],
         "b": {"c": "😀"},
         "model_max_length": 10**30,
     }
 
 
-def test_only_ordinary_files_of_a_limited_size_are_read(tmp_path: Path) -> None:
+def test_only_regular_files_of_a_limited_size_are_read(tmp_path: Path) -> None:
     fifo, large, zero = tmp_path / "fifo", tmp_path / "large", tmp_path / "zero"
     os.mkfifo(fifo)
     with large.open("wb") as file:
         file.truncate(50 << 20)
     zero.symlink_to("/dev/zero")
-    for path, word in ((fifo, "ordinary"), (zero, "ordinary"), (tmp_path, "folder"), (large, "larger than")):
+    for path, word in (
+        (fifo, "regular file"),
+        (zero, "regular file"),
+        (tmp_path, "folder"),
+        (large, "larger than"),
+    ):
         with pytest.raises(Unreadable, match=word):
-            read_object(path)
+            read_json_object(path)
     with pytest.raises(FileNotFoundError):
-        read_object(tmp_path / "none")
+        read_json_object(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -77,5 +88,5 @@ def test_a_user_s_toml_is_refused_in_a_short_line(text: str, tmp_path: Path) -> 
     "value", [[10**5_000], ["x" * 10_000], "\x1b]0;x\x07" * 50], ids=["digits", "long", "escapes"]
 )
 def test_any_value_is_shown_in_short(value: object) -> None:
-    assert len(shown(value)) <= 60
-    assert shown(value).isprintable()
+    assert len(format_value(value)) <= 60
+    assert format_value(value).isprintable()

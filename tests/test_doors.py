@@ -88,7 +88,7 @@ def require_one_error(done: Done, codes: tuple[int, ...]) -> None:
     assert done.code in codes, (done.code, told)
     assert done.seconds < HANG
     assert done.growth < GROWTH
-    assert "unforeseen" not in told
+    assert "Unexpected error" not in told
     assert "Traceback" not in told
     assert not CONTROL.search(told), repr(told)
     if done.code:

@@ -66,7 +66,7 @@ def test_streams_that_cannot_be_used(program: Program, line: str, code: int, say
     done = program.shell(shell)
     assert done.returncode == code
     assert says in done.stderr
-    assert "unforeseen" not in done.stderr
+    assert "Unexpected error" not in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -7,16 +7,16 @@ from urllib.parse import quote
 
 import pytest
 
-from localgemma_cli.redaction import MASK, WITHHELD, redacted
+from localgemma_cli.redaction import MASK, WITHHELD, redact
 
 KEY = "sk-Secret/key+123=="
 
 
 def test_only_the_key_is_left_out_of_a_text() -> None:
-    assert redacted(f"no such key: {KEY}, sorry", KEY) == f"no such key: {MASK}, sorry"
-    assert redacted("You pass sk-S****3==, a bad secret", KEY) == "You pass sk-S****3==, a bad secret"
-    assert redacted("anything", None) == "anything"
-    assert redacted("the EMPTY room", "EMPTY") == f"the {MASK} room"
+    assert redact(f"no such key: {KEY}, sorry", KEY) == f"no such key: {MASK}, sorry"
+    assert redact("You pass sk-S****3==, a bad secret", KEY) == "You pass sk-S****3==, a bad secret"
+    assert redact("anything", None) == "anything"
+    assert redact("the EMPTY room", "EMPTY") == f"the {MASK} room"
 
 
 WAYS = {
@@ -42,13 +42,13 @@ WAYS = {
 
 @pytest.mark.parametrize("written", WAYS.values(), ids=WAYS.keys())
 def test_a_text_that_holds_it_in_another_way_is_withheld(written: str) -> None:
-    assert redacted(f"The key {written} is wrong.", KEY) == WITHHELD
+    assert redact(f"The key {written} is wrong.", KEY) == WITHHELD
 
 
 def test_base64_beside_anything_is_found() -> None:
     for before, after in itertools.product(range(6), range(4)):
         text = base64.b64encode(b"x" * before + KEY.encode() + b"y" * after).decode()
-        assert redacted(text, KEY) == WITHHELD
+        assert redact(text, KEY) == WITHHELD
 
 
 def test_a_key_as_numbers_of_its_characters() -> None:
@@ -58,5 +58,5 @@ def test_a_key_as_numbers_of_its_characters() -> None:
         " ".join(str(ord(character)) for character in key),
         "".join(f"\\{ord(character):03o}" for character in key),
     ):
-        assert redacted(f"bad key {text}!", key) == WITHHELD
-    assert redacted("it has 12 of 345, 67 and 89 tokens", key) == "it has 12 of 345, 67 and 89 tokens"
+        assert redact(f"bad key {text}!", key) == WITHHELD
+    assert redact("it has 12 of 345, 67 and 89 tokens", key) == "it has 12 of 345, 67 and 89 tokens"

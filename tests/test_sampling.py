@@ -8,7 +8,7 @@ import pytest
 from localgemma_cli.chat.slash.actions import _changed
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import own_models
-from localgemma_cli.sampling import Mode, Sampling, checked, sampling_for
+from localgemma_cli.sampling import Mode, Sampling, sampling_for, validate_sampling
 
 EXTREMES = [
     ("temperature", 1e-40, "0.001"),
@@ -17,18 +17,18 @@ EXTREMES = [
     ("temperature", math.nan, "0.001"),
     ("temperature", math.inf, "1000"),
     ("top_p", 0.0, "0.000001"),
-    ("top_p", 1.5, "to 1"),
-    ("top_p", math.nan, "to 1"),
-    ("top_k", 0, "from 1"),
+    ("top_p", 1.5, "and 1"),
+    ("top_p", math.nan, "and 1"),
+    ("top_k", 0, "between 1"),
     ("top_k", 10**30, "10000000"),
-    ("min_p", 1.01, "from 0 to 1"),
-    ("min_p", -1e-9, "from 0 to 1"),
+    ("min_p", 1.01, "between 0 and 1"),
+    ("min_p", -1e-9, "between 0 and 1"),
     ("repetition_penalty", 1e-300, "0.01"),
     ("repetition_penalty", 0.0, "0.01"),
     ("repetition_penalty", math.inf, "100"),
     ("seed", -1, "2**63 - 1"),
     ("seed", 10**4000, "2**63 - 1"),
-    ("max_new_tokens", 0, "from 1"),
+    ("max_new_tokens", 0, "between 1"),
     ("max_new_tokens", 10**30, "1000000000"),
 ]
 
@@ -42,8 +42,8 @@ def test_an_extreme_is_refused_with_what_is_allowed(name: str, value: float, all
     ):
         with pytest.raises(UsageError) as caught:
             refused()
-        assert f"{name.replace('_', '-')} is out of range" in caught.value.message
-        assert allowed in caught.value.hint
+        assert f"{name.replace('_', '-')} must be between" in caught.value.message
+        assert allowed in caught.value.message
         assert len(caught.value.message) < 120
 
 
@@ -80,7 +80,7 @@ def test_the_ends_of_what_is_allowed_give_an_answer(edge: dict[str, float]) -> N
 
     from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 
-    sampler = Sampler(checked(replace(Sampling(seed=1), **edge)), torch.device("cpu"))
+    sampler = Sampler(validate_sampling(replace(Sampling(seed=1), **edge)), torch.device("cpu"))
     sampler.begin([1, 2, 3])
     logits = torch.linspace(-1e4, 1e4, 2048)[None]  # far beyond what a Gemma's scores are
     assert 0 <= int(sampler(logits)) < 2048

@@ -85,7 +85,7 @@ def test_no_file_is_endless_or_unforeseen(path: str) -> None:
 def test_a_pipe_is_read_where_it_is_allowed(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with pytest.raises(UsageError, match="no ordinary file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         read_bytes(fifo, 10)
     writer = threading.Thread(target=lambda: fifo.write_bytes(b"from a command"))
     writer.start()
@@ -137,7 +137,7 @@ def test_files_of_the_users_own_that_cannot_be_read_are_usage_errors(tmp_path: P
             read_config(path, [])
     path.unlink()
     path.symlink_to("/dev/zero")
-    with pytest.raises(UsageError, match="no ordinary file"):
+    with pytest.raises(UsageError, match="not a regular file"):
         read_config(path, [])
     with pytest.raises(NotFoundError, match="No such file"):
         read_system(None, str(tmp_path / "gone"))

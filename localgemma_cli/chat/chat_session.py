@@ -75,7 +75,7 @@ class ChatSession:
             conversation, answer = run_turn(backend, kept, text, settings, renderer, cancel)
         self._note_shortened(kept, conversation.without_last(1))
         self.recorder.turns_removed(self.conversation.turns[len(kept.turns) :])
-        self.conversation = conversation.with_places([recording.turn])
+        self.conversation = conversation.with_saved_ids([recording.turn])
         self.attachments, self.rewind = [], 0
         return self._noted(answer)
 

@@ -7,7 +7,13 @@ from threading import Event, Thread
 from typing import TypeVar
 
 from localgemma_cli.conversation import Conversation, Message, Turn
-from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, SavingError, unforeseen
+from localgemma_cli.errors import (
+    EXIT_EXCEPTIONS,
+    InterruptedAnswer,
+    LocalGemmaError,
+    SavingError,
+    as_user_error,
+)
 from localgemma_cli.render.base import Answer
 from localgemma_cli.sessions.opening import open_store
 from localgemma_cli.sessions.store import Store
@@ -48,7 +54,10 @@ class SessionRecorder:
         with self._recording(self.attempt(lambda store: self._begin(store, text, system))) as recording:
             try:
                 yield recording
-            except (*ENDINGS, OSError):  # the program is ending, or its terminal is gone: what came is kept
+            except (
+                *EXIT_EXCEPTIONS,
+                OSError,
+            ):  # the program is ending, or its terminal is gone: what came is kept
                 raise
             except BaseException:
                 recording.forget()
@@ -60,7 +69,7 @@ class SessionRecorder:
         with self._recording(turn.saved, turn.answer) as recording:
             try:
                 yield recording
-            except (*ENDINGS, OSError):
+            except (*EXIT_EXCEPTIONS, OSError):
                 raise
             except BaseException:
                 recording.restore(turn)
@@ -86,7 +95,7 @@ class SessionRecorder:
         if copied is None:
             return conversation
         self.session, places = copied
-        return conversation.with_places(places)
+        return conversation.with_saved_ids(places)
 
     def keep(
         self, conversation: Conversation, system: str | None, name: str | None
@@ -114,7 +123,7 @@ class SessionRecorder:
                 store.close()
             raise
         self.store, self.session, self.name = store, session, None
-        return session, conversation.with_places(places)
+        return session, conversation.with_saved_ids(places)
 
     def go_on_with(self, session: int | None) -> None:
         """Another conversation, a new one for None; that the one before was saved says nothing of this."""
@@ -160,7 +169,7 @@ class SessionRecorder:
         except LocalGemmaError:  # a Ctrl-C
             raise
         except Exception as error:  # an answer that is whole is not lost for what saving it meets
-            failure = SavingError(unforeseen(error).message, "/save tries again.")
+            failure = SavingError(as_user_error(error).message, "/save tries again.")
         self.store, self.failed = None, True
         self._tell(failure)
         return None

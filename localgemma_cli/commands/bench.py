@@ -17,7 +17,7 @@ from localgemma_cli.bench.machine import Machine, describe_machine
 from localgemma_cli.bench.report import Entry, Row, rows
 from localgemma_cli.commands.consent import agree_to_download
 from localgemma_cli.commands.model_options import Choice, source_of
-from localgemma_cli.environment import Streams, expanded, standard_streams
+from localgemma_cli.environment import Streams, expand_home, standard_streams
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.catalog import demo_folder
@@ -86,7 +86,7 @@ def bench(
         repeats=repeats,
         seed=seed or 0,
         load_format=load_format,
-        dummy_folder=expanded(dummy_folder) if dummy_folder else None,
+        dummy_folder=expand_home(dummy_folder) if dummy_folder else None,
         gguf=tuple(map(_gguf, llama_cpp or ())),
     )
     source = source_of(choice, hardware)
@@ -271,7 +271,7 @@ def _gguf(file: str) -> Path:
             "--llama-cpp needs llama-cpp-python, which is not installed.",
             'Install it: pip install "localgemma-cli[bench]"',
         )
-    path = expanded(file)
+    path = expand_home(file)
     if not path.is_file():
         raise NotFoundError(f"There is no file {path}.", "Give the path of a GGUF file.")
     return path

@@ -11,7 +11,7 @@ import typer
 from localgemma_cli import options
 from localgemma_cli.commands.consent import agreed, can_ask
 from localgemma_cli.commands.help import CommandGroup
-from localgemma_cli.environment import Streams, expanded, standard_streams
+from localgemma_cli.environment import Streams, expand_home, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.models.model_names import models_on_disk, nearest_model
@@ -236,7 +236,7 @@ def _own_row(own: OwnModel) -> dict[str, object]:
         "endpoint": own.endpoint,
         "system": own.system,
         "sampling": dict(own.sampling),
-        "on_disk": bool(parts) and all(expanded(each).is_dir() or _cached(each) for each in parts),
+        "on_disk": bool(parts) and all(expand_home(each).is_dir() or _cached(each) for each in parts),
         "disk_bytes": sum(map(_downloaded, parts)),
     }
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from localgemma_cli.environment import expanded
+from localgemma_cli.environment import expand_home
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.adapter_config import Adapter
 from localgemma_cli.models.catalog import ModelFacts
@@ -27,7 +27,7 @@ def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str |
     parts: list[tuple[ModelFacts | Adapter, str | None]] = []
     if source.folder is None:
         parts.append((source.facts, source.revision))
-    if adapter is not None and not expanded(adapter.id).is_dir():
+    if adapter is not None and not expand_home(adapter.id).is_dir():
         parts.append((adapter, source.adapter_revision))
     if source.assistant is not None and source.assistant.folder is None:
         parts.append((source.assistant.facts, source.assistant.revision))
@@ -55,7 +55,7 @@ def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | 
     adapter = source.facts.adapter
     if adapter is None:
         return None
-    path = expanded(adapter.id)
+    path = expand_home(adapter.id)
     if path.is_dir():
         return path
     from localgemma_cli.models.hub import client as hub

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from localgemma_cli.documents import name_or, shown
+from localgemma_cli.documents import format_value, name_or
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.gguf_header import Gguf
 
@@ -89,10 +89,10 @@ def _require_supported(file: Gguf, kind: str) -> None:
     for key in file.values:
         own = key.removeprefix(f"{kind}.")
         if own != key and own not in (*_KEYS, *_DERIVED_KEYS) and not own.startswith(_VISION_PREFIXES):
-            raise _unsupported(file.path, f"the key {shown(key)}")
+            raise _unsupported(file.path, f"the key {format_value(key)}")
     for name in file.tensors:
         if not name.startswith(_VISION_PREFIXES) and not _TENSOR_NAMES.fullmatch(name):
-            raise _unsupported(file.path, f"the tensor {shown(name)}")
+            raise _unsupported(file.path, f"the tensor {format_value(name)}")
 
 
 def _special_ids(values: Mapping[str, object]) -> dict[str, object]:

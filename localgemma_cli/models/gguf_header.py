@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-from localgemma_cli.documents import open_file, reason, shown
+from localgemma_cli.documents import failure_reason, format_value, open_file
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.architecture import StoredFormat
 
@@ -114,7 +114,7 @@ def read_gguf(path: Path) -> Gguf:
             found = _read(path, file)
     except (OSError, struct.error, ValueError, OverflowError) as error:
         raise NotFoundError(
-            f"{path} cannot be read as a GGUF file: {reason(error)}.",
+            f"{path} cannot be read as a GGUF file: {failure_reason(error)}.",
             "Download it again, or use another file.",
         ) from error
     pieces = found.values.get("split.count")
@@ -136,13 +136,13 @@ def _read(path: Path, file: BinaryIO) -> Gguf:
     listed = [_tensor(file) for _ in range(tensors)]
     alignment = values.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment must be a power of two (got {shown(alignment)})")
+        raise ValueError(f"general.alignment must be a power of two (got {format_value(alignment)})")
     start = -(-file.tell() // alignment) * alignment
     found = {name: Tensor(kind, shape, start + at) for name, kind, shape, at in listed}
     for name, tensor in found.items():
         # no format stores a weight in less than one bit
         if tensor.offset + prod(tensor.shape) // 8 > size:
-            raise ValueError(f"it is truncated: {shown(name)} ends after the file")
+            raise ValueError(f"it is truncated: {format_value(name)} ends after the file")
     return Gguf(path, values, found)
 
 
@@ -162,10 +162,10 @@ def _values(file: BinaryIO, pairs: int) -> dict[str, object]:
 def _tensor(file: BinaryIO) -> tuple[str, int, tuple[int, ...], int]:
     name, dimensions = _text(file, _LONGEST_NAME), _number(file, "<I")
     if not 1 <= dimensions <= _MOST_DIMENSIONS:
-        raise ValueError(f"{shown(name)} has {dimensions} dimensions")
+        raise ValueError(f"{format_value(name)} has {dimensions} dimensions")
     sizes = [_number(file, "<Q") for _ in range(dimensions)]
     if min(sizes) < 1:
-        raise ValueError(f"{shown(name)} has a size of 0")
+        raise ValueError(f"{format_value(name)} has a size of 0")
     return name, _number(file, "<I"), tuple(reversed(sizes)), _number(file, "<Q")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from localgemma_cli.documents import is_number, shown
+from localgemma_cli.documents import format_value, is_number
 from localgemma_cli.errors import NotFoundError
 
 
@@ -66,6 +66,6 @@ class JsonFields:
 
     def fault(self, key: str, allowed: str) -> NotFoundError:
         return NotFoundError(
-            f"{self.where}: {key} must be {allowed} (got {shown(self.values.get(key))}).",
+            f"{self.where}: {key} must be {allowed} (got {format_value(self.values.get(key))}).",
             "Download the model again, or correct the file.",
         )

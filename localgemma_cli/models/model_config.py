@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from localgemma_cli.documents import is_number, name_or, shown
+from localgemma_cli.documents import format_value, is_number, name_or
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.architecture import Architecture, Family, Gemma4Parts, StoredFormat
 from localgemma_cli.models.json_fields import JsonFields
@@ -262,7 +262,7 @@ def _layer_types(own: JsonFields, family: Family, layers: int) -> list[str] | No
     if len(types) != layers:
         raise own.fault("layer_types", f"as many as num_hidden_layers, {layers}, not {len(types)}")
     if unknown := set(types) - set(_LAYER_TYPES):
-        raise own.fault("layer_types", f"{' or '.join(_LAYER_TYPES)} each, not {shown(min(unknown))}")
+        raise own.fault("layer_types", f"{' or '.join(_LAYER_TYPES)} each, not {format_value(min(unknown))}")
     return types
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from localgemma_cli.config import read_toml
-from localgemma_cli.documents import is_number, shown
-from localgemma_cli.environment import config_folder, expanded
+from localgemma_cli.documents import format_value, is_number
+from localgemma_cli.environment import config_folder, expand_home
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.models.catalog import MODEL_NAMES
 from localgemma_cli.sampling import Mode, sampling_for
@@ -46,7 +46,7 @@ def check_template(template: str) -> str:
     """`template` as it was given; UsageError where it is neither a known form nor a Jinja file."""
     if template != AUTO and template not in PROMPT_FORMS and not template.endswith(".jinja"):
         raise UsageError(
-            f"--template cannot be {shown(template)}.",
+            f"--template cannot be {format_value(template)}.",
             f"Choose one of: {', '.join((AUTO, *PROMPT_FORMS))}; or a file that ends in .jinja.",
         )
     return template
@@ -55,13 +55,15 @@ def check_template(template: str) -> str:
 def _own_model(name: str, table: object, path: Path) -> OwnModel:
     if name in MODEL_NAMES or not name or "/" in name:
         what = "is a built-in model's name" if name in MODEL_NAMES else "is no name"
-        raise UsageError(f"{path}: {shown(name)} {what}.", "Choose another, without a slash.")
+        raise UsageError(f"{path}: {format_value(name)} {what}.", "Choose another, without a slash.")
     if not isinstance(table, dict):
         raise UsageError(f"{path}: {name} must be a table.", f"Write [{name}], then its keys below.")
     allowed = (*_TEXTS, "sampling")
     for key, value in table.items():
         if key not in allowed:
-            raise UsageError(f"{path}: [{name}] has no key {shown(key)}.", f"Allowed: {', '.join(allowed)}.")
+            raise UsageError(
+                f"{path}: [{name}] has no key {format_value(key)}.", f"Allowed: {', '.join(allowed)}."
+            )
         if key in _TEXTS and (not isinstance(value, str) or not value.strip()):
             raise UsageError(f"{path}: {key} of [{name}] must be text.", "Correct the value.")
     if not table.keys() & {"repository", "endpoint", "adapter"}:
@@ -80,8 +82,10 @@ def _template(template: str, name: str, path: Path) -> str:
     try:
         check_template(template)
     except UsageError as error:
-        raise UsageError(f"{path}: template of [{name}] cannot be {shown(template)}.", error.hint) from None
-    return str(path.parent / expanded(template)) if template.endswith(".jinja") else template
+        raise UsageError(
+            f"{path}: template of [{name}] cannot be {format_value(template)}.", error.hint
+        ) from None
+    return str(path.parent / expand_home(template)) if template.endswith(".jinja") else template
 
 
 def _sampling(table: object, name: str, path: Path) -> dict[str, float]:
@@ -91,7 +95,9 @@ def _sampling(table: object, name: str, path: Path) -> dict[str, float]:
     for key, value in values.items():
         if key not in _NUMBERS:
             known = ", ".join(_NUMBERS).replace("_", "-")
-            raise UsageError(f"{path}: sampling of [{name}] has no key {shown(key)}.", f"Allowed: {known}.")
+            raise UsageError(
+                f"{path}: sampling of [{name}] has no key {format_value(key)}.", f"Allowed: {known}."
+            )
         if not is_number(value) or (key in _WHOLE and not isinstance(value, int)):
             raise UsageError(f"{path}: {key} in sampling of [{name}] is no number.", "Correct the value.")
     try:

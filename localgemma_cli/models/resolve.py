@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localgemma_cli.documents import read_object, reason
-from localgemma_cli.environment import expanded
+from localgemma_cli.documents import failure_reason, read_json_object
+from localgemma_cli.environment import expand_home
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.adapter_config import Adapter, adapter_of
 from localgemma_cli.models.catalog import MODEL_NAMES, ModelFacts, demo_folder, facts_from_config, lookup
@@ -62,7 +62,7 @@ def _resolve_known(
     if facts is not None:
         folder = demo_folder() if facts.bundled else None
         return Source(facts, folder, revision, offline)
-    path = expanded(model)
+    path = expand_home(model)
     if path.is_dir():
         there = _names_in(path)
         if is_adapter(there):
@@ -162,7 +162,7 @@ def _with_the_stored_head(facts: ModelFacts, folder: Path | None) -> ModelFacts:
 
 
 def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:
-    path = expanded(adapter)
+    path = expand_home(adapter)
     if path.is_dir():
         return adapter_of(_local_config(path, _ADAPTER_CONFIG), adapter)
     if _HUB_ID.fullmatch(adapter) and not adapter.startswith((".", os.sep)):
@@ -202,13 +202,14 @@ def _names_in(folder: Path) -> list[str]:
         return [each.name for each in folder.iterdir()]
     except OSError as error:
         raise NotFoundError(
-            f"{folder} cannot be read: {reason(error)}.", "Check its permissions, or give another folder."
+            f"{folder} cannot be read: {failure_reason(error)}.",
+            "Check its permissions, or give another folder.",
         ) from None
 
 
 def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     try:
-        return read_object(folder / name)
+        return read_json_object(folder / name)
     except FileNotFoundError:
         what = "a model" if name == "config.json" else "an adapter"
         raise NotFoundError(
@@ -216,5 +217,5 @@ def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
         ) from None
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"{folder}/{name} cannot be read: {reason(error)}.", "Download the model again."
+            f"{folder}/{name} cannot be read: {failure_reason(error)}.", "Download the model again."
         ) from error

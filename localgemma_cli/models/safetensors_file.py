@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard, TypeVar
 
-from localgemma_cli.documents import Unreadable, open_file, parse_object, read_object, shown
+from localgemma_cli.documents import Unreadable, format_value, open_file, parse_json_object, read_json_object
 
 ITEM_BYTES: Mapping[str, int] = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 NESTED = {
@@ -57,7 +57,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     if len(data) < length:
         raise ValueError(f"{path.name} is cut short")
     try:
-        entries = parse_object(data)
+        entries = parse_json_object(data)
     except Unreadable as error:
         raise ValueError(f"{path.name} has a damaged header: {error}") from None
     entries.pop("__metadata__", None)
@@ -70,11 +70,11 @@ def _stored(path: Path, name: str, entry: object, start: int, end: int) -> Store
     values = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = values.get("dtype"), values.get("shape"), values.get("data_offsets")
     if not isinstance(dtype, str) or not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"{path.name} has a damaged header: {shown(name)}")
+        raise ValueError(f"{path.name} has a damaged header: {format_value(name)}")
     first, last = offsets
     tensor = Stored(path, start + first, dtype, tuple(shape))
     if not first <= last <= end or (dtype in ITEM_BYTES and tensor.size != last - first):
-        raise ValueError(f"{path.name} is cut short or damaged: {shown(name)}")
+        raise ValueError(f"{path.name} is cut short or damaged: {format_value(name)}")
     return tensor
 
 
@@ -120,7 +120,7 @@ def _read_all(folder: Path) -> dict[str, Stored]:
 def shards_of(index: Path) -> list[str]:
     """The files that an index names, all in its own folder; a ValueError where it is damaged."""
     try:
-        names = read_object(index, _INDEX_LIMIT).get("weight_map")
+        names = read_json_object(index, _INDEX_LIMIT).get("weight_map")
     except ValueError as error:
         raise ValueError(f"{index.name} is damaged: {error}") from None
     if not isinstance(names, dict) or not all(_is_shard(name) for name in names.values()):

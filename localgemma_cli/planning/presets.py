@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from localgemma_cli.config import parse_toml, read_toml
-from localgemma_cli.documents import shown
+from localgemma_cli.documents import format_value
 from localgemma_cli.environment import config_folder
 from localgemma_cli.errors import UsageError
 from localgemma_cli.types import (
@@ -102,7 +102,7 @@ def load_presets(folder: Path | None = None) -> Presets:
 
 def find_preset(name: str, presets: Presets) -> Preset:
     if name not in presets:
-        raise UsageError(f"Unknown preset: {shown(name)}.", f"Choose one of: {', '.join(presets)}.")
+        raise UsageError(f"Unknown preset: {format_value(name)}.", f"Choose one of: {', '.join(presets)}.")
     return presets[name]
 
 
@@ -134,7 +134,8 @@ def _pop_text(path: Traversable, table: dict[str, object], key: str) -> str | No
     if value is None or isinstance(value, str):
         return value
     raise UsageError(
-        f"{path}: {key} must be text (got {shown(value)}).", f"Put the value of {key} in quotation marks."
+        f"{path}: {key} must be text (got {format_value(value)}).",
+        f"Put the value of {key} in quotation marks.",
     )
 
 
@@ -153,13 +154,15 @@ def _read_section(path: Traversable, device: str, table: object) -> Mapping[str,
 def _parse_value(path: Traversable, key: str, value: object, prefix: str = "") -> str | bool:
     if key not in _ALLOWED:
         known = ("summary", "inherits", *_ALLOWED, *_DEVICES) if not prefix else tuple(_ALLOWED)
-        raise UsageError(f"{path}: unknown key {shown(prefix + key)}.", f"Allowed keys: {', '.join(known)}.")
+        raise UsageError(
+            f"{path}: unknown key {format_value(prefix + key)}.", f"Allowed keys: {', '.join(known)}."
+        )
     for allowed in _ALLOWED[key]:
         if type(value) is type(allowed) and value == allowed:
             return allowed
     words = (str(each).lower() if isinstance(each, bool) else each for each in _ALLOWED[key])
     raise UsageError(
-        f"{path}: {prefix}{key} cannot be {shown(value)}.", f"Choose one of: {', '.join(words)}."
+        f"{path}: {prefix}{key} cannot be {format_value(value)}.", f"Choose one of: {', '.join(words)}."
     )
 
 
@@ -179,7 +182,7 @@ def _inheritance_chain(name: str, sources: Mapping[str, _Source]) -> tuple[_Sour
     while (parent := chain[-1].inherits) is not None:
         if parent not in sources:
             raise UsageError(
-                f"{chain[-1].path}: inherits names an unknown preset: {shown(parent)}.",
+                f"{chain[-1].path}: inherits names an unknown preset: {format_value(parent)}.",
                 f"Choose one of: {', '.join(sources)}.",
             )
         if any(source.name == parent for source in chain):

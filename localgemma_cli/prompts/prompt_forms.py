@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from localgemma_cli.environment import expanded
+from localgemma_cli.environment import expand_home
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import AUTO, check_template
 from localgemma_cli.prompts.template_process import TemplateFailed
@@ -94,7 +94,7 @@ def select_form(template: str, stated: PromptForm, tokenizer: Tokenizer) -> Form
         return Form() if tokenizer.template else built_in(stated)
     check_template(template)
     named = PROMPT_FORMS.get(template)
-    return built_in(named) if named else _from_file(expanded(template))
+    return built_in(named) if named else _from_file(expand_home(template))
 
 
 def built_in(form: PromptForm) -> Form:

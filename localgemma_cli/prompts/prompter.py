@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
-from localgemma_cli.conversation import Message, folded
+from localgemma_cli.conversation import Message, fold_system
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.prompts.detokenizer import Detokenizer
@@ -135,7 +135,7 @@ class Prompter:
             )
         if self.takes_system:
             return list(messages)
-        return list(folded(messages))
+        return list(fold_system(messages))
 
     def _rendered(self, messages: Sequence[Message]) -> tuple[str, Markers]:
         """The template's text, in which what is said is marked so that none of it can be a control token.

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from localgemma_cli.documents import read_bytes, read_object, reason
+from localgemma_cli.documents import failure_reason, read_bounded_bytes, read_json_object
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.json_fields import JsonFields
 from localgemma_cli.prompts.tokenizer import TokenizerSettings
@@ -107,7 +107,7 @@ def _templates(folder: Path, config: Mapping[str, object]) -> dict[str, str]:
 def _read_template(path: Path) -> str:
     """With line ends as Python's text files have them."""
     try:
-        text = read_bytes(path, _TEMPLATE_LIMIT).decode("utf-8")
+        text = read_bounded_bytes(path, _TEMPLATE_LIMIT).decode("utf-8")
     except UnicodeDecodeError as error:
         raise _unreadable(path, ValueError(f"byte {error.start} is not UTF-8")) from None
     except (OSError, ValueError) as error:
@@ -120,7 +120,7 @@ def _read_checked(path: Path) -> dict[str, object]:
     if not os.path.lexists(path):
         return {}
     try:
-        found = read_object(path, _OBJECT_LIMIT)
+        found = read_json_object(path, _OBJECT_LIMIT)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     _require_known_types(JsonFields(found, str(path)))
@@ -140,4 +140,4 @@ def _require_known_types(config: JsonFields) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> NotFoundError:
-    return NotFoundError(f"Cannot read {path}: {reason(error)}.", "Download the model again.")
+    return NotFoundError(f"Cannot read {path}: {failure_reason(error)}.", "Download the model again.")

@@ -125,7 +125,7 @@ def test_no_command_writes_a_name_raw(home: Path, words: list[str], monkeypatch:
     told = OWN_COLOURS.sub("", out.getvalue() + err.getvalue())
     assert told
     assert not RAW & set(told)
-    assert "unforeseen" not in told
+    assert "Unexpected error" not in told
     own = err.getvalue() if words[:1] == ["prompt"] or "-v" in words or "show" in words else told
     assert not any(line.startswith(FORGED) for line in own.splitlines())
 

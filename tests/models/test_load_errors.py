@@ -88,10 +88,10 @@ SPOILED = {
     ),
     "template size": (written("chat_template.jinja", "x" * 2_000_000), "larger than 1.0 MB"),
     "template folder": (folder_for("chat_template.jinja"), "it is a folder"),
-    "template pipe": (piped("chat_template.json"), "ordinary"),
-    "config pipe": (piped("generation_config.json"), "ordinary"),
+    "template pipe": (piped("chat_template.json"), "regular file"),
+    "config pipe": (piped("generation_config.json"), "regular file"),
     "config folder": (folder_for("config.json"), "it is a folder"),
-    "weights pipe": (piped("model.safetensors"), "ordinary"),
+    "weights pipe": (piped("model.safetensors"), "regular file"),
 }
 
 

@@ -48,7 +48,7 @@ def test_no_file_means_no_names(tmp_path: Path) -> None:
         ('[a]\nrepository = "x/y"\ntemplate = "chatml"', "template of [a]"),
         ('[a]\nrepository = "x/y"\nsampling = { heat = 1 }', "'heat'"),
         ('[a]\nrepository = "x/y"\nsampling = { top-k = 1.5 }', "top_k"),
-        ('[a]\nrepository = "x/y"\nsampling = { top-p = 7 }', "--top-p is out of range"),
+        ('[a]\nrepository = "x/y"\nsampling = { top-p = 7 }', "--top-p must be between"),
         ("[a", "cannot be read"),
     ],
 )

@@ -162,7 +162,7 @@ def file_prompter() -> Prompter:
         (b"<|turn>{{ messages[0].content }}", "no <|turn>"),
         (b"{{ ''.__class__.__mro__ }}{{ messages[0].content }}", "unsafe"),
         (b"\xff", "UTF-8"),
-        (None, "cannot be read"),
+        (None, "Cannot read"),
     ],
     ids=["syntax", "undefined", "drops the text", "another's turns", "sandbox", "not text", "no file"],
 )

@@ -180,9 +180,9 @@ def test_what_libraries_write_is_kept_back() -> None:
 def test_warnings_logs_and_bars_of_libraries_are_for_those_who_ask(verbose: bool) -> None:
     code = (
         "import logging, sys, warnings\n"
-        "from localgemma_cli.environment import mind_libraries, standard_streams\n"
+        "from localgemma_cli.environment import hide_library_output, standard_streams\n"
         "streams = standard_streams()\n"
-        f"mind_libraries(streams, verbose={verbose})\n"
+        f"hide_library_output(streams, verbose={verbose})\n"
         "handler = logging.StreamHandler()\n"  # as transformers makes one while it is imported
         "logging.getLogger('lib').addHandler(handler)\n"
         "logging.getLogger('lib').warning('of a\\x1b[2J handler')\n"

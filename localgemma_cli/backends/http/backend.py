@@ -21,7 +21,7 @@ from localgemma_cli.backends.http.server_errors import (
 )
 from localgemma_cli.backends.http.text_filters import cut_at_stop, join_surrogates, mask_secret
 from localgemma_cli.backends.http.transport import Exchange, ExchangeCancelled
-from localgemma_cli.conversation import FinishReason, Message, folded
+from localgemma_cli.conversation import FinishReason, Message, fold_system
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Delta, Event, Finished, RateMeter, Thinking, Usage
 from localgemma_cli.redaction import SHORTEST_SECRET
@@ -186,7 +186,7 @@ class HttpBackend:
     def _body(
         self, messages: Sequence[Message], sampling: Sampling, known: Compatibility, unlimited: bool
     ) -> dict[str, object]:
-        shaped = self._server.dialect.shape(folded(messages) if known.folds_system else messages)
+        shaped = self._server.dialect.shape(fold_system(messages) if known.folds_system else messages)
         request = ChatRequest(shaped, sampling, self._requested_model, self._server.penalty_name)
         omitted = known.omitted | ({"max_tokens"} if unlimited else set())
         fields = self._server.dialect.body(request)

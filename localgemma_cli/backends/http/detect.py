@@ -15,7 +15,7 @@ from localgemma_cli.backends.http.server_errors import Refusal, TransientError, 
 from localgemma_cli.backends.http.sse import parse_message
 from localgemma_cli.backends.http.transport import Exchange
 from localgemma_cli.errors import EndpointError
-from localgemma_cli.redaction import redacted
+from localgemma_cli.redaction import redact
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.text import repair_surrogates
 
@@ -109,7 +109,7 @@ def _is_displayable_name(value: object, key: str | None) -> bool:
     """Whether a value is a short name without the API key; a server can send anything."""
     if not isinstance(value, str) or not value.strip() or len(value) > _LONGEST_NAME:
         return False
-    return redacted(value, key) == value
+    return redact(value, key) == value
 
 
 def _get_json(endpoint: Endpoint, url: str, notices: Notices, cancel: Event) -> tuple[int, dict[str, Any]]:

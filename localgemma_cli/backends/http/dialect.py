@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localgemma_cli.conversation import Message, folded
+from localgemma_cli.conversation import Message, fold_system
 from localgemma_cli.errors import EndpointError
 from localgemma_cli.events import Usage
 from localgemma_cli.sampling import Sampling
@@ -86,7 +86,7 @@ def unchanged(messages: Sequence[Message]) -> Sequence[Message]:
 
 def flatten_conversation(messages: Sequence[Message]) -> Sequence[Message]:
     """The whole conversation as one user message, for a server that reads only the last message."""
-    *past, question = folded(messages)
+    *past, question = fold_system(messages)
     if not past:
         return [question]
     turns = (f"{'Me' if message.role == 'user' else 'You'}: {message.content.strip()}" for message in past)

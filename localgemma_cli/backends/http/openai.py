@@ -23,7 +23,7 @@ from localgemma_cli.backends.http.dialect import (
     unchanged,
 )
 from localgemma_cli.backends.http.sse import parse_events, parse_message, read_whole
-from localgemma_cli.conversation import folded
+from localgemma_cli.conversation import fold_system
 from localgemma_cli.events import Usage
 
 _BOM = b"\xef\xbb\xbf"
@@ -117,7 +117,7 @@ RKLLAMA = Dialect(
     "rkllama; it drops a system message, so its text is folded into the first turn",
     "/chat/completions",
     "/models",
-    folded,
+    fold_system,
     openai_body,
     read_openai_stream,
     GEMMA_STOPS,

@@ -21,7 +21,7 @@ from localgemma_cli.backends.http.dialect import (
     token_count,
 )
 from localgemma_cli.backends.http.sse import parse_objects, split_lines
-from localgemma_cli.conversation import folded
+from localgemma_cli.conversation import fold_system
 from localgemma_cli.events import Usage
 
 
@@ -81,7 +81,7 @@ RKLLAMA_API = Dialect(
     "rkllama's /api/chat; it drops a system message, so its text is folded into the first turn",
     "/api/chat",
     "/api/tags",
-    folded,
+    fold_system,
     rkllama_body,
     read_rkllama_stream,
     GEMMA_STOPS,

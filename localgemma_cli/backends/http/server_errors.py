@@ -11,7 +11,7 @@ from time import time
 from localgemma_cli.backends.http.endpoint import KEY_VARIABLE, Endpoint
 from localgemma_cli.backends.http.proxy_settings import invalid_proxy, proxy_of
 from localgemma_cli.errors import ContextOverflowError, EndpointError, LocalGemmaError
-from localgemma_cli.redaction import redacted
+from localgemma_cli.redaction import redact
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.text import repair_surrogates
 
@@ -45,7 +45,7 @@ class Refusal:
 
 def quote(text: str, key: str | None) -> str:
     """A server's text for a message: one line, at most 300 characters, without the API key."""
-    line = one_line(repair_surrogates(redacted(text[:_READ_LENGTH], key)))
+    line = one_line(repair_surrogates(redact(text[:_READ_LENGTH], key)))
     return line if len(line) <= _QUOTED_LENGTH else line[:_QUOTED_LENGTH] + "…"
 
 

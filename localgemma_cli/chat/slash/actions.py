@@ -27,10 +27,10 @@ from localgemma_cli.chat.slash.outcome import (
 )
 from localgemma_cli.chat.slash.session_commands import export, load, save, sessions, title
 from localgemma_cli.conversation import Conversation
-from localgemma_cli.documents import shown
+from localgemma_cli.documents import format_value
 from localgemma_cli.errors import UsageError
 from localgemma_cli.render.base import Answer
-from localgemma_cli.sampling import Sampling, checked
+from localgemma_cli.sampling import Sampling, validate_sampling
 from localgemma_cli.sanitize import Block, one_line
 
 KEYS: Mapping[str, Callable[[str], Any]] = {
@@ -219,9 +219,9 @@ def _changed(sampling: Sampling, command: str, key: str, value: str) -> Sampling
     try:
         new = getattr(Sampling(), name) if value == "off" else KEYS[name](value)
     except ValueError:
-        raise UsageError(f"{name} cannot be {shown(value)}.", "Give a number, or off.") from None
+        raise UsageError(f"{name} cannot be {format_value(value)}.", "Give a number, or off.") from None
     try:
-        return checked(replace(sampling, **{name: new}))
+        return validate_sampling(replace(sampling, **{name: new}))
     except UsageError as error:  # no option was typed here
         raise UsageError(error.message.removeprefix("--"), error.hint) from error
 

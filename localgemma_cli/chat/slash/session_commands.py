@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from localgemma_cli.chat.chat_session import ChatSession
 from localgemma_cli.chat.slash.outcome import CommandContext, counted, paths, takes
-from localgemma_cli.environment import expanded
+from localgemma_cli.environment import expand_home
 from localgemma_cli.errors import NotFoundError, SavingError, UsageError
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.sessions.export_file import write_new_file
@@ -67,7 +67,7 @@ def export(session: ChatSession, facts: CommandContext, argument: str) -> None:
     names = paths(argument)
     if len(names) != 1:
         raise takes("/export")
-    path = expanded(names[0])
+    path = expand_home(names[0])
     write_new_file(path, format_conversation(session.conversation, format_of(path.name)))
     session.say(f"[written: {one_line(str(path))}]")
 

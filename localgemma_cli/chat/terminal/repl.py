@@ -51,7 +51,13 @@ from localgemma_cli.chat.terminal.terminal_state import key_presses, pressed, re
 from localgemma_cli.chat.terminal.toolbar import figures, fitted, vi_mode
 from localgemma_cli.chat.terminal.typed_ahead import Keystrokes, ends_a_line, lines_of, notice
 from localgemma_cli.environment import Streams
-from localgemma_cli.errors import ENDINGS, InterruptedAnswer, LocalGemmaError, UsageError, unforeseen
+from localgemma_cli.errors import (
+    EXIT_EXCEPTIONS,
+    InterruptedAnswer,
+    LocalGemmaError,
+    UsageError,
+    as_user_error,
+)
 from localgemma_cli.render.base import Answer
 from localgemma_cli.render.messages import has_colour
 from localgemma_cli.render.progress import describe_progress
@@ -205,12 +211,12 @@ class Repl:
         self._cancel = Cancel()
         try:
             return handle(line)
-        except ENDINGS:
+        except EXIT_EXCEPTIONS:
             raise
         except BaseException as error:  # some are no Exception: a panic of a library in Rust
             if self._ends(error):
                 raise
-            self._frame.report(unforeseen(error))
+            self._frame.report(as_user_error(error))
             return line
 
     def _send(self, question: PromptText) -> PromptText:
@@ -395,7 +401,7 @@ class Repl:
             case OSError(strerror=reason):
                 told = UsageError(f"The editor cannot be used: {reason}.", "Check TMPDIR and EDITOR.")
             case error:
-                told = unforeseen(error)
+                told = as_user_error(error)
         run_in_terminal(partial(self._frame.report, told))
 
     async def _watch(self) -> None:
@@ -410,7 +416,7 @@ class Repl:
             if not self._models.go_back():
                 self._prompt.app.exit(exception=error)
                 return
-            told = error if isinstance(error, LocalGemmaError) else unforeseen(error)
+            told = error if isinstance(error, LocalGemmaError) else as_user_error(error)
             await run_in_terminal(partial(self._frame.report, told))
 
     def _toolbar(self) -> str:

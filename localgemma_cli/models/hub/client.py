@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_token
 
-from localgemma_cli.documents import read_object, reason
+from localgemma_cli.documents import failure_reason, read_json_object
 from localgemma_cli.errors import LocalGemmaError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.hub import errors as hub_errors
@@ -283,9 +283,9 @@ def _download_config(repo: Repo, name: str) -> Path:
 
 def _parse(path: Path, model_id: str) -> dict[str, object]:
     try:
-        return read_object(path)
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"The {path.name} of {model_id} cannot be read: {reason(error)}.",
+            f"The {path.name} of {model_id} cannot be read: {failure_reason(error)}.",
             "Pick another model or --revision.",
         ) from None

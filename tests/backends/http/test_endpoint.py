@@ -8,7 +8,7 @@ import pytest
 from localgemma_cli.backends.http.dialect import flatten_conversation
 from localgemma_cli.backends.http.endpoint import parse_endpoint
 from localgemma_cli.backends.http.server_errors import is_overflow_text, quote, retry_after
-from localgemma_cli.conversation import Message, folded
+from localgemma_cli.conversation import Message, fold_system
 from localgemma_cli.errors import UsageError
 
 
@@ -97,8 +97,8 @@ TALK = (
 
 
 def test_folding_puts_the_system_text_once_before_the_first_turn() -> None:
-    assert folded(TALK) == [Message("user", "Be brief.\n\nI am Ada."), *TALK[2:]]
-    assert folded(TALK[1:]) == TALK[1:]
+    assert fold_system(TALK) == [Message("user", "Be brief.\n\nI am Ada."), *TALK[2:]]
+    assert fold_system(TALK[1:]) == TALK[1:]
 
 
 def test_flattening_tells_everything_in_one_message() -> None:

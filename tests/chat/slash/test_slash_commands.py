@@ -56,7 +56,7 @@ def test_conversation_commands(program: Program) -> None:
         assert f"of which {prompt - 1} were in the cache and 1 were read" in text
         assert "this chat: 4 answers" in text
         assert "Usage: /retry [KEY=VALUE ...]" in enter("/retry warmer")
-        assert "\ntop-p is out of range" in enter("/retry top_p=7")  # no option
+        assert "\ntop-p must be between" in enter("/retry top_p=7")  # no option
         text = enter("/set temperature=0.25") + enter("/set top_k 7") + enter("/set top_k off")
         assert "temperature        0.25" in text
         assert re.search(r"top_k +7[\s\S]*top_k +off", text)
@@ -101,7 +101,7 @@ def test_commands_about_files(program: Program) -> None:
         assert "File notes.txt:" in enter("/show prompt")
         assert "Usage: /file PATH" in enter("/file")
         for path, error in (
-            ("/dev/zero", "no ordinary file"),
+            ("/dev/zero", "not a regular file"),
             (".", "is a folder"),
             ("gone", "No such file"),
         ):

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 
 from localgemma_cli.backends.pytorch.loading.assemble import incomplete_checkpoint
-from localgemma_cli.documents import read_object
+from localgemma_cli.documents import read_json_object
 from localgemma_cli.models.architecture import Architecture
 from localgemma_cli.models.model_config import architecture_of
 from localgemma_cli.models.safetensors_file import EMBEDDING, Stored, read_checkpoint
@@ -25,7 +25,7 @@ def require_complete(folder: Path, name: str) -> None:
     NotFoundError where tensors are missing, ValueError where they do not match config.json. Models that are
     not Gemmas are not checked.
     """
-    shape = architecture_of(read_object(folder / "config.json"), name, force=True)
+    shape = architecture_of(read_json_object(folder / "config.json"), name, force=True)
     if shape.family == "other":
         return
     tensors = read_checkpoint(folder)

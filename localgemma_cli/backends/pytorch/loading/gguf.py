@@ -12,7 +12,7 @@ from localgemma_cli.backends.pytorch.loading.assemble import WeightSources, asse
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.gguf_config import gguf_config
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
-from localgemma_cli.optional_dependencies import needed
+from localgemma_cli.optional_dependencies import require_package
 from localgemma_cli.planning.plan import LoadPlan
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -39,7 +39,7 @@ def load_gguf(plan: LoadPlan, path: Path, progress: ProgressSink) -> PreTrainedM
 
     NotFoundError where the gguf package is missing: it unpacks the weights.
     """
-    with needed("gguf", "gguf", "GGUF files"):
+    with require_package("gguf", "gguf", "GGUF files"):
         import gguf  # noqa: F401
     file = read_gguf(path)
     described = gguf_config(file)

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from localgemma_cli.documents import read_object
+from localgemma_cli.documents import read_json_object
 from localgemma_cli.environment import cache_folder, make_private, private_opener
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.hub.cache import COMMIT, Repo
@@ -290,7 +290,7 @@ def _sha256(path: Path) -> str:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_object(folder / _MANIFEST)
+    manifest = read_json_object(folder / _MANIFEST)
     if not isinstance(manifest.get("copy"), dict):
         raise ValueError('the manifest has no entry "copy"')
     return manifest

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.pytorch.lora.full_weights import is_tied, put_in, separate_head
 from localgemma_cli.backends.pytorch.lora.rules import Rules
 from localgemma_cli.backends.pytorch.lora.tensor_names import Contents, read_adapter, unfit, unusable
-from localgemma_cli.documents import read_object, reason
+from localgemma_cli.documents import failure_reason, read_json_object
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.safetensors_file import EMBEDDING, HEAD
-from localgemma_cli.optional_dependencies import needed
+from localgemma_cli.optional_dependencies import require_package
 
 _CONFIG = "adapter_config.json"
 _EMBEDDING_MODULE, _HEAD_MODULE = EMBEDDING.removesuffix(".weight"), HEAD.removesuffix(".weight")
@@ -32,7 +32,7 @@ _PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 def attach_adapter(model: PreTrainedModel, folder: Path, *, merge: bool) -> PreTrainedModel:
     """The model with the adapter in its weights, or beside them; NotFoundError where the two do not match."""
-    with needed("peft", "adapters", "Adapters"):
+    with require_package("peft", "adapters", "Adapters"):
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as USUAL
     contents = read_adapter(folder)
     if contents.changes_nothing:
@@ -59,9 +59,9 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, merge: bool) -> PreT
 
 def _read_config(folder: Path) -> dict[str, object]:
     try:
-        return read_object(folder / _CONFIG)
+        return read_json_object(folder / _CONFIG)
     except (OSError, ValueError) as error:
-        raise unusable(folder, f"{_CONFIG} cannot be read: {reason(error)}.") from error
+        raise unusable(folder, f"{_CONFIG} cannot be read: {failure_reason(error)}.") from error
 
 
 def _check(model: PreTrainedModel, contents: Contents, rules: Rules, folder: Path) -> None:
