@@ -1,8 +1,11 @@
 """The README and docs/ against the program: commands parse, files exist, tables equal the code."""
 
+import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from support.program import Program
 
 from localgemma_cli.chat.slash.slash_commands import COMMANDS as SLASH_COMMANDS
 from localgemma_cli.cli import CHAT, build_app
@@ -198,6 +202,58 @@ def test_the_readme_s_memory_is_what_the_plan_needs(
                 for preset in ("memory", "exact")
             ]
             assert [int(each) for each in figures] == [math.ceil(each / 1e9) for each in needed]
+
+
+_TRACE = """
+import os, sys, threading
+called, stacks = {}, {}
+
+def files_of(frame):
+    while frame:
+        if frame.f_code.co_filename.startswith(ROOT) and frame.f_code.co_name != "<module>":
+            yield os.path.relpath(frame.f_code.co_filename, ROOT)
+        frame = frame.f_back
+
+def profile(frame, event, argument):
+    code = frame.f_code
+    if event == "call" and code.co_filename.startswith(ROOT) and code.co_name != "<module>":
+        called.setdefault(os.path.relpath(code.co_filename, ROOT))
+        if code.co_name in ("load_model", "generate", "delta"):
+            stacks.setdefault(code.co_name, list(files_of(frame)))
+
+def leave(code):
+    sys.setprofile(None)
+    print(json.dumps([list(called), stacks]), file=sys.__stderr__, flush=True)
+    end(code)
+
+end, os._exit = os._exit, leave
+sys.argv = ["localgemma", "-m", "demo", "-q", "--max-new-tokens", "2", "-"]
+from localgemma_cli.__main__ import main
+sys.setprofile(profile)
+threading.setprofile(profile)
+main()
+"""
+
+
+def test_the_way_of_a_prompt_is_the_documented_one(program: Program) -> None:
+    """Every module on the call stack of loading, decoding and printing is in the table."""
+    table = table_after(ROOT / "docs/architecture.md", "| file | does | with |")
+    way = [row[0] for row in table]
+    assert len(way) <= 14
+    trace = f"import json\nROOT = {str(ROOT / 'localgemma_cli')!r}\n{_TRACE}"
+    done = subprocess.run(
+        [sys.executable, "-c", trace],
+        input="Hello",
+        capture_output=True,
+        text=True,
+        env={**program.env, "PYTHONPATH": str(ROOT)},
+        timeout=600,
+    )
+    called, stacks = json.loads(done.stderr.splitlines()[-1])
+    assert set(way) <= set(called)
+    assert set(stacks) == {"load_model", "generate", "delta"}
+    named = " ".join(cell for row in table for cell in row).replace(",", " ").split()
+    assert {file for files in stacks.values() for file in files} <= set(named)
 
 
 def test_the_workflow_covers_the_versions_that_the_package_promises() -> None:
