@@ -158,6 +158,7 @@ def _plan_model(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
     if overrides.processes > 1:
         settings = slice_settings(facts, settings, overrides)
     check_settings(facts, settings, hardware)
+    warnings = list_warnings(facts, preset, settings, hardware)
     settings, placement = place_model(facts, settings, hardware, overrides)
     weights = settings.weights
     return LoadPlan(
@@ -183,8 +184,5 @@ def _plan_model(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
         processes=overrides.processes,
         memory=placement.memory,
         reasons=(f"{preset.name}: {preset.summary}", *settings.reasons),
-        warnings=(
-            *list_warnings(facts, preset, settings, hardware),
-            *placement_warnings(facts, placement, weights.streamed),
-        ),
+        warnings=(*warnings, *placement_warnings(facts, placement, weights.streamed)),
     )

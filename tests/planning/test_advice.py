@@ -30,7 +30,7 @@ def test_the_longest_context_that_fits_is_suggested(presets, gpu, size):
     assert not does_not
 
 
-def test_a_context_only_a_little_shorter_is_found(presets, gpu):
+def test_a_slightly_shorter_context_is_found(presets, gpu):
     shorter = plan_preset(lookup("9b"), presets["exact"], gpu, Overrides(context=7680)).memory.total_bytes
     assert "--context 7680" in advised("9b", "exact", gpu.capped(shorter, None), presets)
 
@@ -39,21 +39,21 @@ def test_another_preset_and_a_smaller_model_are_suggested(presets, gpu):
     assert advised("27b", "exact", gpu, presets) == "Use --preset memory, or --model 9b."
 
 
-def test_a_smaller_model_must_fit_whole(presets, small_gpu):
+def test_a_suggested_smaller_model_fits_without_offloading(presets, small_gpu):
     assert advised("27b", "memory", small_gpu.capped(8 * 10**9, None), presets).endswith("--model 2b.")
 
 
-def test_a_machine_too_small_for_all_is_sent_to_the_demo(presets, gpu):
+def test_the_demo_is_suggested_if_nothing_else_fits(presets, gpu):
     assert "--model demo" in advised("2b", "memory_extreme", gpu.capped(GIB // 2, GIB), presets)
 
 
-def test_what_was_asked_for_is_kept_in_the_advice(presets, gpu):
+def test_suggestions_keep_the_users_overrides(presets, gpu):
     overrides = Overrides(dtype="float32", context=1024)
     assert "--preset memory" in advised("9b", "exact", gpu, presets, overrides)
     assert "--context" not in advised("9b", "exact", gpu, presets, overrides)
 
 
-def test_advice_is_never_what_is_there_already(presets, gpu):
+def test_suggestions_never_repeat_the_current_choice(presets, gpu):
     tiny = Overrides(host_memory=1024, device_memory=1024)
     advice = advised("demo", "exact", gpu.capped(1024, 1024), presets, tiny)
     assert advice == "Allow more with --device-memory."

@@ -24,7 +24,7 @@ def warned(facts, preset, machine, overrides):
     return " / ".join(list_warnings(facts, preset, settings, machine))
 
 
-def test_the_27b_does_not_run_in_float16_under_any_name(presets, gpu):
+def test_27b_is_refused_in_float16_under_any_name(presets, gpu):
     assert "overflows in float16" in refusal(lookup("27b"), presets["memory"], gpu, Overrides(dtype="fp16"))
     shape = {"model_type": "gemma2", "hidden_size": 4608, "num_hidden_layers": 46, "intermediate_size": 36864}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128}
@@ -32,7 +32,7 @@ def test_the_27b_does_not_run_in_float16_under_any_name(presets, gpu):
     assert "overflows" in refusal(system, presets["exact"], gpu, Overrides(dtype="float16"))
 
 
-def test_float16_is_warned_of_from_gemma_2_on(presets, gpu):
+def test_float16_gives_a_warning_from_gemma_2(presets, gpu):
     overrides = Overrides(dtype="float16")
     assert "overflow" in warned(lookup("9b"), presets["memory"], gpu, overrides)
     assert "overflow" not in warned(lookup("7b"), presets["memory"], gpu, overrides)
@@ -44,7 +44,7 @@ def test_weights_without_a_kernel_are_refused_with_the_reason(presets, old_cpu):
     assert message.startswith("int8 weights are not supported")
 
 
-def test_int4_is_for_processors_with_a_product_and_for_whole_layers(presets, desktop_cpu, arm_cpu, gpu, mac):
+def test_int4_needs_a_cpu_kernel_and_streamable_layers(presets, desktop_cpu, arm_cpu, gpu, mac):
     overrides, memory = Overrides(quantization="int4"), presets["memory"]
     for elsewhere in (arm_cpu, gpu, mac):
         assert "int4 weights are not supported" in refusal(lookup("2b"), memory, elsewhere, overrides)
@@ -62,13 +62,13 @@ def test_int8_needs_integer_tensor_cores(presets, gpu, turing):
     assert warned(lookup("7b"), presets["memory"], gpu, overrides) == ""
 
 
-def test_int8_is_not_compiled_but_nf4_may_be(presets, gpu):
+def test_int8_cannot_be_compiled_but_nf4_can(presets, gpu):
     message = refusal(lookup("2b"), presets["memory"], gpu, Overrides(quantization="int8", compile=True))
     assert "cannot be compiled" in message
     assert warned(lookup("2b"), presets["memory"], gpu, Overrides(compile=True)) == ""
 
 
-def test_sdpa_is_refused_only_where_it_drops_the_cap(presets, gpu):
+def test_sdpa_is_refused_only_if_it_would_drop_the_cap(presets, gpu):
     overrides = Overrides(attention="sdpa")
     assert "drop the cap" in refusal(lookup("2b"), presets["memory"], gpu, overrides)
     assert warned(lookup("7b"), presets["memory"], gpu, overrides) == ""

@@ -58,7 +58,7 @@ def test_the_hint_removes_a_draft_that_does_not_fit(presets):
     assert "no --assistant" in plan.hint
 
 
-def test_what_is_offloaded_makes_room_for_the_draft(presets, small_gpu):
+def test_more_layers_are_offloaded_to_fit_the_draft(presets, small_gpu):
     alone, both = (
         plan_preset(LARGE, presets["memory_extreme"], small_gpu, overrides)
         for overrides in (Overrides(), WITH)
@@ -101,7 +101,7 @@ def test_a_model_in_several_processes_has_no_draft(presets, big_gpu):
         plan_preset(LARGE, presets["exact"], replace(big_gpu, gpu_count=2), replace(WITH, processes=2))
 
 
-def test_the_family_is_what_the_config_says_and_gemma_3_may_pad_its_vocabulary(presets, big_gpu):
+def test_the_family_comes_from_the_config_and_gemma_3_vocabularies_may_be_padded(presets, big_gpu):
     mine = facts_from_config({"model_type": "gemma2", "num_hidden_layers": 2}, name="me/other", id="me/other")
     assert plan_preset(LARGE, presets["exact"], big_gpu, Overrides(draft=mine)).draft is not None
     large = facts_from_config({"model_type": "gemma3_text", "vocab_size": 262_208}, name="g4", id="g4")
@@ -112,7 +112,7 @@ def test_the_family_is_what_the_config_says_and_gemma_3_may_pad_its_vocabulary(p
     assert plan.to_dict()["assistant"] == "g1"
 
 
-def test_the_drafts_context_is_never_longer_than_either(presets, big_gpu):
+def test_the_drafts_context_is_the_shorter_of_both(presets, big_gpu):
     short = replace(SMALL, architecture=replace(SMALL.architecture, context_length=2048))
     for draft, asked, context in ((short, None, 2048), (SMALL, 1024, 1024), (SMALL, None, 8192)):
         plan = plan_preset(LARGE, presets["exact"], big_gpu, Overrides(draft=draft, context=asked))

@@ -1,4 +1,4 @@
-"""Machines found and machines described; nothing here needs a GPU, and nothing imports torch."""
+"""Detected and described hardware; nothing here needs a GPU or imports torch."""
 
 import os
 import subprocess
@@ -31,20 +31,20 @@ from localgemma_cli.planning.hardware import (
         ("2tb", 2 * 10**12),
     ],
 )
-def test_sizes_are_read_as_they_are_written(text, size):
+def test_sizes_are_parsed_in_decimal_and_binary_units(text, size):
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize(
     "text", ["9" * 500 + "GiB", "", "24", "GiB", "-1GiB", "0GiB", "24 gigs", "1e3GB", "24GiBs", "nanGiB"]
 )
-def test_what_is_no_size_is_refused_with_an_example(text):
+def test_an_invalid_size_is_refused_with_an_example(text):
     with pytest.raises(UsageError, match="Not an amount of memory") as caught:
         parse_size(text)
     assert "24GiB" in caught.value.hint
 
 
-def test_this_machines_cpu_is_described_whole():
+def test_this_machines_cpu_is_detected():
     cpu = probe("cpu")
     assert cpu.device == "cpu"
     assert cpu.name
@@ -54,12 +54,12 @@ def test_this_machines_cpu_is_described_whole():
     assert cpu.bf16.why
 
 
-def test_a_word_that_is_no_device_is_refused():
+def test_an_unknown_device_is_refused():
     with pytest.raises(UsageError, match="--device cannot be 'gpu'"):
         probe("gpu")
 
 
-def test_hidden_gpus_are_not_there(monkeypatch):
+def test_hidden_gpus_are_not_used(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UsageError, match="No NVIDIA GPU") as caught:
         probe("cuda")
@@ -87,13 +87,13 @@ def test_a_real_gpu_is_seen_as_torch_sees_it():
         ((5, 2), False, False, False),
     ],
 )
-def test_a_gpu_can_what_its_capability_allows(capability, bf16, nf4, int8):
+def test_a_gpus_abilities_follow_from_its_compute_capability(capability, bf16, nf4, int8):
     gpu = describe_hardware("cuda", 24 * GIB, 64 * GIB, compute_capability=capability)
     assert (bool(gpu.bf16), bool(gpu.nf4), bool(gpu.int8)) == (bf16, nf4, int8)
     assert f"{capability[0]}.{capability[1]}" in gpu.bf16.why
 
 
-def test_int4_is_told_from_the_processors_flags_as_pytorch_has_it():
+def test_int4_support_follows_from_cpu_flags_as_in_pytorch():
     torch = pytest.importorskip("torch")
     capability = torch.backends.cpu.get_cpu_capability()
     if "ATEN_CPU_CAPABILITY" not in os.environ and sys.platform == "linux":
@@ -102,27 +102,27 @@ def test_int4_is_told_from_the_processors_flags_as_pytorch_has_it():
     assert not describe_hardware("mps", None, 24 * GIB).int4
 
 
-def test_a_described_gpu_has_what_was_said_and_the_rest_of_this_machine():
+def test_a_described_gpu_has_the_given_memory_and_this_machines_host():
     gpu = describe_hardware("cuda", 24 * GIB, None)
     assert (gpu.device_memory_total, gpu.device_memory_free) == (24 * GIB, 24 * GIB)
     assert gpu.host_memory_total == probe("cpu").host_memory_total
     assert describe_hardware("cuda", 24 * GIB, 8 * GIB).host_memory_free == 8 * GIB
 
 
-def test_a_gpu_that_is_not_here_needs_its_memory_said():
+def test_a_described_gpu_needs_a_memory_size():
     with pytest.raises(UsageError, match="memory of the CUDA device is unknown"):
         describe_hardware("cuda", None, 64 * GIB)
 
 
 @pytest.mark.parametrize(("host", "device"), [(24, 16), (96, 72)])
-def test_a_mac_lends_its_gpu_a_part_of_its_memory(host, device):
+def test_a_macs_gpu_can_use_part_of_its_memory(host, device):
     mac = describe_hardware("mps", None, host * GIB)
     assert (mac.device, mac.device_memory_free) == ("mps", device * GIB)
     assert mac.bf16
     assert mac.nf4
 
 
-def test_a_busy_or_old_mac_lends_less():
+def test_a_busy_or_old_mac_offers_less():
     busy = replace(describe_hardware("cpu", None, 24 * GIB), host_memory_free=5 * GIB)
     assert apple_gpu(busy, macos=15).device_memory_free == 5 * GIB
     old = apple_gpu(busy, macos=13)
@@ -130,7 +130,7 @@ def test_a_busy_or_old_mac_lends_less():
     assert "macOS 13" in old.nf4.why
 
 
-def test_the_build_of_torch_is_known_without_importing_it():
+def test_the_build_of_torch_is_read_without_importing_it():
     import torch
 
     assert torch_has_cuda() == (torch.version.cuda is not None)
@@ -156,7 +156,7 @@ def test_on_a_cpu_either_cap_is_the_cap():
     assert cpu.capped(8 * GIB, None).device_memory_free == 8 * GIB
 
 
-def test_what_if_is_this_machine_until_something_is_said(monkeypatch):
+def test_without_options_the_plan_is_for_this_machine(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     here = probe()
     assert replace(

@@ -1,4 +1,4 @@
-"""The host's figures, from files as Linux writes them and from this very machine."""
+"""The host's figures, from files as Linux writes them and from this machine."""
 
 import os
 import subprocess
@@ -34,13 +34,13 @@ def test_a_container_sees_its_own_limit_and_droppable_cache_is_free(tmp_path):
     assert cgroup_memory("0::/\n", tmp_path) == Memory(8 * GIB, 6 * GIB)
 
 
-def test_the_tightest_of_nested_limits_counts(tmp_path):
+def test_the_lowest_of_nested_limits_applies(tmp_path):
     cgroup(tmp_path / "user" / "app", "max", GIB)
     cgroup(tmp_path / "user", str(4 * GIB), 3 * GIB)
     assert cgroup_memory("0::/user/app\n", tmp_path) == Memory(4 * GIB, GIB)
 
 
-def test_the_old_cgroups_are_read_too(tmp_path):
+def test_cgroup_v1_is_read_too(tmp_path):
     folder = tmp_path / "memory" / "docker" / "abc"
     folder.mkdir(parents=True)
     (folder / "memory.limit_in_bytes").write_text(f"{2 * GIB}\n")
@@ -57,7 +57,7 @@ def test_no_limit_is_none(tmp_path, membership):
     assert cgroup_memory(membership, tmp_path) is None
 
 
-def test_this_machine_has_memory_but_never_more_than_the_system_says():
+def test_memory_is_at_most_what_the_system_reports():
     memory, system = host_memory(), psutil.virtual_memory()
     assert 0 < memory.free <= memory.total <= system.total
 
@@ -74,7 +74,7 @@ def test_this_machine_has_memory_but_never_more_than_the_system_says():
         {"HF_HUB_CACHE": "/data/$USER_FOLDER", "USER_FOLDER": "me"},
     ],
 )
-def test_the_hub_cache_is_where_the_hubs_own_library_has_it(environ, monkeypatch):
+def test_the_hub_cache_is_where_huggingface_hub_puts_it(environ, monkeypatch):
     for name in ("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
@@ -84,7 +84,7 @@ def test_the_hub_cache_is_where_the_hubs_own_library_has_it(environ, monkeypatch
     assert str(hub_cache(os.environ)) == printed.stdout.strip()
 
 
-def test_free_disk_is_that_of_the_nearest_folder_there_is(tmp_path):
+def test_free_disk_space_is_that_of_the_nearest_existing_folder(tmp_path):
     assert disk_free(tmp_path / "not" / "yet" / "made") == pytest.approx(disk_free(tmp_path), rel=0.01)
 
 

@@ -39,14 +39,14 @@ def test_a_model_too_large_for_one_gpu_is_split_by_whole_layers_and_not_compiled
     assert any("split over 2 GPUs" in reason for reason in plan.reasons)
 
 
-def test_what_one_gpu_holds_stays_there_and_says_so(presets):
+def test_a_model_that_fits_on_one_gpu_is_not_split(presets):
     plan = make_plan(lookup("9b"), "exact", gpus(24, 24), Overrides(), presets)
     assert plan.shares == ()
     assert "devices" not in plan.to_dict()
     assert "one of 2 GPUs is used, because it holds the whole model" in plan.reasons
 
 
-def test_the_json_shows_what_is_where(presets):
+def test_the_json_lists_the_layers_of_each_gpu(presets):
     plan = make_plan(lookup("27b"), "speed", gpus(24, 24, 24), Overrides(), presets).to_dict()
     validate(plan, "plan")
     devices = plan["devices"]
@@ -57,13 +57,13 @@ def test_the_json_shows_what_is_where(presets):
     )
 
 
-def test_the_roomiest_gpu_comes_first_with_the_embeddings():
+def test_the_gpu_with_most_free_memory_gets_the_embeddings():
     first, second = split_layers(workload("27b"), gpus(24, 60).gpus)
     assert (first.index, second.index) == (1, 0)
     assert first.bytes > second.bytes
 
 
-def test_gpus_that_just_hold_it_together_are_not_overfilled():
+def test_gpus_that_barely_hold_the_model_are_not_overfilled():
     work = workload("27b")
     tried = [
         split_layers(work, [GpuMemory(0, "a", size), GpuMemory(1, "b", size)])
@@ -74,27 +74,27 @@ def test_gpus_that_just_hold_it_together_are_not_overfilled():
     assert all(share.bytes <= share.available_bytes for shares in tried for share in shares)
 
 
-def test_a_busy_gpu_is_left_out():
+def test_a_busy_gpu_is_not_used():
     shares = split_layers(
         workload("27b"), [GpuMemory(0, "a", GIB), GpuMemory(1, "b", 40 * GIB), GpuMemory(2, "c", 40 * GIB)]
     )
     assert [share.index for share in shares] == [1, 2]
 
 
-def test_too_little_memory_together_is_said_to_be_too_little(presets):
+def test_gpus_with_too_little_memory_together_do_not_fit(presets):
     plan = make_plan(lookup("27b"), "exact", gpus(24, 24), Overrides(), presets)
     assert plan.shares == ()
     assert not plan.memory.fits
 
 
-def test_caps_are_taken_one_by_one_and_end_the_list(presets):
+def test_several_caps_apply_to_the_gpus_in_turn(presets):
     two = gpus(80, 80, 80).capped((40 * GIB, 30 * GIB), None)
     assert [gpu.free for gpu in two.gpus] == [40 * GIB, 30 * GIB]
     every = gpus(80, 80, 20).capped(30 * GIB, None)
     assert [gpu.free for gpu in every.gpus] == [30 * GIB, 30 * GIB, 20 * GIB]
 
 
-def test_split_weights_are_in_transformers_own_4_bits(presets):
+def test_split_4_bit_weights_are_loaded_by_transformers(presets):
     plan = make_plan(lookup("27b"), "memory", gpus(14, 14, 14), Overrides(), presets)
     assert (plan.quantization, plan.streamed, plan.offload) == ("nf4", False, "none")
     assert len(plan.shares) >= 2
@@ -107,7 +107,7 @@ def test_compiling_over_several_gpus_is_refused(presets):
 
 
 @given(st.lists(st.integers(1, 80), min_size=2, max_size=8), st.sampled_from(["2b", "9b", "27b"]))
-def test_every_layer_is_somewhere_and_every_gpu_holds_its_share(sizes, model):
+def test_every_layer_is_placed_and_every_gpu_holds_its_share(sizes, model):
     work = workload(model)
     shares = split_layers(work, [GpuMemory(i, "gpu", size * GIB) for i, size in enumerate(sizes)])
     if not shares:
@@ -122,7 +122,7 @@ def test_every_layer_is_somewhere_and_every_gpu_holds_its_share(sizes, model):
     assert memory.workspace_bytes == len(shares) * alone.workspace_bytes
 
 
-def test_a_gpu_that_can_do_less_is_not_among_the_others(monkeypatch):
+def test_a_gpu_with_fewer_abilities_is_not_used(monkeypatch):
     from localgemma_cli.planning import hardware
     from localgemma_cli.planning.nvml import Gpu
 

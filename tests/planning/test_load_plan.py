@@ -57,7 +57,7 @@ def test_the_host_holds_layers_only_for_a_gpu(presets, small_gpu, server_cpu, ma
     assert (on_mac.offload, on_mac.memory.fits) == ("none", False)
 
 
-def test_a_cpu_is_its_own_host_whatever_a_preset_says(presets, server_cpu):
+def test_a_cpu_never_offloads_to_the_host(presets, server_cpu):
     anywhere = replace(presets["memory_extreme"].devices["cpu"], offload="auto")
     mine = replace(presets["memory_extreme"], name="mine", devices={"cpu": anywhere})
     plan = plan_preset(lookup("27b"), mine, server_cpu.capped(12 * GIB, None), Overrides())
@@ -75,7 +75,7 @@ def test_host_and_disk_are_both_named_when_both_are_used(presets, small_gpu):
 
 
 @pytest.mark.parametrize(("name", "device"), [("9b", 3), ("27b", 4)])
-def test_the_extreme_preset_answers_where_next_to_nothing_is_free(presets, name, device):
+def test_memory_extreme_fits_in_very_little_memory(presets, name, device):
     machine = describe_hardware("cuda", device * 10**9, 32 * GIB)
     plan = plan_preset(lookup(name), presets["memory_extreme"], machine, Overrides())
     assert plan.memory.fits
@@ -90,7 +90,7 @@ def test_the_extreme_preset_answers_where_next_to_nothing_is_free(presets, name,
     assert f"--context {plan.context_length}" in asked.hint
 
 
-def test_a_cpu_that_is_short_of_memory_takes_a_shorter_context_too(presets, server_cpu):
+def test_a_cpu_with_little_memory_gets_a_shorter_context_too(presets, server_cpu):
     machine = server_cpu.capped(2_600_000_000, None)
     plan = plan_preset(lookup("9b"), presets["memory_extreme"], machine, Overrides())
     assert (plan.memory.fits, plan.offload) == (True, "disk")

@@ -1,4 +1,4 @@
-"""Estimates against real bytes: of transformers' models and caches, bitsandbytes' packing, a true peak."""
+"""Estimates compared with real bytes: transformers, bitsandbytes, and a measured peak."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

@@ -30,7 +30,7 @@ IN_BUS_ORDER = (SMALL, LARGE)
         ({"CUDA_VISIBLE_DEVICES": "0,7,1"}, (LARGE,)),
     ],
 )
-def test_the_environment_chooses_as_in_cuda(environ, visible):
+def test_environment_variables_select_gpus_as_in_cuda(environ, visible):
     assert select_visible(IN_BUS_ORDER, environ, {SLICE.uuid: SLICE}.get) == visible
 
 
@@ -90,5 +90,5 @@ def test_gpus_are_read_through_the_library(tmp_path):
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "MIG-dddd"}, library) == ()
 
 
-def test_a_driver_that_does_not_answer_is_no_gpu(tmp_path):
+def test_a_failing_driver_means_no_gpu(tmp_path):
     assert visible_gpus({}, stand_in(tmp_path, code=9)) == ()

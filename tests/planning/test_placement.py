@@ -1,4 +1,4 @@
-"""Layers that do not fit go to the host, then to disk, as many as must and no more."""
+"""Layers that do not fit are offloaded to the host, then to disk, and no more than necessary."""
 
 import pytest
 from hypothesis import given
@@ -22,19 +22,19 @@ OUTSIDE = layer_bytes(SHAPE, WeightFormat("bfloat16"))
 GB = 10**9
 
 
-def test_what_fits_stays():
+def test_a_model_that_fits_is_not_offloaded():
     placement = place_layers(LOAD, 24 * GB, 64 * GB, "auto")
     assert (placement.offload, placement.resident_layers) == ("none", None)
     assert placement.memory == estimate_memory(LOAD, 24 * GB, 64 * GB)
 
 
-def test_nothing_moves_where_offloading_is_off():
+def test_nothing_is_offloaded_if_offloading_is_off():
     placement = place_layers(LOAD, 6 * GB, 64 * GB, "none")
     assert (placement.offload, placement.resident_layers, placement.memory.fits) == ("none", None, False)
 
 
 @given(st.integers(4 * GB, 12 * GB), st.integers(0, 20 * GB))
-def test_every_layer_is_somewhere_and_one_more_would_not_fit(available, host):
+def test_every_layer_is_placed_and_one_more_would_not_fit(available, host):
     placement = place_layers(LOAD, available, host, "auto")
     memory, kept = placement.memory, placement.resident_layers
     if kept is None:
@@ -57,7 +57,7 @@ HEAD = head_bytes(SHAPE, OURS)
 
 
 @given(st.integers(2_700_000_000, 10 * GB), st.integers(0, 6 * GB))
-def test_on_a_gpu_streamed_weights_are_all_somewhere(available, host):
+def test_on_a_gpu_all_streamed_weights_are_placed(available, host):
     whole, placement = estimate_memory(ON_GPU, available, host), place_layers(ON_GPU, available, host, "auto")
     memory, kept = placement.memory, placement.resident_layers
     if kept is None:
@@ -90,7 +90,7 @@ def test_the_head_leaves_the_gpu_last():
     }
 
 
-def test_streamed_layers_wait_in_their_file_as_they_are_and_two_pass_through():
+def test_streamed_layers_stay_in_their_file_and_two_count_as_workspace():
     weights = WeightFormat("bfloat16", "nf4", streamed=True)
     load = Workload(SHAPE, weights, "eager", "sliding", 2048, "cpu")
     layer = layer_bytes(SHAPE, weights)
@@ -112,13 +112,13 @@ def test_streamed_layers_wait_in_their_file_as_they_are_and_two_pass_through():
         ("host", 0, "host", False),
     ],
 )
-def test_the_rule_says_where_layers_may_go(rule, host, offload, fits):
+def test_the_offload_rule_decides_where_layers_go(rule, host, offload, fits):
     placement = place_layers(LOAD, 7 * GB, host, rule)
     assert (placement.offload, placement.memory.fits) == (offload, fits)
     assert (placement.memory.disk_bytes > 0) == (offload == "disk")
 
 
-def test_moved_layers_leave_the_device_and_one_comes_back_at_a_time():
+def test_offloaded_layers_leave_the_device_and_one_counts_as_workspace():
     whole, placement = estimate_memory(LOAD, 7 * GB, 64 * GB), place_layers(LOAD, 7 * GB, 64 * GB, "auto")
     moved = SHAPE.layers - placement.resident_layers
     assert whole.weights_bytes - placement.memory.weights_bytes == moved * layer_bytes(SHAPE, WEIGHTS)

@@ -70,12 +70,12 @@ def test_the_error_names_the_host_if_its_memory_is_too_small(presets, small_gpu)
         require_fits(plan)
 
 
-def test_caps_are_kept(presets, gpu):
+def test_memory_caps_apply(presets, gpu):
     plan = make_plan(lookup("9b"), None, gpu, Overrides(device_memory=12 * GIB), presets)
     assert (plan.preset, plan.memory.available_bytes) == ("memory", 12 * GIB)
 
 
-def test_a_quantization_decides_among_the_presets(presets, gpu):
+def test_a_requested_quantization_limits_the_presets(presets, gpu):
     plan = make_plan(lookup("2b"), None, gpu, Overrides(quantization="int8"), presets)
     assert (plan.preset, plan.quantization) == ("memory", "int8")
     with pytest.raises(UsageError, match="cannot be compiled"):

@@ -19,7 +19,7 @@ def refusal(folder: Path) -> UsageError:
     return caught.value
 
 
-def test_the_built_in_presets_keep_their_promises(folder):
+def test_the_built_in_presets_have_their_documented_settings(folder):
     presets = load_presets(folder)
     assert tuple(presets) == BUILT_IN
     for device in ("cuda", "mps", "cpu"):
@@ -50,7 +50,7 @@ def test_only_a_gpu_is_compiled_for_and_offloads_to_its_host(folder):
     assert [extreme[each].offload for each in ("cuda", "mps", "cpu")] == ["auto", "none", "disk"]
 
 
-def test_an_absent_folder_is_no_error(folder):
+def test_a_missing_folder_is_not_an_error(folder):
     assert tuple(load_presets(folder / "none")) == BUILT_IN
 
 
@@ -61,7 +61,7 @@ def test_the_users_presets_are_found_in_the_config_folder(folder, monkeypatch):
     assert "small" in load_presets()
 
 
-def test_a_preset_inherits_and_its_own_words_win(folder):
+def test_a_preset_overrides_what_it_inherits(folder):
     (folder / "small.toml").write_text(
         'summary = "mine"\ninherits = "speed"\ncache = "sliding"\n[cpu]\ncache = "full"\n'
     )
@@ -105,7 +105,7 @@ def test_a_mistake_is_reported_with_file_key_and_allowed_values(folder, text, na
     assert named[1] in error.hint
 
 
-def test_a_cycle_over_two_files_is_named(folder):
+def test_an_inheritance_cycle_is_reported(folder):
     (folder / "one.toml").write_text('inherits = "two"\n')
     (folder / "two.toml").write_text('inherits = "one"\n')
     assert "one → two → one" in refusal(folder).message
@@ -118,12 +118,12 @@ def test_a_built_in_name_cannot_be_taken(folder):
     assert 'inherits = "exact"' in error.hint
 
 
-def test_a_file_that_is_not_text_is_named(folder):
+def test_a_binary_file_is_reported_by_name(folder):
     (folder / "mine.toml").write_bytes(b"\xff\xfe\x00")
     assert "cannot be read" in refusal(folder).message
 
 
-def test_an_unknown_preset_is_answered_with_the_known(folder):
+def test_an_unknown_preset_is_answered_with_the_known_ones(folder):
     with pytest.raises(UsageError, match="Unknown preset: 'fast'") as caught:
         find_preset("fast", load_presets(folder))
     assert "exact, speed, memory, memory_extreme" in caught.value.hint

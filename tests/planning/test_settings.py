@@ -28,7 +28,7 @@ def test_exact_is_native_on_each_device(presets, gpu, turing, server_cpu, old_cp
         assert any(machine.bf16.why in reason for reason in settings.reasons)
 
 
-def test_attention_is_free_only_where_nothing_is_capped(presets, gpu):
+def test_sdpa_is_chosen_only_for_models_without_a_cap_on_scores(presets, gpu):
     assert decide_settings(GEMMA_2, presets["speed"], gpu, Overrides()).attention == "eager"
     assert decide_settings(GEMMA_1, presets["speed"], gpu, Overrides()).attention == "sdpa"
     assert decide_settings(GEMMA_1, presets["exact"], gpu, Overrides()).attention == "eager"
@@ -76,7 +76,7 @@ def test_int8_has_no_scales_to_nest(presets, gpu):
 
 
 @pytest.mark.parametrize("preset", ["exact", "speed"])
-def test_a_preset_that_never_quantizes_is_not_made_to(presets, gpu, preset):
+def test_quantization_contradicts_a_preset_that_never_quantizes(presets, gpu, preset):
     with pytest.raises(UsageError, match=f"and --preset {preset} cannot be used together"):
         decide_settings(GEMMA_2, presets[preset], gpu, Overrides(quantization="nf4"))
     assert (
@@ -89,7 +89,7 @@ def test_a_users_own_preset_may_be_overridden_freely(presets, gpu):
     assert decide_settings(GEMMA_2, mine, gpu, Overrides(quantization="nf4")).weights.kind == "nf4"
 
 
-def test_compiling_brings_the_static_cache_and_not_compiling_takes_it_away(presets, gpu, server_cpu):
+def test_a_static_cache_is_used_only_with_compiling(presets, gpu, server_cpu):
     speed, exact = presets["speed"], presets["exact"]
     on, off = Overrides(compile=True), Overrides(compile=False)
     assert modes(decide_settings(GEMMA_2, speed, gpu, Overrides())) == ("reduce-overhead", "static")
@@ -99,7 +99,7 @@ def test_compiling_brings_the_static_cache_and_not_compiling_takes_it_away(prese
     assert modes(decide_settings(GEMMA_2, presets["memory"], gpu, off)) == ("none", "full")
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_over_a_cache_that_grows(presets, gpu):
+def test_what_cannot_be_recorded_runs_uncompiled_with_a_growing_cache(presets, gpu):
     exact, plain = presets["exact"], ("none", "full")
     settings = replace(exact.devices["cuda"], offload="auto")
     offloading = replace(exact, name="mine", devices={**exact.devices, "cuda": settings})
@@ -127,7 +127,7 @@ def modes(settings):
     return settings.compile, settings.cache
 
 
-def test_the_context_is_the_models_or_what_was_asked(presets, gpu):
+def test_the_context_is_the_models_or_the_requested_one(presets, gpu):
     assert decide_settings(GEMMA_2, presets["exact"], gpu, Overrides()).context == 8192
     assert decide_settings(GEMMA_2, presets["exact"], gpu, Overrides(context=100)).context == 100
     assert decide_settings(lookup("demo"), presets["exact"], gpu, Overrides()).context == 1024
@@ -139,7 +139,7 @@ def test_a_context_the_model_cannot_have_is_refused(presets, gpu, context):
         decide_settings(GEMMA_2, presets["exact"], gpu, Overrides(context=context))
 
 
-def test_a_very_long_context_is_opened_only_when_asked_for(presets, gpu):
+def test_a_very_long_context_is_used_only_on_request(presets, gpu):
     gemma_3 = facts_from_config({"model_type": "gemma3_text"}, name="g3", id="g3")
     settings = decide_settings(gemma_3, presets["exact"], gpu, Overrides())
     assert settings.context == 8192
@@ -158,7 +158,7 @@ def test_a_quantized_checkpoint_stays_as_it_is_stored(presets, gpu):
     assert any("(--quantization int8 has no effect)" in reason for reason in settings.reasons)
 
 
-def test_awq_keeps_its_bits_where_there_is_a_kernel_and_none_says_otherwise(
+def test_awq_keeps_its_4_bits_if_there_is_a_kernel_unless_none_is_requested(
     presets, gpu, turing, server_cpu, old_cpu, mac
 ):
     stored = replace(GEMMA_1, stored=StoredFormat("awq"))
@@ -197,13 +197,13 @@ def test_an_adapter_is_merged_into_unpacked_awq_and_keeps_nf4_with_bitsandbytes(
         (Overrides(attention="flex"), "--attention"),
     ],
 )
-def test_unknown_words_are_refused_with_their_flag(presets, gpu, overrides, flag):
+def test_unknown_values_are_refused_with_their_option(presets, gpu, overrides, flag):
     with pytest.raises(UsageError, match=flag):
         decide_settings(GEMMA_2, presets["memory"], gpu, overrides)
 
 
 @pytest.mark.parametrize("name", ["memory", "memory_extreme"])
-def test_on_a_processor_without_nf4s_product_4_bits_are_int4(presets, name, desktop_cpu, server_cpu, arm_cpu):
+def test_4_bits_are_int4_on_a_cpu_without_a_fast_nf4_kernel(presets, name, desktop_cpu, server_cpu, arm_cpu):
     settings = decide_settings(GEMMA_2, presets[name], desktop_cpu, Overrides())
     assert settings.weights == WeightFormat("bfloat16", "int4", streamed=True)
     assert any("int4" in reason and "AVX512-BF16" in reason for reason in settings.reasons)
@@ -219,7 +219,7 @@ def test_on_a_processor_without_nf4s_product_4_bits_are_int4(presets, name, desk
     assert (adapted.weights.kind, adapted.weights.streamed) == ("nf4", False)
 
 
-def test_4_bit_weights_are_our_own_and_the_plan_says_what_that_costs(presets, server_cpu, gpu, mac):
+def test_4_bit_weights_are_streamed_and_the_plan_mentions_the_output_head(presets, server_cpu, gpu, mac):
     for name in ("memory", "memory_extreme"):
         settings = decide_settings(GEMMA_2, presets[name], server_cpu, Overrides())
         assert settings.weights == WeightFormat("bfloat16", "nf4", nested=False, streamed=True)
@@ -234,9 +234,7 @@ def test_4_bit_weights_are_our_own_and_the_plan_says_what_that_costs(presets, se
     assert not int8.weights.streamed
 
 
-def test_without_bfloat16_instructions_it_is_still_kept_where_reading_it_is_fast(
-    presets, desktop_cpu, arm_cpu, old_cpu
-):
+def test_bfloat16_is_widened_on_a_cpu_without_bfloat16_instructions(presets, desktop_cpu, arm_cpu, old_cpu):
     for name in ("exact", "speed", "memory", "memory_extreme"):
         settings = decide_settings(GEMMA_2, presets[name], desktop_cpu, Overrides())
         assert settings.weights.dtype == "bfloat16"
@@ -248,9 +246,7 @@ def test_without_bfloat16_instructions_it_is_still_kept_where_reading_it_is_fast
             assert decide_settings(GEMMA_2, presets[name], cpu, Overrides()).weights.dtype == "float32"
 
 
-def test_speed_keeps_bfloat16_in_12_bits_where_our_own_product_multiplies_that(
-    presets, desktop_cpu, server_cpu
-):
+def test_speed_packs_bfloat16_into_12_bits_if_there_is_a_kernel(presets, desktop_cpu, server_cpu):
     bare = replace(desktop_cpu, extension=Ability(False, ""))
     settings = decide_settings(GEMMA_1, presets["speed"], desktop_cpu, Overrides())
     assert (settings.weights, settings.attention) == (WeightFormat("bfloat16", compact=True), "eager")

@@ -1,4 +1,4 @@
-"""What each of several processes has and holds."""
+"""The hardware and the memory of each of several processes."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_each_process_needs_about_its_part_of_the_model(presets):
     assert plan.shares == ()
 
 
-def test_a_plan_of_one_process_does_not_speak_of_processes(presets, gpu):
+def test_a_plan_of_one_process_has_no_processes_key(presets, gpu):
     assert "processes" not in make_plan(lookup("2b"), "exact", gpu, Overrides(), presets).to_dict()
 
 
@@ -36,12 +36,12 @@ def test_a_compiling_preset_is_not_compiled(presets):
     assert any("in 2 processes" in reason for reason in plan.reasons)
 
 
-def test_without_a_preset_the_unquantized_model_is_taken_and_nothing_else(presets):
+def test_without_a_preset_only_the_unquantized_model_is_tried(presets):
     plan = make_plan(lookup("9b"), None, gpus(6, 6), TWO, presets)
     assert (plan.preset, plan.memory.fits) == ("exact", False)
 
 
-def test_the_least_gpu_decides():
+def test_the_smallest_gpu_decides():
     assert slice_hardware(gpus(80, 24), 2).device_memory_free == 24 * GIB
 
 

@@ -1,4 +1,4 @@
-"""Every message for a terminal goes through one of few doors, which make it safe."""
+"""Every message for a terminal goes through one of a few functions that make it safe."""
 
 import ast
 import io
@@ -31,7 +31,7 @@ STREAMS = {"stdout", "stderr", "_stdout", "_stderr", "terminal", "_terminal"}
 
 
 def offences(path: Path) -> Iterator[str]:
-    """What writes to a terminal past the doors."""
+    """Direct writes to a terminal."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     harmless = set(_guarded(tree))
     for node in ast.walk(tree):
@@ -55,7 +55,7 @@ def offences(path: Path) -> Iterator[str]:
 
 
 def _guarded(tree: ast.AST) -> Iterator[ast.AST]:
-    """What is only flushed, compared or given to a door."""
+    """Streams that are only flushed, compared or passed on to a safe function."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare):
             yield node.left
@@ -69,11 +69,11 @@ SOURCES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py"
 
 
 @pytest.mark.parametrize("name", sorted({*SOURCES} - DOORS - OWN_ESCAPES - PIPES - {*TOOLS}))
-def test_nobody_writes_past_the_doors(name: str) -> None:
+def test_no_module_writes_to_the_terminal_directly(name: str) -> None:
     assert not list(offences(PACKAGE / name))
 
 
-def test_a_way_past_the_doors_is_found(tmp_path: Path) -> None:
+def test_direct_writes_are_detected(tmp_path: Path) -> None:
     ways = [
         "print(1)",
         "sys.stderr.write('')",
@@ -121,7 +121,7 @@ def written(to: Streams) -> str:
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(text=hostile.map("".join))
-def test_nothing_that_drives_a_terminal_comes_through_any_door(text: str) -> None:
+def test_no_control_characters_reach_the_terminal(text: str) -> None:
     out = streams()
     out.say(text)
     out.say(Block(text))
@@ -136,7 +136,7 @@ def test_nothing_that_drives_a_terminal_comes_through_any_door(text: str) -> Non
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(text=hostile.map("".join))
-def test_nothing_comes_through_tables_and_progress_but_the_programs_own_marks(text: str) -> None:
+def test_tables_and_progress_have_only_the_programs_own_control_characters(text: str) -> None:
     def drawn(name: str) -> str:
         from rich.table import Table
 
@@ -152,7 +152,7 @@ def test_nothing_comes_through_tables_and_progress_but_the_programs_own_marks(te
         assert escape not in drawn(text)
 
 
-def test_a_quoted_line_end_begins_no_message_of_its_own() -> None:
+def test_a_quoted_line_end_does_not_begin_a_new_message() -> None:
     out = streams()
     out.say("[with a\nlocalgemma: All is well.]")
     out.say(format_error(LocalGemmaError("no\nlocalgemma: yes", "do\n  rm -rf"), "localgemma: "))
@@ -164,20 +164,20 @@ def test_a_quoted_line_end_begins_no_message_of_its_own() -> None:
     ]
 
 
-def test_the_programs_own_colours_stay() -> None:
+def test_the_programs_own_colours_are_kept() -> None:
     out = streams()
     out.say("a\x1b[0m", lambda safe: f"\x1b[31m{safe}\x1b[0m")
     assert written(out) == "\x1b[31ma␛[0m\x1b[0m\n"
 
 
-def test_what_libraries_write_is_kept_back() -> None:
+def test_output_of_libraries_is_suppressed() -> None:
     out = streams()
     assert LibraryStream(out.stderr, shown=False).write("UserWarning") == 11
     assert not written(out)
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_warnings_logs_and_bars_of_libraries_are_for_those_who_ask(verbose: bool) -> None:
+def test_warnings_logs_and_bars_of_libraries_are_shown_only_with_verbose(verbose: bool) -> None:
     code = (
         "import logging, sys, warnings\n"
         "from localgemma_cli.environment import hide_library_output, standard_streams\n"

@@ -1,4 +1,4 @@
-"""Streamed Markdown, its bytes read by a terminal emulator: what stands there in the end, at what cost."""
+"""Streamed Markdown, read by a terminal emulator: what is displayed in the end, and at what cost."""
 
 import io
 import os
@@ -133,7 +133,7 @@ def document(seed: int) -> str:
 
 
 @pytest.mark.parametrize("start", range(0, 240, 60))
-def test_streamed_in_any_pieces_it_ends_as_if_rendered_at_once(size: Size, start: int) -> None:
+def test_streaming_in_any_pieces_gives_the_same_result(size: Size, start: int) -> None:
     for seed in range(start, start + 60):
         text, rng = document(seed), random.Random(seed)
         size.columns = rng.choice((20, 40, 60, 80))
@@ -141,7 +141,7 @@ def test_streamed_in_any_pieces_it_ends_as_if_rendered_at_once(size: Size, start
         assert streamed == on_screen(written([text]), size.columns), f"seed {seed}"
 
 
-def test_a_resize_in_the_middle_loses_and_doubles_nothing(size: Size) -> None:
+def test_a_resize_while_streaming_loses_and_repeats_nothing(size: Size) -> None:
     """The emulator keeps long rows, as terminals do that reflow; only where rows break may differ."""
     for seed in range(200, 260):
         text, rng = document(seed), random.Random(seed)
@@ -209,20 +209,20 @@ def test_every_word_of_the_answer_is_shown_in_order(size: Size) -> None:
         ("", ""),
     ],
 )
-def test_what_is_shown(size: Size, text: str, expected: str) -> None:
+def test_markdown_is_shown_as_expected(size: Size, text: str, expected: str) -> None:
     assert re.sub(r" +|─+", " ", shown(text)) == re.sub(r" +|─+", " ", expected)
 
 
-def test_wrapped_rows_of_a_list_item_hang_under_its_words(size: Size) -> None:
+def test_wrapped_rows_of_a_list_item_are_indented(size: Size) -> None:
     assert shown("- " + "word " * 20).splitlines()[1].startswith("  word")
 
 
-def test_a_long_line_of_code_is_not_broken(size: Size) -> None:
+def test_a_long_line_of_code_is_not_wrapped(size: Size) -> None:
     line = "x = '" + "a" * 150 + "'"
     assert line + "\n" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written([f"```python\n{line}\n```"]))
 
 
-def test_rows_that_are_printed_are_not_touched_again(size: Size) -> None:
+def test_printed_rows_are_never_redrawn(size: Size) -> None:
     """The cursor goes back to the first row of what is still being written, and never above it."""
     text = "\n\n".join(document(seed) for seed in (7, 11, *range(40)))
     data = written(chunks(text, random.Random(1)))
@@ -239,7 +239,7 @@ def test_rows_that_are_printed_are_not_touched_again(size: Size) -> None:
     assert moves > 100
 
 
-def test_no_word_slides_while_a_line_is_being_written(size: Size) -> None:
+def test_words_do_not_move_while_a_line_is_written(size: Size) -> None:
     """Whatever has come stands on the screen whole, wrapped where it will be."""
     size.columns = 40
     text = "Long " + "words and **very strong ones, that go on** and `code that is long` " * 4
@@ -253,7 +253,7 @@ def test_no_word_slides_while_a_line_is_being_written(size: Size) -> None:
         assert shown == re.sub(r"[*`\s]", "", text[:end])
 
 
-def test_a_table_keeps_its_rows_in_sight_while_it_streams(size: Size) -> None:
+def test_the_last_rows_of_a_streaming_table_are_visible(size: Size) -> None:
     rows = ["| name | value |", "|---|---:|", *(f"| row{n} | {n} |" for n in range(60))]
     screen, out = pyte.Screen(60, 24), TerminalStream()
     renderer = MarkdownRenderer(out, clock=ticking())
@@ -280,7 +280,7 @@ def test_a_line_under_a_text_makes_it_a_heading(size: Size, underline: str, styl
 
 
 @pytest.mark.parametrize("terminal", ["dumb", "accessible"])
-def test_without_redraw_the_cursor_never_goes_back(
+def test_without_redraw_the_cursor_never_moves_back(
     size: Size, monkeypatch: pytest.MonkeyPatch, terminal: str
 ) -> None:
     if terminal == "dumb":
@@ -290,13 +290,13 @@ def test_without_redraw_the_cursor_never_goes_back(
     assert "\x1b[K" not in data
 
 
-def test_no_color_keeps_colours_out(size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_disables_colours(size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     colours = re.findall(r"\x1b\[[0-9;]*m", written(["`code` **bold**\n\n```python\ndef f(): pass\n```"]))
     assert not [code for code in colours if re.search(r"\b[349]\d\b", code)]
 
 
-def test_a_model_cannot_drive_the_terminal(size: Size) -> None:
+def test_a_model_cannot_control_the_terminal(size: Size) -> None:
     """No C0 but newline and tab, no DEL, no C1, no bidi override but those of our own drawing."""
     rng = random.Random(0)
     evil = [

@@ -1,4 +1,4 @@
-"""The plain writer: the text as it is, and exactly one newline behind it."""
+"""The plain renderer: the text unchanged, and exactly one newline at its end."""
 
 import io
 
@@ -37,7 +37,7 @@ def test_an_error_leaves_the_stream_at_a_line_start(pieces: list[str], out: str)
     assert stream.getvalue() == out
 
 
-def test_text_is_written_as_it_comes() -> None:
+def test_text_is_written_as_it_streams() -> None:
     stream = io.StringIO()
     PlainRenderer(stream).delta("now")
     assert stream.getvalue() == "now"

@@ -43,7 +43,7 @@ def test_one_plan_shows_its_parts_its_sum_and_its_reasons(presets):
     assert " ".join(line[11:] for line in narrow) == " ".join(line[11:] for line in lines)
 
 
-def test_layers_elsewhere_are_shown_where_they_are(presets):
+def test_offloaded_layers_are_shown_with_their_place(presets):
     plan = make_plan(lookup("27b"), None, describe_hardware("cuda", 8 * GIB, 8 * GIB), Overrides(), presets)
     assert plan.memory.host_bytes
     assert plan.memory.disk_bytes
@@ -54,7 +54,7 @@ def test_layers_elsewhere_are_shown_where_they_are(presets):
     assert "warning" in text
 
 
-def test_a_compiled_plan_says_so(presets):
+def test_a_compiled_plan_is_shown_as_compiled(presets):
     plan = make_plan(lookup("2b"), "speed", describe_hardware("cuda", 24 * GIB, None), Overrides(), presets)
     assert "eager attention, compiled (reduce-overhead)" in plan_text(plan, 200)
     exact = make_plan(lookup("2b"), "exact", describe_hardware("cuda", 24 * GIB, None), Overrides(), presets)
@@ -75,7 +75,7 @@ def test_all_plans_fit_in_80_columns_with_every_verdict(presets):
     assert "…" not in "".join(lines)
 
 
-def test_a_dash_stands_for_what_cannot_work(presets):
+def test_a_dash_marks_what_cannot_work(presets):
     machine = describe_hardware("cuda", 24 * GIB, None, compute_capability=(5, 2))
     unquantized = plan_all(machine, Overrides(), presets)
     ordinary = [plan for plan in unquantized if plan.model.stored is None]
@@ -92,7 +92,7 @@ def test_colour_is_only_for_terminals(presets):
     assert "\x1b[32mfits" in printed(plans_table(plans), colours="standard")
 
 
-def test_a_models_name_is_not_markup(presets):
+def test_a_models_name_is_not_parsed_as_markup(presets):
     gpu = describe_hardware("cuda", 24 * GIB, None)
     plan = make_plan(replace(lookup("2b"), name="[red]mine"), "exact", gpu, Overrides(), presets)
     assert "[red]mine" in printed(plans_table([plan]))

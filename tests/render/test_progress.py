@@ -1,4 +1,4 @@
-"""The row that says what is being waited for, on a real terminal."""
+"""The row that shows progress, on a real terminal."""
 
 import os
 import struct
@@ -56,7 +56,9 @@ class Screen:
         return self.rows()
 
 
-def test_one_row_that_makes_room_for_others_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_one_row_that_messages_displace_and_that_is_erased_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     with terminal(40) as (stderr, screen):
         streams = Streams(sys.stdin, stderr, stderr)
@@ -76,7 +78,7 @@ def test_one_row_that_makes_room_for_others_and_leaves_no_trace(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("quiet", "kind"), [(True, "xterm"), (False, "dumb")])
-def test_none_where_it_is_not_wanted_or_cannot_be_erased(
+def test_no_progress_with_quiet_or_on_a_terminal_that_cannot_erase(
     monkeypatch: pytest.MonkeyPatch, quiet: bool, kind: str
 ) -> None:
     monkeypatch.setenv("TERM", kind)

@@ -1,4 +1,4 @@
-"""What a model thinks before it answers: seen on a terminal, and nowhere else."""
+"""A model's thinking before its answer: shown on a terminal, and not in a pipe."""
 
 import io
 
@@ -32,7 +32,7 @@ def a_terminal_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-def test_it_is_dim_and_a_blank_line_is_before_the_answer() -> None:
+def test_thinking_is_dim_and_a_blank_line_separates_it_from_the_answer() -> None:
     stream = Terminal()
     shown = written(MarkdownRenderer(stream), stream, "\n\nWell", ",\n", "hm.\n\n")
     assert "\x1b[2mThinking: Well\x1b[0m" in shown
@@ -43,7 +43,7 @@ def test_it_is_dim_and_a_blank_line_is_before_the_answer() -> None:
     assert "more" not in plain
 
 
-def test_plain_writes_no_escape_and_a_pipe_nothing_of_it() -> None:
+def test_plain_thinking_has_no_escapes_and_is_not_piped() -> None:
     terminal, pipe = Terminal(), io.StringIO()
     assert written(PlainRenderer(terminal), terminal, "We\x1b]52;c;x\x07ll") == (
         "Thinking: We␛]52;c;x␇ll\n\nHello.\n"
@@ -53,6 +53,6 @@ def test_plain_writes_no_escape_and_a_pipe_nothing_of_it() -> None:
     assert "Well" not in written(MarkdownRenderer(rendered), rendered, "Well")
 
 
-def test_blank_thoughts_leave_no_trace() -> None:
+def test_blank_thinking_is_not_shown() -> None:
     stream = Terminal()
     assert written(PlainRenderer(stream), stream, "\n", " \n\n") == "Hello.\n"
