@@ -1,4 +1,4 @@
-"""Files as part of a question: named, fenced, and only where they are text."""
+"""Text files attached to a question, each in a code fence under its name."""
 
 import os
 import re
@@ -27,47 +27,48 @@ class Attachment:
 
     @property
     def block(self) -> str:
-        """As the model reads it; the fence is longer than any within."""
+        """As the model reads it; the fence is longer than any in the text."""
         longest = max(map(len, re.findall(r"`{3,}", self.text)), default=2)
         fence = "`" * (longest + 1)
         return f"File {one_line(self.name)}:\n{fence}\n{self.text.removesuffix(chr(10))}\n{fence}"
 
     def size(self, backend: Backend | None) -> str:
-        return size(*self.tokens(backend))
+        """Its tokens, in words."""
+        return format_tokens(*self.count_tokens(backend))
 
-    def tokens(self, backend: Backend | None) -> tuple[int, bool]:
-        """How many, and whether they were counted: a server's are guessed."""
+    def count_tokens(self, backend: Backend | None) -> tuple[int, bool]:
+        """The number of tokens, and whether it is exact: a server does not count them."""
         tokens = backend.count((Message("user", self.block),)) if backend else None
         return (len(self.text) // 4, False) if tokens is None else (tokens, True)
 
 
-def size(tokens: int, counted: bool) -> str:
-    return f"{tokens} tokens" if counted else f"about {tokens} tokens"
+def format_tokens(tokens: int, is_exact: bool) -> str:
+    return f"{tokens} tokens" if is_exact else f"about {tokens} tokens"
 
 
 def read_attachment(path: str, *, pipes: bool = False) -> Attachment:
-    """NotFoundError for what is not there or not readable, UsageError for what is no text.
+    """Read a text file; raises NotFoundError if it cannot be read, UsageError if it is not text.
 
-    `pipes` allows a FIFO, which may block: what a shell makes of <(command).
+    `pipes` allows a FIFO, which may block: a shell makes one for <(command).
     """
     text = read_text(path, pipes=pipes)
     if not text.strip():
-        raise UsageError(f"{path} is empty.", "Leave it out.")
+        raise UsageError(f"{path} is empty.", "Remove it from the files.")
     return Attachment(repair_surrogates(Path(path).name), text)
 
 
 def find_mentions(question: str, pasted: Spans = ()) -> tuple[list[str], list[str]]:
-    """(files, what only looks like one) behind an @ in `question`; a name with blanks stands in quotes.
+    """The files named by @PATH in `question`, and the paths that name no file; names with spaces are quoted.
 
-    Not where the @ was pasted, and not in blocks of code; nor what an earlier asking has made a block.
+    Skips pasted text, code blocks, and files that a repeated question already contains.
     """
     found: list[str] = []
     missing: list[str] = []
     blocks = list(_BLOCK.finditer(question))
     attached = {match["name"] for match in blocks}
-    text = [*pasted, *(match.span() for match in blocks)]
+    skipped = [*pasted, *(match.span() for match in blocks)]
     for match in _MENTION.finditer(question):
-        if any(begin <= match.start() < end for begin, end in text):
+        if any(begin <= match.start() < end for begin, end in skipped):
             continue
         name = match[1].strip('"')
         paths = [each for each in (name, name.rstrip(_TRAILING)) if each]
@@ -81,11 +82,11 @@ def find_mentions(question: str, pasted: Spans = ()) -> tuple[list[str], list[st
 
 
 def _is_readable(path: str) -> bool:
-    """A folder, a device or another's file is none: a word that only happens to be a name is text."""
+    """Whether it is a readable regular file; anything else stays text."""
     file = os.path.expanduser(path)
     return os.path.isfile(file) and os.access(file, os.R_OK)
 
 
 def prepend_attachments(question: str, attachments: list[Attachment]) -> str:
-    """The files first, so that the question is what the model has read last."""
+    """Put the files before the question, so that the model reads the question last."""
     return "\n\n".join([*(attachment.block for attachment in attachments), question])

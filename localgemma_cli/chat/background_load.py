@@ -1,4 +1,4 @@
-"""Loading behind the prompt: the model comes in a thread while the user types."""
+"""Loads a model in a thread, so that the user can type meanwhile and Ctrl-C works at once."""
 
 from collections.abc import Callable
 from threading import Event, Thread
@@ -7,15 +7,15 @@ from localgemma_cli.backends.base import Backend
 from localgemma_cli.events import LoadProgress, ProgressSink
 
 _LOOK_SECONDS = 0.1
-_GRACE_SECONDS = 0.3  # for a load that is to stop: half a copy of the weights is removed
+_GRACE_SECONDS = 0.3  # for a stopped load to remove its incomplete files
 
 
 class _Stopped(BaseException):
-    """In the thread that loads; no library takes it for an error that it could do something about."""
+    """Stops the loading thread; a BaseException, so that no library handles it."""
 
 
 def load_and_wait(load: Callable[[ProgressSink], Backend], progress: ProgressSink) -> Backend:
-    """Loaded in another thread: what the libraries import and read there, no Ctrl-C breaks in the middle."""
+    """Load in another thread, so that a Ctrl-C does not interrupt an import or a read halfway."""
     loading = BackgroundLoad(load)
     loading.start()
     try:
@@ -29,46 +29,46 @@ def load_and_wait(load: Callable[[ProgressSink], Backend], progress: ProgressSin
 
 
 class BackgroundLoad:
-    """`progress` is the latest word from the load, `done` is set when it ended, well or not."""
+    """`progress` is the latest report; `done` is set when the load ends, also by an error."""
 
     def __init__(self, load: Callable[[ProgressSink], Backend]) -> None:
         self.progress = LoadProgress("starting")
         self.done = Event()
-        self.gone = False
+        self.released = False
         self._load = load
         self._backend: Backend | None = None
         self.error: BaseException | None = None
         self._stopping = Event()
-        # a daemon: leaving the chat does not wait for a download, which goes on where it stopped next time
+        # a daemon: leaving the chat does not wait for a download, which the next start resumes
         self._thread = Thread(target=self._run, name="load", daemon=True)
 
     def start(self) -> None:
-        """Once the prompt is up, since the imports would hold it back; a second call does nothing."""
+        """Start the load; once the prompt is up, since the imports would delay it. Later calls do nothing."""
         if self._thread.ident is None:
             self._thread.start()
 
     def stop(self) -> None:
-        """At its next word of progress."""
+        """Stop the load at its next progress report."""
         self._stopping.set()
 
-    def let_go(self) -> None:
-        """Free what was loaded, or is being loaded, as soon as nothing uses it; to be called in a thread."""
+    def release(self) -> None:
+        """Stop the load if it is running, and drop the backend; blocks, so call it in a thread."""
         if self._thread.ident is not None:
             self.stop()
             self.done.wait()
-        self.gone, self._backend = True, None
+        self.released, self._backend = True, None
 
     def result(self) -> Backend:
-        """The backend, once `done`; raises what loading raised."""
+        """The backend once `done` is set; raises what loading raised."""
         if self.error is not None:
             raise self.error
-        assert self._backend is not None  # `done` is set with one of the two
+        assert self._backend is not None  # once `done` is set, there is a backend or an error
         return self._backend
 
     def _run(self) -> None:
         try:
             self._backend = self._load(self._report)
-        except BaseException as error:  # whatever it is, the main thread raises it again
+        except BaseException as error:  # the main thread raises it again
             self.error = error
         finally:
             self.done.set()

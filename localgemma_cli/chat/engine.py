@@ -1,4 +1,4 @@
-"""What answers: a model on this machine, or a server."""
+"""What answers in a chat: a model on this machine, or a server."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from localgemma_cli.errors import UsageError
 
-if TYPE_CHECKING:  # each of the two imports only its own side
+if TYPE_CHECKING:  # each engine imports only what it needs
     from localgemma_cli.backends.base import Backend
     from localgemma_cli.backends.http.endpoint import Endpoint
     from localgemma_cli.events import ProgressSink
@@ -35,7 +35,7 @@ _LOCAL_ONLY = (
 
 
 class ChatEngine(Protocol):
-    """`label` is for the chat's bar, `introduction` for its first line; `warnings`, `reasons` for stderr."""
+    """`label` is for the toolbar, `introduction` for the first line; `warnings` and `reasons` for stderr."""
 
     @property
     def label(self) -> str: ...
@@ -45,7 +45,7 @@ class ChatEngine(Protocol):
 
     @property
     def model(self) -> str:
-        """Its id, or a server's own name for it."""
+        """The model's id, or the server's name for it."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class ChatEngine(Protocol):
     def load(self, progress: "ProgressSink") -> "Backend": ...
 
     def run(self, load_seconds: float) -> "RunInfo":
-        """What `--json` says of it, once it is loaded."""
+        """What `--json` reports about it once it is loaded."""
         ...
 
 
@@ -92,7 +92,7 @@ class LocalEngine:
     def load(self, progress: "ProgressSink") -> "Backend":
         from localgemma_cli.models.fetch import CONFIRM_ABOVE, fetch_adapter, fetch_assistant, fetch_model
 
-        # What is not on disk at all was agreed to before; a copy is not replaced by gigabytes unasked.
+        # A first download was already confirmed; a large update of an existing copy needs its own consent.
         folder = fetch_model(self.source, progress, CONFIRM_ABOVE)
         adapter = fetch_adapter(self.source, progress, CONFIRM_ABOVE)
         draft = fetch_assistant(self.source, progress, CONFIRM_ABOVE)
@@ -110,7 +110,7 @@ class LocalEngine:
 
 
 class HttpEngine:
-    """A server; `say` and `detail` tell what it refuses and what it is."""
+    """A server; `say` prints what it does not support, `detail` what it is."""
 
     def __init__(
         self, endpoint: "Endpoint", say: Callable[[str], None], detail: Callable[[str], None]

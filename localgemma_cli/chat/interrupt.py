@@ -1,4 +1,4 @@
-"""Ctrl-C: it stops an answer between two tokens, and never waits for a backend."""
+"""Ctrl-C: stops an answer between two tokens, without waiting for the backend."""
 
 import signal
 import time
@@ -17,15 +17,15 @@ from localgemma_cli.events import Event, Finished, LoadProgress, ProgressSink, R
 from localgemma_cli.sampling import Sampling
 
 _LOOK_SECONDS = 0.05
-_GRACE_SECONDS = 0.2  # after a Ctrl-C, for the step that is under way to end by itself
+_GRACE_SECONDS = 0.2  # after a Ctrl-C, for the running step to end by itself
 
 Item = TypeVar("Item")
-Status = Callable[[str], AbstractContextManager[ProgressSink]]  # given what is waited for at first
+Status = Callable[[str], AbstractContextManager[ProgressSink]]  # its argument: the first stage to show
 
 
 @contextmanager
 def cancel_on_sigint(cancel: Cancel, *, second_raises: bool) -> Iterator[None]:
-    """SIGINT sets `cancel`; where `second_raises`, a second one is a KeyboardInterrupt: a step may hang."""
+    """SIGINT sets `cancel`; with `second_raises`, a second one raises KeyboardInterrupt if a step hangs."""
 
     def handle(_signal: int, _frame: FrameType | None) -> None:
         if cancel.is_set() and second_raises:
@@ -40,10 +40,11 @@ def cancel_on_sigint(cancel: Cancel, *, second_raises: bool) -> Iterator[None]:
 
 
 class InterruptibleBackend:
-    """Another backend, whose work can be left; `status` shows what is waited for before an answer begins.
+    """Runs another backend in a thread; `status` shows progress until the answer begins.
 
-    What does not end soon after a Ctrl-C goes on by itself, and what it still makes is dropped. The next call
-    waits for it, since a model has one KV cache. `cancel` is what a Ctrl-C sets during `count` and `prompt`.
+    Work that does not end soon after a Ctrl-C continues in its thread, and its results are dropped. The next
+    call waits for it, since a model has one KV cache. `cancel` returns the event that Ctrl-C sets during
+    `count` and `prompt`.
     """
 
     def __init__(self, backend: Backend, cancel: Callable[[], Cancel], status: Status) -> None:
@@ -56,24 +57,24 @@ class InterruptibleBackend:
         return self._backend.context_length
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
-        """See `Backend.stream`; tells no `Reading`, since `status` shows it."""
+        """See `Backend.stream`; `Reading` events go to `status`."""
         started = time.perf_counter()
-        events = self._made(lambda: self._backend.stream(messages, sampling, cancel), cancel)
+        events = self._run(lambda: self._backend.stream(messages, sampling, cancel), cancel)
         event: Event | None = None
         try:
-            with self._waiting() as tell:
+            with self._waiting() as show:
                 while isinstance(event := next(events), Reading):
-                    tell(LoadProgress("reading the prompt:", event.done, event.total, "tokens"))
+                    show(LoadProgress("reading the prompt:", event.done, event.total, "tokens"))
             yield event
             for event in events:
                 yield event
-        except _Left:
+        except _Abandoned:
             if event is None:
                 raise _stopped() from None
             seconds = time.perf_counter() - started
             yield Finished("interrupted", Usage(None, None, None), Timing(seconds, None, seconds))
         except GeneratorExit:
-            if not isinstance(event, Finished):  # nobody wants the rest
+            if not isinstance(event, Finished):  # the rest is not needed
                 cancel.set()
             raise
 
@@ -84,61 +85,61 @@ class InterruptibleBackend:
         return self._result(lambda: self._backend.prompt(messages))
 
     def recognizes(self, answer: Message) -> bool:
-        return self._backend.recognizes(answer)  # as fast as its text is read
+        return self._backend.recognizes(answer)  # fast enough not to need a thread
 
     def _result(self, action: Callable[[], Item]) -> Item:
-        """InterruptedAnswer where Ctrl-C came first."""
+        """The result of `action`; raises InterruptedAnswer if Ctrl-C comes first."""
         try:
             with self._waiting():
-                return next(self._made(lambda: iter((action(),)), self._cancel()))
-        except _Left:
+                return next(self._run(lambda: iter((action(),)), self._cancel()))
+        except _Abandoned:
             raise _stopped() from None
 
     def _waiting(self) -> AbstractContextManager[ProgressSink]:
         first = "reading the prompt" if self._backend.name == "local" else "waiting for the server"
-        return self._status("ending what was stopped" if self._worker.busy else first)
+        return self._status("stopping the previous answer" if self._worker.is_busy else first)
 
-    def _made(self, work: Callable[[], Iterator[Item]], cancel: Cancel) -> Iterator[Item]:
-        """What `work` gives, or raises; `_Left` where it goes on after `cancel`."""
-        came: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
+    def _run(self, work: Callable[[], Iterator[Item]], cancel: Cancel) -> Iterator[Item]:
+        """What `work` yields or raises; raises _Abandoned if it continues after `cancel`."""
+        results: SimpleQueue[tuple[Item] | BaseException | None] = SimpleQueue()
 
         def job() -> None:
             try:
                 if cancel.is_set():
-                    raise _Left
+                    raise _Abandoned
                 for item in work():
-                    came.put((item,))
-                came.put(None)
-            except BaseException as error:  # whatever it is, the thread that waits raises it
-                came.put(error)
+                    results.put((item,))
+                results.put(None)
+            except BaseException as error:  # the waiting thread raises it
+                results.put(error)
 
         self._worker.do(job)
-        left_at = float("inf")
-        while time.monotonic() < left_at:
+        deadline = float("inf")
+        while time.monotonic() < deadline:
             try:
-                item = came.get(timeout=_LOOK_SECONDS)
+                item = results.get(timeout=_LOOK_SECONDS)
             except Empty:
                 if cancel.is_set():
-                    left_at = min(left_at, time.monotonic() + _GRACE_SECONDS)
+                    deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
                 continue
             if isinstance(item, BaseException):
                 raise item
             if item is None:
                 return
             yield item[0]
-        raise _Left
+        raise _Abandoned
 
 
-class _Left(Exception):
-    """What was waited for goes on alone."""
+class _Abandoned(Exception):
+    """The work continues in its thread, and nothing waits for it."""
 
 
 def _stopped() -> InterruptedAnswer:
-    return InterruptedAnswer("Stopped before the answer began.", "Send it again when you like.")
+    return InterruptedAnswer("Stopped before the answer began.", "Send it again to retry.")
 
 
 class _Worker:
-    """One thread, which does one job after another."""
+    """One thread that runs one job after another."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -146,7 +147,7 @@ class _Worker:
         self._thread = Thread(target=self._run, name="answer", daemon=True)
 
     @property
-    def busy(self) -> bool:
+    def is_busy(self) -> bool:
         return self._unfinished > 0
 
     def do(self, job: Callable[[], None]) -> None:

@@ -1,61 +1,46 @@
-"""Which model answers in a chat: it loads behind the prompt, and `/model` puts another in its place."""
+"""Which model answers in a chat: it loads while the prompt is up, and `/model` replaces it."""
 
 import gc
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.background_load import BackgroundLoad
+from localgemma_cli.chat.engine import ChatEngine
 from localgemma_cli.events import LoadProgress, ProgressSink
 
 
-class Model(Protocol):
-    """One that was planned; `model` is its id, `label` for the bar, `reasons` are why it runs as it does."""
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def reasons(self) -> Sequence[str]: ...
-
-    def load(self, progress: ProgressSink) -> Backend: ...
-
-
 class ModelSwitcher:
-    """`choose` plans the model of a name; it may take its time, and raises LocalGemmaError."""
+    """`choose` plans the engine of a model's name; it may be slow, and raises LocalGemmaError."""
 
-    def __init__(self, model: Model, choose: Callable[[str], Model]) -> None:
-        self.model, self._choose = model, choose
+    def __init__(self, engine: ChatEngine, choose: Callable[[str], ChatEngine]) -> None:
+        self.engine, self._choose = engine, choose
         self.wrap: Callable[[Backend], Backend] = lambda backend: backend
-        self.load = self._loading(model)
+        self.load = self._start_over(engine)
         self.switched = False
-        self._before: tuple[Model, BackgroundLoad] | None = None
+        self._before: tuple[ChatEngine, BackgroundLoad] | None = None
 
     def switch(self, name: str) -> None:
-        """To another model, as soon as it is found; the one so far is let go of before that loads."""
-        before = self._before = (self.model, self.load)
+        """Load the model of that name; the present one is freed once the new one is found."""
+        before = self._before = (self.engine, self.load)
         self.switched = True
 
         def load(progress: ProgressSink) -> Backend:
             progress(LoadProgress(f"looking for {name}"))
-            self.model = self._choose(name)
-            before[1].let_go()
-            gc.collect()  # modules of a model refer to each other
-            return self.wrap(self.model.load(progress))
+            self.engine = self._choose(name)
+            before[1].release()
+            gc.collect()  # a model's modules reference each other
+            return self.wrap(self.engine.load(progress))
 
         self.load = BackgroundLoad(load)
 
     def go_back(self) -> bool:
-        """To the model before the last `switch`, which failed; False where there was none."""
+        """Return to the model before a failed `switch`; False if there was none."""
         if self._before is None:
             return False
-        self.model, load = self._before
-        self.load = self._loading(self.model) if load.gone else load
+        self.engine, load = self._before
+        self.load = self._start_over(self.engine) if load.released else load
         self._before = None
         return True
 
-    def _loading(self, model: Model) -> BackgroundLoad:
-        return BackgroundLoad(lambda progress: self.wrap(model.load(progress)))
+    def _start_over(self, engine: ChatEngine) -> BackgroundLoad:
+        return BackgroundLoad(lambda progress: self.wrap(engine.load(progress)))

@@ -25,20 +25,20 @@ def answer_once(
     recorder: SessionRecorder,
     cancel: Cancel,
 ) -> ExitCode:
-    """Raises what cut the answer off, after the part that came was written."""
-    told = replace(conversation, system=system_for(mode, conversation.system))
+    """Answer one prompt; an error that cuts the answer off is raised once the partial answer is written."""
+    prepared = replace(conversation, system=system_for(mode, conversation.system))
     with (
         cancel_on_sigint(cancel, second_raises=True),  # before the first byte is written
-        recorder.question(prompt, conversation.system) as recording,
+        recorder.record_question(prompt, conversation.system) as recording,
     ):
         renderer = TeeRenderer(make_renderer(), recording)
         try:
-            _, answer = run_turn(backend, told, prompt, settings, renderer, cancel)
-        except InterruptedAnswer:  # before it began; who reads an envelope is told of its end all the same
+            _, answer = run_turn(backend, prepared, prompt, settings, renderer, cancel)
+        except InterruptedAnswer:  # before it began; JSON output still gets its end
             answer = Answer("", Finished("interrupted", Usage(None, None, None), Timing(0.0, None, 0.0)))
             renderer.finish(answer)
     if answer.finished.error is not None:
         raise answer.finished.error
-    if recorder.failed:  # what was asked for is only half done
+    if recorder.failed:  # the answer is complete but not saved
         return ExitCode.FAILURE
     return ExitCode.INTERRUPTED if answer.finished.finish_reason == "interrupted" else ExitCode.OK

@@ -1,4 +1,4 @@
-"""Where the prompt comes from: the table of stdin rules."""
+"""Reading the prompt from arguments and standard input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from localgemma_cli.units import format_bytes
 
 @dataclass(frozen=True)
 class PromptInput:
-    """The prompt, or None where the user is asked for it; and whether a chat follows."""
+    """The prompt, None if the chat asks for it; and whether a chat follows."""
 
     prompt: str | None
     interactive: bool
-    attached: str | None = None  # standard input, where that is to be a file
+    attached: str | None = None  # standard input, if it is attached as a file
 
 
 def is_stdin(path: str) -> bool:
-    """Whether a file's path stands for standard input."""
+    """Whether a path names standard input."""
     return path in ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
 def read_prompt_input(
     words: Sequence[str], stdin: TextIO, *, interactive: bool, as_file: bool = False
 ) -> PromptInput:
-    """Raises UsageError for a prompt that is empty, too large or no text."""
+    """Read the prompt; raises UsageError if it is empty, too large or not text."""
     if as_file:
         return _with_stdin_attached(words, stdin, interactive)
     typed = "" if list(words) == ["-"] else " ".join(words)
@@ -38,20 +38,20 @@ def read_prompt_input(
         piped = _read_text(stdin)
     prompt = "\n\n".join(part for part in (normalize(typed), piped) if part.strip())
     if not prompt:
-        raise UsageError("The prompt is empty.", 'Give one: localgemma "Why is the sky blue?"')
+        raise UsageError("The prompt is empty.", 'Example: localgemma "Why is the sky blue?"')
     return PromptInput(prompt, interactive)
 
 
 def _with_stdin_attached(words: Sequence[str], stdin: TextIO, interactive: bool) -> PromptInput:
     if list(words) == ["-"]:
-        raise UsageError("Standard input cannot be both the prompt and a file.", "Leave one - out.")
+        raise UsageError("Standard input cannot be both the prompt and a file.", "Remove one of the two -.")
     prompt = normalize(" ".join(words))
     chats = interactive or (stdin.isatty() and not words)
     if not prompt.strip() and not chats:
-        raise UsageError("There is a file and no question.", 'Ask: localgemma -f - "Summarize this."')
+        raise UsageError("-f - needs a question.", 'Example: localgemma -f - "Summarize this."')
     text = _read_text(stdin)
     if not text.strip():
-        raise UsageError("Standard input is empty.", "Leave -f - out.")
+        raise UsageError("Standard input is empty.", "Remove -f -.")
     return PromptInput(prompt if prompt.strip() else None, chats, text)
 
 
@@ -59,7 +59,7 @@ def _read_text(stdin: TextIO) -> str:
     data = stdin.buffer.read(TEXT_LIMIT + 1)
     if len(data) > TEXT_LIMIT:
         raise UsageError(
-            f"There is more than {format_bytes(TEXT_LIMIT)} on standard input.",
-            "Send less: no Gemma's context holds that much text.",
+            f"Standard input exceeds {format_bytes(TEXT_LIMIT)}.",
+            "Send less text; no Gemma model has a context that large.",
         )
     return decode_text(data, "Standard input")

@@ -1,4 +1,4 @@
-"""Saving a conversation while it happens: at most a second of an answer is ever only in memory."""
+"""Saves a conversation while it happens: at most the last second of an answer is not on disk."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,54 +18,56 @@ from localgemma_cli.render.base import Answer
 from localgemma_cli.sessions.opening import open_store
 from localgemma_cli.sessions.store import Store
 
-_WRITE_SECONDS = 0.5  # between two writes of an answer that streams
+_WRITE_SECONDS = 0.5  # between two writes of a streaming answer
 _LOOK_SECONDS = 0.05
 
 Value = TypeVar("Value")
 
 
 class SessionRecorder:
-    """Of one chat; `store` None saves nothing. A failure is told once, and the chat goes on unsaved.
+    """Saves one chat; `store` None saves nothing. The first failure is reported and ends the saving.
 
-    `asked_only`: nothing is saved but a conversation that the user saves, and that one alone (`--no-save`).
+    `asked_only` (`--no-save`): only a conversation that the user saves with /save is saved, until /new.
     """
 
     def __init__(
         self,
         store: Store | None,
         model: str,
-        tell: Callable[[SavingError], None],
+        report: Callable[[SavingError], None],
         session: int | None = None,
         *,
         asked_only: bool = False,
     ) -> None:
         self.store, self.model, self.session = store, model, session
         self._asked_only = asked_only
-        self.name: str | None = None  # of a session that is still to be made
-        self.waiting: Callable[[], None] = lambda: None  # as a store's
+        self.name: str | None = None  # for a session that does not exist yet
+        self.waiting: Callable[[], None] = lambda: None  # as `Store.waiting`
         self.failed = False
-        self._made: tuple[int, str | None] | None = None  # the session that this chat began, and its name
-        self._tell = tell
+        self._created: tuple[int, str | None] | None = (
+            None  # the session that this chat created, and its name
+        )
+        self._report = report
         self._late: list[Thread] = []
 
     @contextmanager
-    def question(self, text: str, system: str | None) -> Iterator["AnswerRecorder"]:
-        """Around one turn: the question is on disk before its answer; where it fails, it goes again."""
+    def record_question(self, text: str, system: str | None) -> Iterator["AnswerRecorder"]:
+        """Record one turn: the question is on disk before its answer, and removed again if the turn fails."""
         with self._recording(self.attempt(lambda store: self._begin(store, text, system))) as recording:
             try:
                 yield recording
             except (
                 *EXIT_EXCEPTIONS,
                 OSError,
-            ):  # the program is ending, or its terminal is gone: what came is kept
+            ):  # the program ends, or its terminal is gone: keep what there is
                 raise
             except BaseException:
-                recording.forget()
+                recording.discard()
                 raise
 
     @contextmanager
-    def continuation(self, turn: Turn) -> Iterator["AnswerRecorder"]:
-        """Around what is added to an answer; where it fails, the answer stays as it was."""
+    def record_continuation(self, turn: Turn) -> Iterator["AnswerRecorder"]:
+        """Record the continuation of an answer; if it fails, the answer stays unchanged."""
         with self._recording(turn.saved, turn.answer) as recording:
             try:
                 yield recording
@@ -83,12 +85,12 @@ class SessionRecorder:
         finally:
             recording.close()
 
-    def turns_removed(self, turns: Sequence[Turn]) -> None:
+    def remove_turns(self, turns: Sequence[Turn]) -> None:
         ids = [turn.saved for turn in turns if turn.saved is not None]
-        self.settle(lambda store: store.remove_turns(ids))
+        self.attempt_after(lambda store: store.remove_turns(ids))
 
     def fork(self, conversation: Conversation) -> Conversation:
-        """The same conversation as one of its own; the one so far stays as it is."""
+        """Continue in a saved copy of the conversation; the original stays unchanged."""
         if (old := self.session) is None:
             return conversation
         copied = self.attempt(lambda store: store.copy(old, conversation.turns, self.model))
@@ -97,12 +99,12 @@ class SessionRecorder:
         self.session, places = copied
         return conversation.with_saved_ids(places)
 
-    def keep(
+    def save_all(
         self, conversation: Conversation, system: str | None, name: str | None
     ) -> tuple[int, Conversation]:
-        """The session that holds all of `conversation` from now on, under `name`.
+        """Save all of `conversation`, and from now on its next turns; returns the session's number.
 
-        Raises SavingError, and then nothing of it is saved that was not saved before.
+        Raises SavingError; nothing more is saved then.
         """
         store = self.store or open_store()
         store.waiting = self.waiting
@@ -110,11 +112,13 @@ class SessionRecorder:
             with store.together():
                 turns, session = conversation.turns, self.session
                 unsaved = [turn.saved is None for turn in turns]
-                if session is not None and unsaved != sorted(unsaved):  # a summary, before what is saved
+                if session is not None and unsaved != sorted(
+                    unsaved
+                ):  # an unsaved summary before saved turns
                     turns, session = tuple(replace(turn, saved=None) for turn in turns), None
                 if session is None:
                     session = store.session(self.name, None)
-                if name is not None:  # first: where it is taken, no byte of what was said gets on disk
+                if name is not None:  # first: if the name is taken, nothing is written
                     store.rename(session, name=name)
                 store.set_system(session, system)
                 places = [store.put(session, turn, self.model) for turn in turns]
@@ -125,8 +129,8 @@ class SessionRecorder:
         self.store, self.session, self.name = store, session, None
         return session, conversation.with_saved_ids(places)
 
-    def go_on_with(self, session: int | None) -> None:
-        """Another conversation, a new one for None; that the one before was saved says nothing of this."""
+    def switch_session(self, session: int | None) -> None:
+        """Record another conversation from now on, a new one for None."""
         self.session = session
         if self._asked_only and self.store is not None:
             self.wait()
@@ -135,31 +139,31 @@ class SessionRecorder:
 
     def set_system(self, system: str | None) -> None:
         if (session := self.session) is not None:
-            self.settle(lambda store: store.set_system(session, system))
+            self.attempt_after(lambda store: store.set_system(session, system))
 
     def _begin(self, store: Store, question: str, system: str | None) -> int:
         if self.session is None:
             self.session = store.session(self.name, system)
-            self._made, self.name = (self.session, self.name), None
+            self._created, self.name = (self.session, self.name), None
         return store.begin(self.session, question, self.model)
 
-    def drop_unused(self) -> None:
-        """A session that was made for a question of which nothing is kept goes with it."""
-        if self._made is None or self._made[0] != self.session:
+    def remove_unused(self) -> None:
+        """Remove the session that was created for a question if that question was discarded."""
+        if self._created is None or self._created[0] != self.session:
             return
-        made, name = self._made
-        if self.attempt(lambda store: store.remove_unused(made, named=True)):
-            self.session, self.name, self._made = None, name, None
+        created, name = self._created
+        if self.attempt(lambda store: store.remove_unused(created, named=True)):
+            self.session, self.name, self._created = None, name, None
 
-    def leave(self) -> str | None:
-        """What the session is found by that stays at the end of a chat: not one that nothing was said in."""
+    def finish_session(self) -> str | None:
+        """At the end of a chat: the name or number of the saved session, None if it is empty."""
         if (session := self.session) is None or self.store is None:
             return None
-        gone = self.attempt(lambda store: store.remove_unused(session, named=False))
-        return None if gone else self.attempt(lambda store: store.handle(session))
+        removed = self.attempt(lambda store: store.remove_unused(session, named=False))
+        return None if removed else self.attempt(lambda store: store.handle(session))
 
     def attempt(self, action: Callable[[Store], Value]) -> Value | None:
-        """What `action` gives; None where nothing is saved, from the first failure on."""
+        """The result of `action`; None if saving is off. The first failure turns it off."""
         if self.store is None:
             return None
         try:
@@ -168,14 +172,14 @@ class SessionRecorder:
             failure = error
         except LocalGemmaError:  # a Ctrl-C
             raise
-        except Exception as error:  # an answer that is whole is not lost for what saving it meets
-            failure = SavingError(as_user_error(error).message, "/save tries again.")
+        except Exception as error:  # no failure to save may lose a complete answer
+            failure = SavingError(as_user_error(error).message, "Retry with /save.")
         self.store, self.failed = None, True
-        self._tell(failure)
+        self._report(failure)
         return None
 
-    def settle(self, action: Callable[[Store], None], after: Thread | None = None) -> None:
-        """`attempt`, once the thread `after` has ended; a Ctrl-C ends the waiting for it, not the saving."""
+    def attempt_after(self, action: Callable[[Store], None], after: Thread | None = None) -> None:
+        """`attempt` once the thread `after` has ended; a Ctrl-C ends the waiting, not the saving."""
 
         def saving() -> None:
             if after is not None:
@@ -193,15 +197,15 @@ class SessionRecorder:
             self._late[-1].start()
 
     def wait(self) -> None:
-        """Until all is saved that was to be."""
+        """Wait until everything is saved."""
         for thread in self._late:
             thread.join()
 
 
 class AnswerRecorder:
-    """One answer as a renderer sees it; a thread writes it, so that decoding never waits for a disk.
+    """A renderer that saves one answer; a thread writes it, so that decoding does not wait for the disk.
 
-    `begun` is what it had before, where it is gone on with; `turn` None records nothing.
+    `begun` is the existing part of an answer that is continued; `turn` None records nothing.
     """
 
     def __init__(self, recorder: SessionRecorder, turn: int | None, begun: Message | None) -> None:
@@ -209,60 +213,60 @@ class AnswerRecorder:
         self._begun = begun or Message("assistant", "", ())
         self._pieces = [self._begun.content]
         self._ended = Event()
-        self._settled = turn is None
+        self._has_ended = turn is None
         self._writer = Thread(target=self._write, name="save", daemon=True)
         if turn is not None and recorder.store is not None:
             self._writer.start()
 
     def thinking(self, text: str) -> None:
-        """Of the moment: neither saved nor told in later turns."""
+        """Thinking is not saved."""
 
     def delta(self, text: str) -> None:
         self._pieces.append(text)
 
     def finish(self, answer: Answer) -> None:
         more = Message("assistant", answer.text, answer.finished.token_ids)
-        self._settle(
+        self._end_with(
             lambda store, turn: store.finish(turn, self._begun + more, answer.finished.finish_reason)
         )
 
     def abort(self) -> None:
-        """Another try may follow."""
+        """Nothing yet: a retry may follow."""
 
-    def forget(self) -> None:
-        self._settle(lambda store, turn: store.remove_turns([turn]))
-        self._recorder.drop_unused()
+    def discard(self) -> None:
+        self._end_with(lambda store, turn: store.remove_turns([turn]))
+        self._recorder.remove_unused()
 
     def restore(self, before: Turn) -> None:
-        self._settle(lambda store, turn: store.finish(turn, before.answer, before.finish_reason))
+        self._end_with(lambda store, turn: store.finish(turn, before.answer, before.finish_reason))
 
     def close(self) -> None:
-        """Where nothing else was told of its end, the program is ending: what came is kept."""
+        """Keep a partial answer if the program ends before any other method ended it."""
         text = "".join(self._pieces)
         self._ended.set()
         if not text:
-            self.forget()
+            self.discard()
         elif len(self._pieces) > 1:
             message = Message("assistant", text)
-            self._settle(lambda store, turn: store.finish(turn, message, "interrupted"))
+            self._end_with(lambda store, turn: store.finish(turn, message, "interrupted"))
 
-    def _settle(self, action: Callable[[Store, int], None]) -> None:
-        """Only the first end counts."""
+    def _end_with(self, action: Callable[[Store, int], None]) -> None:
+        """End the recording; later ends have no effect."""
         self._ended.set()
-        if not self._settled and (turn := self.turn) is not None:
-            self._settled = True
+        if not self._has_ended and (turn := self.turn) is not None:
+            self._has_ended = True
             after = self._writer if self._writer.is_alive() else None
-            self._recorder.settle(lambda store: action(store, turn), after)
+            self._recorder.attempt_after(lambda store: action(store, turn), after)
 
     def _write(self) -> None:
-        """A failure is told at the end, by the thread that writes on the terminal."""
+        """Write the answer so far, again and again. A failure is reported at the end, by the main thread."""
         store, turn, written = self._recorder.store, self.turn, 1
-        assert store is not None  # the thread is started only
-        assert turn is not None  # where there are both
+        assert store is not None  # the thread starts only
+        assert turn is not None  # if both exist
         while not self._ended.wait(_WRITE_SECONDS):
             if (count := len(self._pieces)) > written:
                 written = count
                 try:
                     store.stream(turn, "".join(self._pieces[:count]))
-                except Exception:  # whatever it is, it comes again at the end
+                except Exception:  # it is raised again at the end
                     return

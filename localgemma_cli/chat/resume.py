@@ -1,18 +1,18 @@
-"""What of a conversation is shown again when it is resumed, and whose token ids it holds."""
+"""Resuming a saved conversation: which turns are shown again, and which token ids are kept."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.slash.outcome import counted
+from localgemma_cli.chat.phrases import format_count
 from localgemma_cli.conversation import Conversation, Turn
 from localgemma_cli.sessions.titles import files_and_words
 
-_BELOW = 8  # rows: what is said of the earlier turns, the prompt and its menu, the bar
+_BELOW = 8  # rows for the notice about earlier turns, the prompt with its menu, and the toolbar
 
 
 def format_question(turn: Turn, columns: int, rows: int) -> str:
-    """With the names of its files in their place, and no more of it than half a screen."""
+    """A question with its files as names only, cut to half a screen."""
     names, words = files_and_words(turn.question.content)
     lines = [*([f"[with {', '.join(names)}]"] if names else []), *words.split("\n")]
     shown: list[str] = []
@@ -24,7 +24,7 @@ def format_question(turn: Turn, columns: int, rows: int) -> str:
 
 
 def select_last_turns(turns: Sequence[Turn], columns: int, rows: int) -> Sequence[Turn]:
-    """The last turns that fill one screen at most, one at least."""
+    """The last turns that fit one screen, at least one."""
     left = rows - _BELOW
     for count, turn in enumerate(reversed(turns)):
         left -= 1 + sum(
@@ -36,8 +36,8 @@ def select_last_turns(turns: Sequence[Turn], columns: int, rows: int) -> Sequenc
 
 
 def _height(text: str, columns: int) -> int:
-    """In rows of a terminal."""
-    from prompt_toolkit.utils import get_cwidth  # a script that resumes a conversation does without
+    """Height in terminal rows."""
+    from prompt_toolkit.utils import get_cwidth  # scripts that resume a conversation do not need it
 
     return sum(max(1, -(-get_cwidth(line) // max(1, columns))) for line in text.split("\n"))
 
@@ -45,7 +45,7 @@ def _height(text: str, columns: int) -> int:
 def drop_foreign_ids(
     conversation: Conversation, backend: Backend, say: Callable[[str], None]
 ) -> Conversation:
-    """Token ids only where they are the backend's and say what was said; else the text is read again."""
+    """Drop token ids that the backend's tokenizer does not recognize; their text is tokenized again."""
     turns = tuple(
         turn
         if turn.answer.token_ids is None or backend.recognizes(turn.answer)
@@ -54,5 +54,5 @@ def drop_foreign_ids(
     )
     changed = sum(old is not new for old, new in zip(conversation.turns, turns, strict=True))
     if changed:
-        say(f"[{counted(changed, 'saved answer')} tokenized again: saved with another tokenizer]")
+        say(f"[{format_count(changed, 'saved answer')} tokenized again: saved with another tokenizer]")
     return replace(conversation, turns=turns)

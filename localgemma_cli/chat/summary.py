@@ -1,4 +1,4 @@
-"""Old turns replaced by a summary that the model writes itself."""
+"""Replaces old turns with a summary that the model writes."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,30 +10,31 @@ from localgemma_cli.errors import InterruptedAnswer
 from localgemma_cli.events import Delta, Event, Finished
 from localgemma_cli.sampling import Sampling
 
-_WISH = (
+_REQUEST = (
     "Summarize our conversation so far for yourself: names, facts, decisions and open questions, in short"
     " sentences. Write nothing else."
 )
 _QUESTION = "What have we said so far?"
-_LONGEST = 512  # tokens
+_LONGEST_SUMMARY = 512  # tokens
 
 
 def summarize_turns(
     backend: Backend, conversation: Conversation, count: int, sampling: Sampling, cancel: Cancel
 ) -> Conversation:
-    """The first `count` turns as one turn; InterruptedAnswer where `cancel` came first."""
+    """Replace the first `count` turns with one; raises InterruptedAnswer if `cancel` is set first."""
     old = replace(conversation, turns=conversation.turns[:count])
-    short = replace(sampling, max_new_tokens=_LONGEST)
-    text, finished = _collected(backend.stream(old.messages(_WISH), short, cancel))
+    short = replace(sampling, max_new_tokens=_LONGEST_SUMMARY)
+    text, finished = _collect(backend.stream(old.messages(_REQUEST), short, cancel))
     if finished.finish_reason == "interrupted":
-        raise InterruptedAnswer("Nothing was summarized.", "The conversation is as it was.")
+        raise InterruptedAnswer("Nothing was summarized.", "The conversation is unchanged.")
     if finished.error is not None:
         raise finished.error
     summary = Turn(Message("user", _QUESTION), Message("assistant", text, finished.token_ids), "stop")
     return replace(conversation, turns=(summary, *conversation.turns[count:]))
 
 
-def _collected(events: Iterator[Event]) -> tuple[str, Finished]:
+def _collect(events: Iterator[Event]) -> tuple[str, Finished]:
+    """The whole text, and the last event."""
     text = ""
     for event in events:
         match event:

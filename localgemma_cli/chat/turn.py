@@ -1,4 +1,4 @@
-"""One turn: a conversation in, deltas to a renderer, and out comes the conversation with the turn in it."""
+"""One turn: streams an answer to a renderer and adds it to the conversation."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,7 +16,7 @@ from localgemma_cli.sampling import OnOverflow, Sampling
 
 @dataclass(frozen=True)
 class TurnSettings:
-    """What stays the same from turn to turn; `on_trim` hears which of the oldest turns go, and how."""
+    """The same for every turn; `on_trim` is called with the oldest turns and what happens to them."""
 
     sampling: Sampling
     on_overflow: OnOverflow
@@ -31,19 +31,22 @@ def run_turn(
     renderer: Renderer,
     cancel: Cancel,
 ) -> tuple[Conversation, Answer]:
-    """The conversation with the finished or interrupted turn in it; an error leaves it as it was."""
+    """Ask `question`; returns the conversation with the finished or interrupted turn in it.
+
+    Shortens the conversation if it does not fit the context, according to `settings.on_overflow`.
+    """
     fitting = conversation
     dropped: tuple[Turn, ...] = ()
     while True:
         try:
-            answer = _answer(backend, fitting.messages(question), settings, renderer, cancel, dropped)
+            answer = _stream_answer(backend, fitting.messages(question), settings, renderer, cancel, dropped)
         except ContextOverflowError as error:
             if not fitting.turns:
                 raise
             if settings.on_overflow is OnOverflow.ERROR:
                 hint = f"{error.hint} --on-overflow trim drops the oldest turns instead."
                 raise ContextOverflowError(error.message, hint) from error
-            fitting, gone = _shortened(backend, fitting, settings, cancel)
+            fitting, gone = _shorten(backend, fitting, settings, cancel)
             dropped += gone
         else:
             reply = Message("assistant", answer.text, answer.finished.token_ids)
@@ -54,28 +57,28 @@ def run_turn(
 def continue_turn(
     backend: Backend, conversation: Conversation, settings: TurnSettings, renderer: Renderer, cancel: Cancel
 ) -> tuple[Conversation, Answer]:
-    """The last answer goes on from its last token, and stays one answer."""
+    """Continue the last answer from its last token; it remains one answer."""
     before, last = conversation.without_last(1), conversation.turns[-1]
     messages = (*before.messages(last.question.content), last.answer)
-    answer = _answer(backend, messages, settings, renderer, cancel, ())
+    answer = _stream_answer(backend, messages, settings, renderer, cancel, ())
     whole = last.answer + Message("assistant", answer.text, answer.finished.token_ids)
     turn = replace(last, answer=whole, finish_reason=answer.finished.finish_reason)
     return before.with_turn(turn), answer
 
 
-def _shortened(
+def _shorten(
     backend: Backend, conversation: Conversation, settings: TurnSettings, cancel: Cancel
 ) -> tuple[Conversation, tuple[Turn, ...]]:
-    """Without its oldest turn, which is given too; or its older half, two turns or more, as a summary."""
+    """Drop the oldest turn and return it too; or summarize the older half if it has two turns or more."""
     half = (len(conversation.turns) + 1) // 2
     if settings.on_overflow is OnOverflow.SUMMARIZE and half > 1:
         settings.on_trim(conversation.turns[:half], "being summarized")
-        with suppress(ContextOverflowError):  # not even the older half leaves room to sum it up
+        with suppress(ContextOverflowError):  # the older half leaves no room for a summary
             return summarize_turns(backend, conversation, half, settings.sampling, cancel), ()
     return conversation.without_oldest(), conversation.turns[:1]
 
 
-def _answer(
+def _stream_answer(
     backend: Backend,
     messages: Sequence[Message],
     settings: TurnSettings,
@@ -83,25 +86,26 @@ def _answer(
     cancel: Cancel,
     dropped: Sequence[Turn],
 ) -> Answer:
+    """Send the messages and render what comes; reports `dropped` turns once the answer begins."""
     text: list[str] = []
-    thought: list[str] = []
+    thoughts: list[str] = []
     announced = not dropped
     try:
         for event in backend.stream(messages, settings.sampling, cancel):
-            if not announced:  # only now is it known that what is left fits
-                settings.on_trim(dropped, "left out")
+            if not announced:  # only now is it certain that the rest fits
+                settings.on_trim(dropped, "dropped")
                 announced = True
             match event:
                 case Delta(piece):
                     text.append(piece)
                     renderer.delta(piece)
                 case Thinking(piece):
-                    thought.append(piece)
+                    thoughts.append(piece)
                     renderer.thinking(piece)
                 case Finished():
-                    answer = Answer("".join(text), event, "".join(thought))
+                    answer = Answer("".join(text), event, "".join(thoughts))
     except BaseException:
-        with suppress(OSError):  # the terminal is gone, which is no reason to lose the first one
+        with suppress(OSError):  # the terminal is gone; the first error matters more
             renderer.abort()
         raise
     renderer.finish(answer)

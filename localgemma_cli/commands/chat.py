@@ -89,8 +89,9 @@ def chat(
       git diff | localgemma "Summarize:"
       localgemma --json - < question.txt
     """
-    from localgemma_cli.chat.chat_run import ChatRun, OutputOptions, SaveOptions
+    from localgemma_cli.chat.chat_run import ChatRun, OutputOptions
     from localgemma_cli.chat.engine import LocalEngine, remote_model, wants_endpoint
+    from localgemma_cli.chat.open_session import SaveOptions
     from localgemma_cli.chat.prompt_input import is_stdin, read_prompt_input
     from localgemma_cli.commands.consent import agree_to_download
     from localgemma_cli.commands.switching import Switching

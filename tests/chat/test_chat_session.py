@@ -8,7 +8,7 @@ import pytest
 from support.chat import GREEDY, Chat
 
 from localgemma_cli.chat.recording import SessionRecorder
-from localgemma_cli.chat.slash.outcome import Ask
+from localgemma_cli.chat.slash.outcome import AskQuestion
 from localgemma_cli.errors import InterruptedAnswer, UsageError
 from localgemma_cli.sampling import Mode, OnOverflow
 from localgemma_cli.sessions.store import Store, default_path
@@ -35,7 +35,7 @@ def test_going_on_gives_the_answer_that_nobody_interrupted(store: Store) -> None
     saved = store.conversation(1, "demo").turns
     assert [turn.answer for turn in saved] == [whole.turns[0].answer]
     assert store.search("memory")[0][2] == whole.turns[0].answer.content
-    with pytest.raises(UsageError, match="came to its end"):
+    with pytest.raises(UsageError, match="last answer is complete"):
         chat.go_on()
 
 
@@ -78,12 +78,12 @@ def test_only_what_differs_is_read_again() -> None:
     new = chat.read()
     used = chat.session.last.finished.usage.prompt_tokens if chat.session.last else 0
     outcome = chat.do("/retry temperature=0.5 seed=1")
-    assert isinstance(outcome, Ask)
+    assert isinstance(outcome, AskQuestion)
     chat.ask(outcome.question, outcome.sampling)
     assert len(chat.turns) == 2
     assert chat.read() == 1  # the same prompt: only its last token gives logits anew
     chat.do("/undo")
-    assert "taken back: 1 turn, from “What does" in chat.said[-1]
+    assert "removed 1 turn, from “What does" in chat.said[-1]
     chat.ask("What is my name?")
     assert "Ada" in chat.turns[-1].answer.content
     assert chat.read() < new + 4 < (used or 0)
@@ -95,17 +95,17 @@ def test_only_what_differs_is_read_again() -> None:
 def test_what_cannot_be_taken_back_is_said() -> None:
     chat = Chat()
     for line in ("/undo", "/retry", "/edit", "/copy"):
-        with pytest.raises(UsageError, match="Nothing has been said yet"):
+        with pytest.raises(UsageError, match="The conversation is empty"):
             chat.do(line)
     chat.ask("Hello!")
     for line in ("/undo 2", "/edit 9", "/copy 2"):
-        with pytest.raises(UsageError, match="one turn, not"):
+        with pytest.raises(UsageError, match="only 1 turn"):
             chat.do(line)
     for line in ("/undo x", "/edit 0", "/copy -1", "/undo 1 2"):
         with pytest.raises(UsageError, match=r"Usage: /\w+ \[N\]"):
             chat.do(line)
     for line in ("/new x", "/exit now", "/stats all", "/help me"):
-        with pytest.raises(UsageError, match="nothing after it"):
+        with pytest.raises(UsageError, match="no argument"):
             chat.do(line)
 
 
@@ -123,7 +123,7 @@ def test_an_edited_question_takes_the_place_of_all_after_it(store: Store) -> Non
 def test_an_error_leaves_the_conversation_and_its_file_as_they_were(store: Store) -> None:
     chat = Chat(store)
     chat.ask("Hello!")
-    chat.session.replaces(1)
+    chat.session.start_replacing(1)
     (store._path.parent / "binary").write_bytes(b"a\0b")
     with pytest.raises(UsageError):
         chat.ask(f"See @{store._path.parent}/binary")
@@ -143,13 +143,13 @@ def test_files_are_sent_once_and_their_size_is_told(tmp_path: Path, monkeypatch:
     assert "attached to your next message: more.txt" in chat.said[-1]
     chat.ask("What is in @notes.txt and @gone.txt?")
     told = "\n".join(chat.said)
-    assert "no file gone.txt" in told
+    assert "file not found: gone.txt" in told
     sizes = [line for line in chat.said if line.startswith("[with ")]
     assert len(sizes) == 2
     question = chat.turns[0].question.content
     assert question.startswith("File more.txt:\n```\nMore.\n```\n\nFile notes.txt:\n```\nMail")
     outcome = chat.do("/retry")
-    assert isinstance(outcome, Ask)
+    assert isinstance(outcome, AskQuestion)
     chat.said.clear()
     chat.ask(outcome.question)
     assert chat.turns[0].question.content == question
@@ -198,7 +198,7 @@ def fill(chat: Chat, count: int) -> list[str]:
 def test_a_full_context_drops_the_oldest_turns_and_says_which() -> None:
     chat = Chat()
     questions = fill(chat, 12)
-    gone = [question for turns, how in chat.trimmed for question in turns if how == "left out"]
+    gone = [question for turns, how in chat.trimmed for question in turns if how == "dropped"]
     assert gone == questions[: len(gone)]
     assert gone
     assert [turn.question.content for turn in chat.turns] == questions[len(gone) :]
@@ -208,11 +208,11 @@ def test_undo_counts_what_is_on_the_screen(store: Store) -> None:
     chat = Chat(store)
     questions = fill(chat, 12)
     assert len(chat.turns) < 12
-    with pytest.raises(UsageError, match="has 12 turns, not 13"):
+    with pytest.raises(UsageError, match="only 12 turns"):
         chat.do("/undo 13")
     chat.do("/undo 2")
     chat.do("/undo 8")
-    assert f"taken back: 8 turns, from “{questions[2][:30]}" in chat.said[-1]
+    assert f"removed 8 turns, from “{questions[2][:30]}" in chat.said[-1]
     for turns in (chat.turns, store.conversation(1, "demo").turns):
         assert [turn.question.content for turn in turns] == questions[:2]
     chat.ask("What is 9b?")
@@ -221,14 +221,14 @@ def test_undo_counts_what_is_on_the_screen(store: Store) -> None:
     with pytest.raises(UsageError, match="no longer in the context"):
         chat.do("/edit 2")
     chat.do("/undo 2")
-    assert "taken back: 2 turns, from “Question 1" in chat.said[-1]
+    assert "removed 2 turns, from “Question 1" in chat.said[-1]
     assert [turn.question.content for turn in chat.turns] == questions[:1]
     chat.ask("What is 2b?")
     saved = store.conversation(chat.session.recorder.session or 0, "demo").turns
     assert [turn.question.content for turn in saved] == [questions[0], "What is 2b?"]
     assert len(store.conversation(1, "demo").turns) == 3  # before the summary: they stay saved
     chat.do("/undo 2")
-    with pytest.raises(UsageError, match="Nothing has been said"):
+    with pytest.raises(UsageError, match="The conversation is empty"):
         chat.do("/undo")
 
 
@@ -272,10 +272,10 @@ def test_show_context_adds_up_to_what_is_used() -> None:
     chat.ask("What is 9b?")
     chat.do("/show context")
     rows = {line.split()[0]: int(line[36:43]) for line in chat.said[-1].splitlines()[:-1]}
-    assert list(rows) == ["system", "1.", "2.", "room"]
+    assert list(rows) == ["system", "1.", "2.", "free"]
     assert sum(rows.values()) == chat.backend.context_length
     assert chat.session.last is not None
     usage = chat.session.last.finished.usage
     assert (
-        sum(rows.values()) - rows["room"] == (usage.prompt_tokens or 0) + (usage.completion_tokens or 0) - 1
+        sum(rows.values()) - rows["free"] == (usage.prompt_tokens or 0) + (usage.completion_tokens or 0) - 1
     )

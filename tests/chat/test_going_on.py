@@ -10,7 +10,7 @@ from support.terminal import Terminal
 FAULTS = '''
 import os, sys
 import localgemma_cli.chat.slash.actions as actions
-import localgemma_cli.chat.slash.outcome as outcome
+import localgemma_cli.chat.slash.arguments as arguments
 import localgemma_cli.backends.http.backend as backend
 
 

@@ -72,7 +72,7 @@ def test_no_command_writes_a_word_of_it(program: Program) -> None:
         ):
             enter(line)
         terminal.type("/edit\r")
-        terminal.wait(r"leaves all as it is\]\n> xyzzy five")
+        terminal.wait(r"empty one to cancel\]\n> xyzzy five")
         terminal.type("\x15/exit\r")
         assert terminal.wait_for_end() == 0
         assert "[saved" not in terminal.text

@@ -16,7 +16,7 @@ def test_a_full_context_is_summarized_in_the_chat_and_in_a_script(program: Progr
         terminal.wait("exact · /help")
         for question in questions:
             terminal.enter(question)
-        told = re.findall(r"the (\d+) oldest turns are being\s+summarized: from “Question 0", terminal.text)
+        told = re.findall(r"(\d+)\s+oldest\s+turns\s+being\s+summarized:\s+“Question\s+0", terminal.text)
         assert told
         assert int(told[0]) > 1
         assert terminal.text.count("being\nsummarized") + terminal.text.count("being summarized") < 10
@@ -33,5 +33,5 @@ def test_a_full_context_is_summarized_in_the_chat_and_in_a_script(program: Progr
     assert (full.returncode, full.stdout) == (6, "")
     done = program(*WORDS, *SUMMARIZE, "--session", "1", "Hello!")
     assert done.returncode == 0, done.stderr
-    assert "being summarized: from “Question 0" in done.stderr
+    assert "oldest turns being summarized: “Question 0" in done.stderr
     assert done.stdout.strip()

@@ -39,7 +39,7 @@ def test_a_ctrl_c_ends_the_waiting_and_a_whole_answer_is_saved_later(path: Path)
             raise InterruptedAnswer("Stopped.", "Again.")
 
     store.waiting = recorder.waiting = look
-    with recorder.question("How are you?", None) as recording:
+    with recorder.record_question("How are you?", None) as recording:
         recording.delta("Fine.")
         with locked(path):
             interrupted.set()
@@ -62,7 +62,7 @@ def test_a_ctrl_c_before_the_question_is_saved_leaves_nothing_of_it(path: Path) 
         raise InterruptedAnswer("Stopped.", "Again.")
 
     store.waiting = recorder.waiting = look
-    with locked(path), pytest.raises(InterruptedAnswer), recorder.question("How are you?", None):
+    with locked(path), pytest.raises(InterruptedAnswer), recorder.record_question("How are you?", None):
         raise AssertionError("the question was asked unsaved")
     assert recorder.store is store  # and the next is saved again
     assert not Store(path).summaries()

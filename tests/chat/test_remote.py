@@ -59,7 +59,7 @@ def test_turns_system_text_and_a_new_conversation(program: Program, server: Chat
         terminal.wait("System text: Shout")
         terminal.wait_for_prompt()
         terminal.type("/new\r")
-        terminal.wait("A new conversation")
+        terminal.wait("new conversation")
         terminal.wait_for_prompt()
         terminal.type("Third\r")
         terminal.wait("Answer three")
@@ -75,7 +75,7 @@ def test_a_broken_answer_stays_in_the_conversation_marked(program: Program, serv
         terminal.wait_for_prompt()
         terminal.type("First\r")
         terminal.wait(
-            r"Half an answer[\s\S]*closed the connection[\s\S]*\[broken off; the answer so far stays"
+            r"Half an answer[\s\S]*closed the connection[\s\S]*\[answer cut off; partial answer kept"
         )
         terminal.wait_for_prompt()
         terminal.type("Go on\r")
@@ -138,7 +138,7 @@ def test_continue_goes_on_with_the_answer_where_the_server_can(
         terminal.enter("/save")
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
-        assert terminal.text.count("--session 'two words' goes on with it") == 3
+        assert terminal.text.count("resume with: localgemma --session 'two words'") == 3
     assert "Half an answer." in program("history", "show", "1").stdout
 
 
@@ -153,7 +153,7 @@ def test_a_full_context_drops_the_oldest_turns(program: Program, server: ChatSer
             terminal.wait_for_prompt()
             terminal.type(f"{question}\r")
             terminal.wait("Fine", count=turn)
-        terminal.wait("the oldest turn is left out: “First”")
+        terminal.wait("oldest turn dropped: “First”")
         assert contents(server) == ["user: Second", "assistant: Fine.", "user: Third"]
 
 
@@ -182,11 +182,11 @@ def test_an_editor_that_fails_is_one_line_and_the_text_stays(program: Program, s
     with Terminal(here, ["--endpoint", server.url, "--no-save"]) as terminal:
         terminal.wait("gemma-test · 127")
         terminal.type("one\x18\x05")
-        terminal.wait(r"The editor saved no UTF-8 text\.\n.*\n> one")
+        terminal.wait(r"The editor saved text that is not UTF-8\.\n.*\n> one")
         assert list(folder.iterdir()) == []
         folder.rmdir()
         terminal.type(" two\x18\x05")
-        terminal.wait(r"The editor cannot be used: No such file or directory\.\n.*\n> one two")
+        terminal.wait(r"Cannot use the editor: No such file or directory\.\n.*\n> one two")
         terminal.enter("")
         assert contents(server) == ["user: one two"]
         assert "Exception" not in terminal.text

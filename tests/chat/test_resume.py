@@ -35,7 +35,7 @@ def test_ids_that_do_not_say_what_was_said_are_read_again_as_text(ids: tuple[int
     chat.ask("Hello, my name is Ada.")
     own = chat.turns[0]
     foreign = replace(own, answer=replace(own.answer, token_ids=ids))
-    chat.session.fresh(Conversation(None, (own, foreign)), None)
+    chat.session.switch_conversation(Conversation(None, (own, foreign)), None)
     chat.ask("What is my name?")
     assert chat.said == ["[1 saved answer tokenized again: saved with another tokenizer]"]
     assert [each.answer.token_ids for each in chat.turns[:2]] == [own.answer.token_ids, None]

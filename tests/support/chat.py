@@ -86,7 +86,7 @@ class Chat:
 
     def go_on(self, *, stop_after: int | None = None) -> Answer:
         self.watcher = Watcher(Cancel(), stop_after)
-        return self.session.go_on(self.backend, self.watcher.cancel)
+        return self.session.continue_answer(self.backend, self.watcher.cancel)
 
     def do(self, line: str) -> Outcome:
         name, _, argument = line.partition(" ")

@@ -1,4 +1,4 @@
-"""`/show context`: what fills the context, and how much room is left."""
+"""`/show context`: what fills the context, and how much is free."""
 
 from collections.abc import Iterator
 
@@ -8,25 +8,25 @@ from localgemma_cli.conversation import Message
 from localgemma_cli.sanitize import one_line
 
 _BAR = 30  # columns
-_QUESTION = 36  # characters of it that are shown
+_QUESTION = 36  # columns
 
 
-def draw(session: ChatSession, backend: Backend) -> str:
-    """A line and a bar for the system text, each turn, and the room that is left."""
+def format_context(session: ChatSession, backend: Backend) -> str:
+    """A line with a bar for the system text, for each turn, and for the free tokens."""
     parts = list(_parts(session, backend))
     if any(tokens is None for _, tokens in parts):
-        return "Only the server could count the tokens of this conversation."
+        return "Token counts are not available: only the server can count them."
     counts = [(name, tokens or 0) for name, tokens in parts]
     used = sum(tokens for _, tokens in counts)
     length = backend.context_length
-    rows = [*counts, ("room left", length - used)] if length else counts
+    rows = [*counts, ("free", length - used)] if length else counts
     whole = length or used or 1
     lines = [f"{name:<{_QUESTION}} {tokens:>6}  {_bar(tokens, whole)}".rstrip() for name, tokens in rows]
-    return "\n".join([*lines, f"{'of' if length else 'in all':<{_QUESTION}} {length or used:>6} tokens"])
+    return "\n".join([*lines, f"{'context' if length else 'total':<{_QUESTION}} {length or used:>6} tokens"])
 
 
 def _parts(session: ChatSession, backend: Backend) -> Iterator[tuple[str, int | None]]:
-    """Each part's own tokens: what the prompt grows by with it."""
+    """Each part and the tokens that it adds to the prompt."""
     conversation = session.conversation
     messages: tuple[Message, ...] = ()
     before = 0

@@ -1,98 +1,63 @@
-"""What a slash command may ask of the terminal's loop, and what the commands share."""
+"""What a slash command asks the terminal's loop to do next, and what it can use from there."""
 
-import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from localgemma_cli.backends.base import Backend
 from localgemma_cli.chat.prompt_text import PromptText
-from localgemma_cli.chat.slash import slash_commands as slash
-from localgemma_cli.errors import UsageError
 from localgemma_cli.sampling import Sampling
-from localgemma_cli.sanitize import one_line
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A question to be sent now; `sampling` is for it alone."""
+class AskQuestion:
+    """Send this question now; `sampling` applies to it alone."""
 
     question: PromptText
     sampling: Sampling | None = None
 
 
 @dataclass(frozen=True)
-class Edit:
-    """A text for the editor, and then for the prompt."""
+class EditText:
+    """Open this text in the editor, or put it at the prompt."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Copy:
-    """A text for the clipboard."""
+class CopyText:
+    """Copy this text to the clipboard."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Do:
-    """Something only the terminal's loop can do: continue, summarize, exit, or multiline."""
+class SwitchModel:
+    """Load the model of this name."""
 
-    what: str
-
-
-@dataclass(frozen=True)
-class Switch:
-    """To the model of that name."""
-
-    model: str
+    name: str
 
 
-Outcome = Ask | Edit | Copy | Do | Switch | None
+class LoopAction(Enum):
+    """Something that only the loop can do."""
+
+    CONTINUE = auto()
+    SUMMARIZE = auto()
+    SWAP_ENTER = auto()
+    EXIT = auto()
+
+
+Outcome = AskQuestion | EditText | CopyText | SwitchModel | LoopAction | None
 
 
 @dataclass(frozen=True)
 class CommandContext:
-    """What the commands know that is not in the conversation.
+    """What a command can use besides the conversation.
 
-    `loaded` waits for the model and is None where Ctrl-C came first; `ready` does not wait.
+    `wait_for_backend` returns None if Ctrl-C comes first; `ready_backend` returns None if none is loaded yet.
     """
 
     plan: Callable[[], str]
     model: Callable[[], str]
-    loaded: Callable[[], Backend | None]
-    ready: Callable[[], Backend | None]
-
-
-def number(command: str, argument: str) -> int:
-    if not argument:
-        return 1
-    if not re.fullmatch(r"0{0,9}[1-9][0-9]{0,5}", argument):
-        raise takes(command)
-    return int(argument)
-
-
-def takes(command: str) -> UsageError:
-    use = slash.COMMANDS[command]
-    alone = "" if use.takes else ", and nothing after it"
-    return UsageError(f"Usage: {slash.usage(command)}{alone}", f"{command}: {use.what}.")
-
-
-def paths(argument: str) -> list[str]:
-    """As a shell would split them."""
-    if "\0" in argument:
-        raise UsageError("No path has a NUL in it.", "Type the path again.")
-    try:
-        return shlex.split(argument)
-    except ValueError as error:
-        raise UsageError(f"The paths cannot be read: {error}.", "Put names with blanks in quotes.") from None
-
-
-def counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
-
-
-def short(text: str) -> str:
-    line = one_line(text)
-    return line if len(line) <= 40 else line[:39] + "…"
+    wait_for_backend: Callable[[], Backend | None]
+    ready_backend: Callable[[], Backend | None]

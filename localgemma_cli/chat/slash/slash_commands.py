@@ -1,4 +1,4 @@
-"""The commands of the interactive chat: what a line means, without doing it."""
+"""The slash commands: their help, and how a line is parsed."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,65 +9,67 @@ from localgemma_cli.chat.prompt_text import PromptText
 
 
 @dataclass(frozen=True)
-class Usage:
-    """`takes` as it is typed after the command, `choices` where that is one of a few words."""
+class CommandHelp:
+    """`argument` as it is typed after the command; `choices` if it is one of a few words."""
 
-    takes: str
+    argument: str
     what: str
     choices: tuple[str, ...] = ()
 
 
-GROUPS: Mapping[str, Mapping[str, Usage]] = {
-    "The conversation": {
-        "/new": Usage("", "begin another; the system text stays"),
-        "/retry": Usage("[KEY=VALUE ...]", "answer the last question again"),
-        "/continue": Usage("", "resume an answer that was cut off"),
-        "/edit": Usage("[N]", "edit your last question, or that N turns back"),
-        "/undo": Usage("[N]", "take back the last N turns"),
-        "/fork": Usage("", "go on in a copy; this one stays as it is"),
-        "/summarize": Usage("", "put a summary in the place of older turns"),
-        "/system": Usage("[TEXT]", "show or set the system text; - removes it"),
+GROUPS: Mapping[str, Mapping[str, CommandHelp]] = {
+    "Conversation": {
+        "/new": CommandHelp("", "start a new conversation; the system text stays"),
+        "/retry": CommandHelp("[KEY=VALUE ...]", "answer the last question again"),
+        "/continue": CommandHelp("", "resume an answer that was cut off"),
+        "/edit": CommandHelp("[N]", "edit the last question, or the one N turns back"),
+        "/undo": CommandHelp("[N]", "remove the last N turns"),
+        "/fork": CommandHelp("", "continue in a copy; the original is unchanged"),
+        "/summarize": CommandHelp("", "replace older turns with a summary"),
+        "/system": CommandHelp("[TEXT]", "show or set the system text; - removes it"),
     },
     "Files and saved conversations": {
-        "/file": Usage("PATH ...", "attach files, as @PATH does; - for none"),
-        "/copy": Usage("[N]", "copy the last answer, or that N turns back"),
-        "/export": Usage("FILE", "write a .md, .json or .jsonl file"),
-        "/save": Usage("[NAME]", "name it; after --no-save, save it"),
-        "/title": Usage("TEXT", "give this conversation a title"),
-        "/sessions": Usage("[QUERY]", "list what is saved, or what has these words"),
-        "/load": Usage("NAME", "resume one, by name or number"),
+        "/file": CommandHelp("PATH ...", "attach files, like @PATH; - removes them"),
+        "/copy": CommandHelp("[N]", "copy the last answer, or the one N turns back"),
+        "/export": CommandHelp("FILE", "write a .md, .json or .jsonl file"),
+        "/save": CommandHelp("[NAME]", "name it; with --no-save, save it"),
+        "/title": CommandHelp("TEXT", "set the title of this conversation"),
+        "/sessions": CommandHelp("[QUERY]", "list saved conversations, or search them"),
+        "/load": CommandHelp("NAME", "resume a saved one, by name or number"),
     },
     "Model and settings": {
-        "/model": Usage("[NAME]", "show who answers, or switch to another"),
-        "/set": Usage("[KEY VALUE]", "sampling, or render plain|markdown"),
-        "/show": Usage(
+        "/model": CommandHelp("[NAME]", "show the model, or switch to another"),
+        "/set": CommandHelp("[KEY VALUE]", "set sampling, or render plain|markdown"),
+        "/show": CommandHelp(
             "WHAT",
             "plan, prompt, context, model or params",
             ("plan", "prompt", "context", "model", "params"),
         ),
-        "/stats": Usage("", "tokens and speed so far"),
-        "/multiline": Usage("", "swap what Enter and Alt-Enter do"),
-        "/help": Usage("", "show this list"),
-        "/exit": Usage("", "leave (so do Ctrl-D and quit)"),
+        "/stats": CommandHelp("", "show tokens and speed"),
+        "/multiline": CommandHelp("", "swap Enter and Alt-Enter"),
+        "/help": CommandHelp("", "show this list"),
+        "/exit": CommandHelp("", "leave (also Ctrl-D or quit)"),
     },
 }
-COMMANDS: Mapping[str, Usage] = {name: use for group in GROUPS.values() for name, use in group.items()}
+COMMANDS: Mapping[str, CommandHelp] = {
+    name: about for group in GROUPS.values() for name, about in group.items()
+}
 
 _NARROW = 70  # columns
 _KEYS: dict[str, str] = {
-    "Enter": 'send; in an open """, a new line',
-    "Alt-Enter, Ctrl-J": "a new line",
+    "Enter": 'send; inside """, start a new line',
+    "Alt-Enter, Ctrl-J": "start a new line",
     "Ctrl-C": "stop an answer, clear the line",
     "Ctrl-D": "leave",
-    "Ctrl-R": "search what you typed before",
+    "Ctrl-R": "search the input history",
     "Tab": "complete commands and paths",
-    "Ctrl-X Ctrl-E": "open your editor, then send",
+    "Ctrl-X Ctrl-E": "edit in your editor, then send",
     "@PATH": "attach a file",
-    "//text": "send a text that begins with /",
+    "//text": "send text that begins with /",
 }
 RENDERS = ("markdown", "plain")
 _QUOTES = '"""'
-_LONGEST_NAME = 40  # characters that could have been meant for a command
+_LONGEST_NAME = 40  # characters of a mistyped command
 _OTHER_NAMES = {
     "!help": "/help",
     "!new session": "/new",
@@ -84,10 +86,10 @@ _OTHER_NAMES = {
 
 
 @dataclass(frozen=True)
-class Say:
-    """A question for the model."""
+class Question:
+    """A message for the model."""
 
-    question: PromptText
+    text: PromptText
 
 
 @dataclass(frozen=True)
@@ -97,43 +99,43 @@ class Command:
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """No command. Where it is `long`, there is more to it than a word that is soon typed again."""
+class UnknownCommand:
+    """A line that looks like a command; `long` if it is more than one word, so worth keeping."""
 
     name: str
     nearest: str | None
     long: bool
 
 
-def parse(line: PromptText) -> Say | Command | Unknown | None:
-    """None for an empty line; `//text` says a text that begins with a slash, three quotes hold a block.
+def parse(line: PromptText) -> Question | Command | UnknownCommand | None:
+    """What a line means; None if it is empty. `//text` sends `/text`, three quotes enclose a block.
 
-    All of that only where it was typed: what was pasted is text.
+    Only typed characters count: pasted text is never a command.
     """
     line = line.strip()
     if not line.text.strip():
         return None
     if _is_block(line):
         inner = line.slice(3, len(line.text) - 3).strip("\n")
-        return Say(inner) if inner.text.strip() else None
+        return Question(inner) if inner.text.strip() else None
     text = line.text
     if not line.pasted:
         text = _OTHER_NAMES.get(text.lower(), text)
     name, *rest = text.split(maxsplit=1)
     if not text.startswith("/") or not line.is_typed(0, len(name) if name[:2] != "//" else 2):
-        return Say(line)
+        return Question(line)
     if name.startswith("//"):
-        return Say(line.slice(1, len(text)))
+        return Question(line.slice(1, len(text)))
     name = _OTHER_NAMES.get(name, name)
     if name in COMMANDS:
         return Command(name, rest[0].strip() if rest else "")
     a_word = name[1:].isalpha() and len(name) <= _LONGEST_NAME
     close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5) if a_word else []
-    return Unknown(name, close[0] if close else None, long=bool(rest) or not a_word)
+    return UnknownCommand(name, close[0] if close else None, long=bool(rest) or not a_word)
 
 
 def opens_block(line: PromptText) -> bool:
-    """Whether three quotes were typed, and not yet the three that end the block."""
+    """Whether the line begins a block of three quotes and does not end it."""
     line = line.strip()
     return line.text.startswith(_QUOTES) and line.is_typed(0, 3) and not _is_block(line)
 
@@ -150,14 +152,15 @@ def _is_block(line: PromptText) -> bool:
 
 
 def usage(name: str) -> str:
-    return f"{name} {COMMANDS[name].takes}".rstrip()
+    """A command with its argument."""
+    return f"{name} {COMMANDS[name].argument}".rstrip()
 
 
 def help_text(columns: int) -> str:
-    """In groups; where the terminal is narrow, what each does stands below it."""
+    """All commands and keys in groups; in a narrow terminal each description is below its command."""
     groups = {
         **{
-            heading: {usage(name): use.what for name, use in group.items()}
+            heading: {usage(name): about.what for name, about in group.items()}
             for heading, group in GROUPS.items()
         },
         "Keys": _KEYS,

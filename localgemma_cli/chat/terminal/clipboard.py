@@ -1,4 +1,4 @@
-"""The clipboard, only ever on the user's command: the system's own, else the terminal's."""
+"""Copies text to the clipboard, with the system's tool or else through the terminal."""
 
 import base64
 import os
@@ -17,8 +17,8 @@ _TOOLS = (
 _SECONDS = 5.0
 
 
-def copy(text: str, terminal: TextIO) -> str:
-    """Put `text` there; a word on where it went. Without a tool the terminal is asked to (OSC 52)."""
+def copy_to_clipboard(text: str, terminal: TextIO) -> str:
+    """Copy `text` and return a notice. Without a tool, ask the terminal to copy it (OSC 52)."""
     for command, fits in _TOOLS:
         if fits and shutil.which(command[0]):
             try:

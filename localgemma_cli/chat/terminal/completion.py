@@ -17,7 +17,7 @@ _MENTION = re.compile(r"(?<!\S)@(\S*)$")
 
 
 class ChatCompleter(Completer):
-    """`keys` for /set and /retry; `names` of saved conversations, asked for when they are needed."""
+    """`keys` are for /set and /retry; `names` returns the saved conversations when they are needed."""
 
     def __init__(self, keys: Iterable[str], names: Callable[[], list[str]]) -> None:
         self._keys, self._names = tuple(keys), names
@@ -25,27 +25,27 @@ class ChatCompleter(Completer):
 
     def get_completions(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
         try:
-            yield from self._found(document, event)
-        except Exception:  # names that no folder can be read by, names that are not saved: a Tab ends no chat
+            yield from self._complete(document, event)
+        except Exception:  # a folder or file that cannot be read must not end the chat
             return
 
-    def _found(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
+    def _complete(self, document: Document, event: CompleteEvent) -> Iterator[Completion]:
         before = document.text_before_cursor
         mention = _MENTION.search(before)
         if mention:
-            yield from self._path(mention[1], event)
+            yield from self._complete_path(mention[1], event)
         elif before.startswith("/") and "\n" not in before:
             name, blank, argument = before.partition(" ")
             if blank:
-                yield from self._argument(name, argument, event)
+                yield from self._complete_argument(name, argument, event)
             else:
-                for command, usage in COMMANDS.items():
+                for command, about in COMMANDS.items():
                     if command.startswith(name):
-                        yield Completion(command, -len(name), display_meta=usage.what)
+                        yield Completion(command, -len(name), display_meta=about.what)
 
-    def _argument(self, name: str, argument: str, event: CompleteEvent) -> Iterator[Completion]:
+    def _complete_argument(self, name: str, argument: str, event: CompleteEvent) -> Iterator[Completion]:
         if name in _PATHS:
-            yield from self._path(argument.split(" ")[-1], event)
+            yield from self._complete_path(argument.split(" ")[-1], event)
             return
         words: Iterable[str] = ()
         if name in COMMANDS:
@@ -64,8 +64,8 @@ class ChatCompleter(Completer):
             if word.startswith(argument):
                 yield Completion(word, -len(argument), display=one_line(word))
 
-    def _path(self, begun: str, event: CompleteEvent) -> Iterator[Completion]:
-        """Names with blanks in quotes, as they have to be typed."""
+    def _complete_path(self, begun: str, event: CompleteEvent) -> Iterator[Completion]:
+        """Paths; names with spaces are quoted, as they must be typed."""
         for found in self._paths.get_completions(Document(begun), event):
             whole = begun + found.text
             if os.path.isdir(os.path.expanduser(whole)):
@@ -74,8 +74,8 @@ class ChatCompleter(Completer):
             yield Completion(text, -len(begun), display=one_line(found.display_text))
 
 
-def completes_by_itself() -> bool:
-    """By itself only for commands and @paths; elsewhere on Tab."""
+def completes_while_typing() -> bool:
+    """Whether the text is a command or ends with an @path; anything else is completed on Tab."""
     app = get_app_or_none()
     text = app.current_buffer.document.text_before_cursor if app else ""
     return text.startswith("/") or text.split(" ")[-1].startswith("@")

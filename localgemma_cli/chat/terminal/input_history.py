@@ -1,4 +1,4 @@
-"""What was typed and pasted at the prompt, in this chat and in those before."""
+"""The input history: what was entered at the prompt, in this chat and earlier ones."""
 
 import os
 import re
@@ -17,9 +17,9 @@ _PASTED = re.compile(rb"# .* pasted ((?:\d{1,9}-\d{1,9} ?)+)$")
 
 
 def input_history(path: Path | None, known: dict[str, Spans], now: Callable[[], Spans]) -> History:
-    """Of all chats of this user, multi-line entries whole; private, and in memory only where it cannot be.
+    """The history at `path`, shared by all chats of this user; kept in memory only if that is not possible.
 
-    `known` gets what was pasted of the entries on disk; `now` is that of the one that is stored.
+    `known` receives the pasted spans of the entries on disk; `now` returns those of the entry being stored.
     """
     if path is None:
         return InMemoryHistory()
@@ -32,7 +32,7 @@ def input_history(path: Path | None, known: dict[str, Spans], now: Callable[[], 
 
 
 class _InputHistory(FileHistory):
-    """Goes on in memory where the disk is full; an entry's comment tells what of it was pasted."""
+    """The file is private; the comment before an entry lists its pasted spans. Ignores a full disk."""
 
     def __init__(self, path: Path, known: dict[str, Spans], now: Callable[[], Spans]) -> None:
         super().__init__(path)

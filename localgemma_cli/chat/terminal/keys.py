@@ -1,4 +1,4 @@
-"""What keys do at the prompt."""
+"""What the keys do at the prompt."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -14,62 +14,47 @@ from localgemma_cli.chat.prompt_text import PromptText
 from localgemma_cli.chat.slash.slash_commands import opens_block
 
 
-class EnterKey:
-    """Enter sends and Alt-Enter begins a new line; `swapped` the other way round.
+class PromptKeys:
+    """Enter sends and Alt-Enter starts a new line, unless they are `swapped`.
 
-    `line` is what the prompt has, `cleared` hears that Ctrl-C has taken it back, `paste` gets what is pasted.
+    `line` returns the text at the prompt; Ctrl-C calls `on_clear`, a paste calls `paste` with its text.
     """
 
     def __init__(
-        self, line: Callable[[], PromptText], cleared: Callable[[], None], paste: Callable[[str], None]
+        self, line: Callable[[], PromptText], on_clear: Callable[[], None], paste: Callable[[str], None]
     ) -> None:
         self.swapped = False
-        self._line, self._cleared, self._paste = line, cleared, paste
+        self._line, self._on_clear, self._paste = line, on_clear, paste
 
     def bindings(self, editing: EditingMode) -> KeyBindings:
-        """Ctrl-C clears what is typed; Ctrl-J begins a line; in vi mode Alt-Enter is Escape, then Enter."""
+        """Ctrl-C clears the line; Ctrl-J starts a new one; in vi mode Alt-Enter is Escape, then Enter."""
         bindings = KeyBindings()
-
-        @bindings.add("enter", filter=~is_searching)
-        def _(event: KeyPressEvent) -> None:
-            self._pressed(event, sends=not self.swapped)
-
-        @bindings.add(
-            "escape", "enter", filter=Condition(lambda: editing is EditingMode.EMACS or self.swapped)
+        typing, emacs = ~is_searching, Condition(lambda: editing is EditingMode.EMACS)
+        alt_enter = emacs | Condition(lambda: self.swapped)
+        bindings.add("enter", filter=typing)(lambda event: self._press_enter(event, sends=not self.swapped))
+        bindings.add("escape", "enter", filter=alt_enter)(
+            lambda event: self._press_enter(event, sends=self.swapped)
         )
-        def _(event: KeyPressEvent) -> None:
-            self._pressed(event, sends=self.swapped)
-
-        @bindings.add("c-j")
-        def _(event: KeyPressEvent) -> None:
-            event.current_buffer.insert_text("\n")
-
-        @bindings.add(
-            "escape", filter=has_completions & Condition(lambda: editing is EditingMode.EMACS), eager=True
+        bindings.add("c-j")(lambda event: event.current_buffer.insert_text("\n"))
+        bindings.add("escape", filter=has_completions & emacs, eager=True)(
+            lambda event: event.current_buffer.cancel_completion()
         )
-        def _(event: KeyPressEvent) -> None:
-            event.current_buffer.cancel_completion()
-
-        @bindings.add(Keys.BracketedPaste, filter=~is_searching)
-        def _(event: KeyPressEvent) -> None:
-            self._paste(event.data.replace("\r\n", "\n").replace("\r", "\n"))
-
-        @bindings.add("tab", filter=~is_searching)
-        def _(event: KeyPressEvent) -> None:
-            _complete(event.current_buffer)
-
-        @bindings.add("c-c", filter=~is_searching)
-        def _(event: KeyPressEvent) -> None:
-            event.current_buffer.reset()
-            self._cleared()
-
+        bindings.add(Keys.BracketedPaste, filter=typing)(
+            lambda event: self._paste(event.data.replace("\r\n", "\n").replace("\r", "\n"))
+        )
+        bindings.add("tab", filter=typing)(lambda event: _complete(event.current_buffer))
+        bindings.add("c-c", filter=typing)(self._press_ctrl_c)
         return bindings
 
-    def _pressed(self, event: KeyPressEvent, *, sends: bool) -> None:
+    def _press_ctrl_c(self, event: KeyPressEvent) -> None:
+        event.current_buffer.reset()
+        self._on_clear()
+
+    def _press_enter(self, event: KeyPressEvent, *, sends: bool) -> None:
         buffer = event.current_buffer
         menu = buffer.complete_state
         if menu and menu.current_completion and len(menu.completions) > 1:
-            buffer.complete_state = None  # takes what is chosen, and sends nothing yet
+            buffer.complete_state = None  # accept the choice, send nothing yet
         elif sends and not opens_block(self._line()):
             buffer.validate_and_handle()
         else:
@@ -77,7 +62,7 @@ class EnterKey:
 
 
 def _complete(buffer: Buffer) -> None:
-    """At once where only one thing can be meant: the menu comes too late for an Enter that follows fast."""
+    """Complete at once if there is one candidate: the menu comes too late for a fast Enter."""
     if buffer.complete_state is None and buffer.completer is not None:
         found = list(islice(buffer.completer.get_completions(buffer.document, CompleteEvent(True)), 2))
         if len(found) == 1:

@@ -1,436 +1,220 @@
-"""The interactive chat: a prompt that is up before the model is, and a conversation that survives Ctrl-C."""
+"""The interactive chat: reads a line, runs it, shows the result, until the user leaves."""
 
-import asyncio
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from threading import Event as Cancel
-from threading import current_thread, main_thread
-from typing import Any, TextIO
-
-from prompt_toolkit import PromptSession
-from prompt_toolkit.application import get_app, run_in_terminal
-from prompt_toolkit.application.current import create_app_session
-from prompt_toolkit.enums import EditingMode
-from prompt_toolkit.filters import Condition
-from prompt_toolkit.input import create_input
-from prompt_toolkit.input.typeahead import store_typeahead
-from prompt_toolkit.keys import Keys
-from prompt_toolkit.output import create_output
-from prompt_toolkit.output.plain_text import PlainTextOutput
-from prompt_toolkit.utils import is_dumb_terminal
+from typing import TextIO
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.background_load import BackgroundLoad
 from localgemma_cli.chat.chat_session import ChatSession
-from localgemma_cli.chat.interrupt import InterruptibleBackend, Status, cancel_on_sigint
+from localgemma_cli.chat.interrupt import Status
 from localgemma_cli.chat.model_switcher import ModelSwitcher
-from localgemma_cli.chat.prompt_text import PromptText, Spans, as_pasted
+from localgemma_cli.chat.phrases import format_count, shorten
+from localgemma_cli.chat.prompt_text import PromptText, as_pasted
 from localgemma_cli.chat.slash import slash_commands as slash
 from localgemma_cli.chat.slash.actions import KEYS, perform
 from localgemma_cli.chat.slash.outcome import (
-    Ask,
+    AskQuestion,
     CommandContext,
-    Copy,
-    Do,
-    Edit,
+    CopyText,
+    EditText,
+    LoopAction,
     Outcome,
-    Switch,
-    counted,
-    short,
+    SwitchModel,
 )
-from localgemma_cli.chat.terminal.clipboard import copy
-from localgemma_cli.chat.terminal.completion import ChatCompleter, completes_by_itself
-from localgemma_cli.chat.terminal.input_history import input_history
-from localgemma_cli.chat.terminal.keys import EnterKey
-from localgemma_cli.chat.terminal.paste_tracker import PasteTracker
-from localgemma_cli.chat.terminal.terminal_state import key_presses, pressed, read_ahead, unechoed
-from localgemma_cli.chat.terminal.toolbar import figures, fitted, vi_mode
-from localgemma_cli.chat.terminal.typed_ahead import Keystrokes, ends_a_line, lines_of, notice
+from localgemma_cli.chat.terminal.clipboard import copy_to_clipboard
+from localgemma_cli.chat.terminal.completion import ChatCompleter
+from localgemma_cli.chat.terminal.model_runner import ModelRunner
+from localgemma_cli.chat.terminal.prompt import ChatPrompt, PromptOptions
+from localgemma_cli.chat.terminal.toolbar import format_toolbar
 from localgemma_cli.environment import Streams
-from localgemma_cli.errors import (
-    EXIT_EXCEPTIONS,
-    InterruptedAnswer,
-    LocalGemmaError,
-    UsageError,
-    as_user_error,
-)
+from localgemma_cli.errors import EXIT_EXCEPTIONS, LocalGemmaError, as_user_error
 from localgemma_cli.render.base import Answer
-from localgemma_cli.render.messages import has_colour
-from localgemma_cli.render.progress import describe_progress
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.text import normalize
 
-_WATCH_SECONDS = 0.1
-_AGAIN = "Send it again when you like."
-_NAMES = 20  # of saved conversations that are offered
+_LISTED_SESSIONS = 20  # that completion offers
 
 
 @dataclass(frozen=True)
 class ReplConfig:
-    """What is around a chat; `label` says who answers, `input_history` is None where none is kept."""
+    """`plan` returns the loading decisions in words; `report` prints an error, `status` a spinner."""
 
-    label: Callable[[], str]
+    prompt: PromptOptions
     plan: Callable[[], str]
-    model: Callable[[], str]
     report: Callable[[LocalGemmaError], None]
-    quiet: bool
-    accessible: bool
     status: Status
-    vi: bool
-    input_history: Path | None
 
 
 class Repl:
     def __init__(
         self,
         session: ChatSession,
-        frame: ReplConfig,
         models: ModelSwitcher,
+        config: ReplConfig,
         streams: Streams,
         keyboard: TextIO,
     ) -> None:
-        self._session, self._frame, self._models = session, frame, models
-        models.wrap = lambda backend: InterruptibleBackend(backend, lambda: self._cancel, frame.status)
-        self._streams, self._keyboard = streams, keyboard
-        self._cancel = Cancel()
-        self._facts = CommandContext(frame.plan, frame.model, self._loaded, self._ready)
-        self._left = self._noted = self._in_editor = self._busy = False
-        self._unknown = ""  # a line that named no command
-        self._waiting: list[Keystrokes] = []
-        self._enter = EnterKey(self._line, self._cleared, lambda text: self._typing.paste(text))
-        known: dict[str, Spans] = {}
+        self._session, self._models, self._report = session, models, config.report
         self._terminal = streams.stdout if streams.stdout.isatty() else streams.stderr
-        editing = EditingMode.VI if frame.vi else EditingMode.EMACS
-        output = (PlainTextOutput if is_dumb_terminal() else create_output)(self._terminal)
-        with create_app_session(output=output):  # given directly, it would rule the prompt's dumb form out
-            self._prompt: PromptSession[str] = PromptSession(
-                [("bold ansigreen" if has_colour(self._terminal) else "", "> ")],
-                multiline=True,
-                prompt_continuation="  ",
-                key_bindings=self._enter.bindings(editing),
-                editing_mode=editing,
-                history=input_history(frame.input_history, known, lambda: self._typing.pasted),
-                completer=ChatCompleter(KEYS, self._names),
-                complete_while_typing=Condition(completes_by_itself)
-                & Condition(lambda: not frame.accessible),
-                reserve_space_for_menu=4,
-                enable_open_in_editor=True,
-                enable_suspend=True,
-                bottom_toolbar=None if frame.accessible else self._toolbar,
-                input=create_input(keyboard),
-            )
-        self._typing = PasteTracker(self._prompt.default_buffer, known)
-
-    @property
-    def _load(self) -> BackgroundLoad:
-        return self._models.load
+        self._prompt = ChatPrompt(
+            config.prompt,
+            self._terminal,
+            keyboard,
+            ChatCompleter(KEYS, self._session_names),
+            self._toolbar,
+            session.say,
+            config.report,
+            self._keep_turns,
+        )
+        self._runner = ModelRunner(session, models, self._prompt.input, config.status, config.report)
+        self._context = CommandContext(
+            config.plan,
+            lambda: models.engine.model,
+            self._runner.wait_for_backend,
+            self._runner.ready_backend,
+        )
+        self._has_left = False
+        self._unknown = ""  # a long line that named no command; Enter again sends it
 
     def run(self, first: str | None) -> None:
-        """Chat until the user leaves; raises what loading raised."""
-        with self._own_terminal() as typed:
-            store_typeahead(self._prompt.input, key_presses(typed))
-            draft = PromptText()
-            if first:
-                with self._at_work():
-                    draft = self._guarded(self._send, as_pasted(first))
-            while not self._left:
+        """Answer `first`, then chat until the user leaves; raises what loading raised."""
+        with self._prompt.own_terminal():
+            draft = self._run_line(self._send, as_pasted(first)) if first else PromptText()
+            while not self._has_left:
                 try:
-                    self._hold_back(draft)
-                    self._typing.begin(draft)
-                    text = self._prompt.prompt(
-                        default=draft.text, pre_run=self._before_prompt, set_exception_handler=False
+                    line = self._prompt.read(
+                        draft, cancelled=self._runner.cancel.is_set(), on_open=self._runner.watch_load
                     )
-                    line = PromptText(text, self._typing.pasted)
-                    self._typing.remember(line)
-                    with self._at_work():
-                        draft = self._guarded(self._handle, line)
+                    draft = self._run_line(self._handle, line)
                 except KeyboardInterrupt:
                     draft = PromptText()
                 except EOFError:
                     return
 
-    @contextmanager
-    def _own_terminal(self) -> Iterator[str]:
-        """A signal that ends the program leaves the prompt no time to put its own modes back."""
-        try:
-            with unechoed(self._keyboard, self._resumed) as typed:
-                yield typed
-        finally:
-            if not is_dumb_terminal():
-                with suppress(OSError):  # it has hung up
-                    self._prompt.output.disable_bracketed_paste()
-                    self._prompt.output.reset_attributes()
-                    self._prompt.output.show_cursor()
-                    self._prompt.output.flush()
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        """While no prompt is up."""
-        if is_dumb_terminal():
-            yield
-            return
-        self._busy = True
-        self._resumed()
-        try:
-            yield
-        finally:
-            self._busy = False
-
-    def _resumed(self) -> None:
-        """A page pasted while no prompt is up is one message as well."""
-        if self._busy:
-            self._prompt.output.enable_bracketed_paste()
-            self._prompt.output.flush()
-
-    def _hold_back(self, draft: PromptText) -> None:
-        """Lines typed ahead are not sent after a Ctrl-C, nor glued to a draft; they wait for their turn."""
-        ahead = pressed(self._prompt.input)
-        cancelled = self._cancel.is_set() and ends_a_line(ahead)
-        if draft.text or cancelled or self._waiting:
-            self._waiting += lines_of(ahead, swapped=self._enter.swapped)
-            ahead = [] if draft.text or not self._waiting else list(self._waiting.pop(0))
-        store_typeahead(self._prompt.input, ahead)
-        if self._waiting:
-            self._session.say(notice(self._waiting))
-
-    def _line(self) -> PromptText:
-        return PromptText(self._prompt.default_buffer.text, self._typing.pasted)
-
-    def _cleared(self) -> None:
-        self._typing.begin(PromptText())
-        self._keep_turns()
-        if self._waiting:
-            get_app().key_processor.feed_multiple(list(self._waiting.pop(0)))
-
-    def _guarded(self, handle: Callable[[PromptText], PromptText], line: PromptText) -> PromptText:
-        """What `handle` gives; only the user ends a chat: what else goes wrong is told, and `line` kept."""
-        self._cancel = Cancel()
-        try:
-            return handle(line)
-        except EXIT_EXCEPTIONS:
-            raise
-        except BaseException as error:  # some are no Exception: a panic of a library in Rust
-            if self._ends(error):
+    def _run_line(self, handle: Callable[[PromptText], PromptText], line: PromptText) -> PromptText:
+        """The next draft; an unexpected error is reported and keeps `line`: only the user ends a chat."""
+        self._runner.cancel = Cancel()
+        with self._prompt.at_work():
+            try:
+                return handle(line)
+            except EXIT_EXCEPTIONS:
                 raise
-            self._frame.report(as_user_error(error))
-            return line
-
-    def _send(self, question: PromptText) -> PromptText:
-        return PromptText() if self._ask(Ask(question)) else question
+            except BaseException as error:  # a panic in a Rust library is not an Exception
+                if self._runner.is_final(error):
+                    raise
+                self._report(as_user_error(error))
+                return line
 
     def _handle(self, line: PromptText) -> PromptText:
-        """Do what a line says; what is left of it to edit, where it could not be sent."""
+        """Run a line; returns what is left of it to edit if it was not sent."""
         line = line.map_parts(normalize)
         match slash.parse(line):
-            case slash.Say(question):
-                return PromptText() if self._ask(Ask(question)) else line
+            case slash.Question(question):
+                return PromptText() if self._ask(AskQuestion(question)) else line
             case slash.Command(name, argument):
                 self._keep_turns()
-                return self._command(name, argument)
-            case slash.Unknown() if line.text == self._unknown:
+                return self._run_command(name, argument)
+            case slash.UnknownCommand() if line.text == self._unknown:
                 return self._send(line.strip())
-            case slash.Unknown(name, nearest, long):
-                hint = f"Did you mean {nearest}?" if nearest else "/help lists the commands."
-                text = "Enter again sends it as text." if long else "//… sends it as text."
-                self._session.say(f"There is no command {short(name)}. {hint} {text}")
-                self._unknown = line.text if long else ""
-                return line if long else PromptText()
+            case slash.UnknownCommand() as unknown:
+                return self._refuse(unknown, line)
             case None:
                 self._keep_turns()
         return PromptText()
 
-    def _keep_turns(self) -> None:  # those that an edit was to replace
+    def _send(self, question: PromptText) -> PromptText:
+        return PromptText() if self._ask(AskQuestion(question)) else question
+
+    def _refuse(self, unknown: slash.UnknownCommand, line: PromptText) -> PromptText:
+        hint = f"Did you mean {unknown.nearest}?" if unknown.nearest else "/help lists the commands."
+        send = (
+            "Press Enter again to send it as text." if unknown.long else "Begin with // to send it as text."
+        )
+        self._session.say(f"Unknown command: {shorten(unknown.name)}. {hint} {send}")
+        self._unknown = line.text if unknown.long else ""
+        return line if unknown.long else PromptText()
+
+    def _keep_turns(self) -> None:
+        """Cancel an edit: the next question replaces no turns."""
         self._session.rewind = 0
 
-    def _command(self, name: str, argument: str) -> PromptText:
-        outcomes: list[Outcome] = []
-        self._cancellable(lambda: outcomes.append(perform(self._session, self._facts, name, argument)))
-        match outcomes[0] if outcomes else None:
-            case Ask() as ask:
-                self._ask(ask)
+    def _run_command(self, name: str, argument: str) -> PromptText:
+        outcome = self._runner.run(lambda: perform(self._session, self._context, name, argument))
+        return self._follow(outcome)
+
+    def _follow(self, outcome: Outcome) -> PromptText:
+        """Do what a command asks for; returns the next draft."""
+        match outcome:
+            case AskQuestion():
+                self._ask(outcome)
                 self._keep_turns()
-            case Edit(text):
-                self._in_editor = bool(os.environ.get("VISUAL") or os.environ.get("EDITOR"))
+            case EditText(text):
+                self._prompt.open_editor_next()
                 return as_pasted(text)
-            case Copy(text):
-                self._session.say(copy(text, self._terminal))
-            case Do("continue"):
-                self._answered(lambda backend: self._session.go_on(backend, self._cancel))
-            case Do("summarize"):
-                self._summarize()
-            case Switch(model):
-                self._models.switch(model)
-                self._noted = False
-                self._session.say(f"[switching to {one_line(model)}; the conversation stays]")
-            case Do("multiline"):
-                self._enter.swapped = not self._enter.swapped
-                how = "begins a new line, Alt-Enter sends" if self._enter.swapped else "sends"
-                self._session.say(f"Enter {how}.")
-            case Do("exit"):
-                self._left = True
+            case CopyText(text):
+                self._session.say(copy_to_clipboard(text, self._terminal))
+            case SwitchModel(name):
+                self._models.switch(name)
+                self._session.say(f"[switching to {one_line(name)}; the conversation is kept]")
+            case LoopAction.CONTINUE:
+                self._answer(lambda backend: self._session.continue_answer(backend, self._runner.cancel))
+            case LoopAction.SUMMARIZE:
+                self._runner.run_with_model(self._summarize)
+            case LoopAction.SWAP_ENTER:
+                self._swap_enter()
+            case LoopAction.EXIT:
+                self._has_left = True
         return PromptText()
 
-    def _ask(self, ask: Ask) -> bool:
-        """One turn; whether an answer to it is kept."""
-        return self._answered(
-            lambda backend: self._session.ask(backend, ask.question, self._cancel, ask.sampling)
+    def _ask(self, ask: AskQuestion) -> bool:
+        """Ask one question; returns whether an answer was kept."""
+        return self._answer(
+            lambda backend: self._session.ask(backend, ask.question, self._runner.cancel, ask.sampling)
         )
 
-    def _summarize(self) -> None:
-        def action(backend: Backend) -> None:
-            self._session.say("[summarizing; Ctrl-C stops it]")
-            count = self._session.summarize(backend, self._cancel)
-            saved = "; they stay saved" if self._session.recorder.session is not None else ""
-            self._session.say(f"[{counted(count, 'turn')} summarized{saved}]")
-            self._session.show(self._session.conversation.turns[0].answer)
+    def _answer(self, action: Callable[[Backend], Answer]) -> bool:
+        answer = self._runner.run_with_model(action)
+        if answer is not None:
+            self._say_end(answer)
+        return answer is not None
 
-        self._with_model(action)
+    def _summarize(self, backend: Backend) -> None:
+        self._session.say("[summarizing; Ctrl-C stops it]")
+        count = self._session.summarize(backend, self._runner.cancel)
+        saved = "; they stay saved" if self._session.recorder.session is not None else ""
+        self._session.say(f"[{format_count(count, 'turn')} summarized{saved}]")
+        self._session.show(self._session.conversation.turns[0].answer)
 
-    def _answered(self, action: Callable[[Backend], Answer]) -> bool:
-        answers: list[Answer] = []
-        self._with_model(lambda backend: answers.append(action(backend)))
-        if answers:
-            self._tell_end(answers[0])
-        return bool(answers)
+    def _swap_enter(self) -> None:
+        self._prompt.keys.swapped = not self._prompt.keys.swapped
+        how = "starts a new line, Alt-Enter sends" if self._prompt.keys.swapped else "sends"
+        self._session.say(f"[Enter {how}]")
 
-    def _with_model(self, action: Callable[[Backend], None]) -> None:
-        """Once the model is there."""
-
-        def go() -> None:
-            if self._cancelled_already():
-                return
-            with read_ahead(self._prompt.input):
-                if (backend := self._loaded()) is not None:
-                    self._tell_once(backend.note)
-                    action(backend)
-
-        self._cancellable(go)
-
-    def _cancellable(self, action: Callable[[], None]) -> None:
-        """Errors are reported, and Ctrl-C sets `_cancel`."""
-        self._cancel = Cancel()
-        recorder = self._session.recorder
-        recorder.waiting = self._look
-        if recorder.store is not None:
-            recorder.store.waiting = self._look
-        with cancel_on_sigint(self._cancel, second_raises=False):
-            try:
-                action()
-            except LocalGemmaError as error:
-                if self._ends(error):
-                    raise
-                self._frame.report(error)
-
-    def _ends(self, error: BaseException) -> bool:
-        """Whether it is what loading raised, with no model to go back to."""
-        return error is self._load.error and not self._models.go_back()
-
-    def _look(self) -> None:
-        """Ends the waiting for another program that writes; threads wait on, and what they save is saved."""
-        if self._cancel.is_set() and current_thread() is main_thread():
-            raise InterruptedAnswer("Stopped while another program writes the conversations.", _AGAIN)
-
-    def _tell_end(self, answer: Answer) -> None:
+    def _say_end(self, answer: Answer) -> None:
         finished = answer.finished
         if finished.error is not None:
-            self._frame.report(finished.error)
-            self._session.say("[broken off; the answer so far stays in the conversation]")
+            self._report(finished.error)
+            self._session.say("[answer cut off; partial answer kept]")
         elif finished.finish_reason == "interrupted":
             if self._session.conversation.turns[-1].answer.content:
-                self._session.say("[interrupted; the answer so far stays, and /continue goes on with it]")
+                self._session.say("[interrupted; partial answer kept; /continue resumes it]")
             else:
                 self._session.say("[interrupted before the answer began; /retry asks again]")
         elif finished.finish_reason == "length":
-            self._session.say("[cut off: the answer reached its longest length; /continue goes on with it]")
+            self._session.say("[token limit reached; /continue resumes the answer]")
         self._session.say("")
 
-    def _tell_once(self, note: str | None) -> None:
-        if note and not self._noted:
-            self._session.say(f"[{note}]")
-        self._noted = True
-
-    def _cancelled_already(self) -> bool:
-        """Whether a Ctrl-C followed so fast on Enter that the prompt still took it for a key."""
-        presses = pressed(self._prompt.input)
-        others = [press for press in presses if press.key != Keys.ControlC]
-        store_typeahead(self._prompt.input, others)
-        if len(others) < len(presses):
-            self._cancel.set()
-        return self._cancel.is_set()
-
-    def _ready(self) -> Backend | None:
-        load = self._load
-        return load.result() if load.done.is_set() and load.error is None else None
-
-    def _loaded(self) -> Backend | None:
-        """Wait for the model, saying how far it is; None where Ctrl-C came first."""
-        self._load.start()
-        if not self._load.done.is_set():
-            with self._frame.status("starting") as progress:
-                while not self._load.done.wait(_WATCH_SECONDS):
-                    progress(self._load.progress)
-                    if self._cancel.is_set():
-                        return None
-        backend = self._load.result()
-        if self._models.switched:
-            self._session.answered_by(self._models.model.model)
-        return backend
-
-    def _before_prompt(self) -> None:
-        """While the prompt is up: keep the bar fresh until the model is there, and leave where it failed."""
-        asyncio.get_running_loop().set_exception_handler(self._failed_at_prompt)
-        if not self._load.done.is_set() or self._load.error is not None:
-            get_app().create_background_task(self._watch())
-        if self._in_editor:
-            self._in_editor = False
-            get_app().current_buffer.open_in_editor()
-
-    def _failed_at_prompt(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """What a key began has failed: one line, and the text stays; the library would show a traceback."""
-        match context.get("exception"):
-            case None:
-                return
-            case UnicodeDecodeError():
-                told: LocalGemmaError = UsageError(
-                    "The editor saved no UTF-8 text.", "Your text is as before."
-                )
-            case OSError(strerror=reason):
-                told = UsageError(f"The editor cannot be used: {reason}.", "Check TMPDIR and EDITOR.")
-            case error:
-                told = as_user_error(error)
-        run_in_terminal(partial(self._frame.report, told))
-
-    async def _watch(self) -> None:
-        await asyncio.sleep(0)  # lets the prompt be drawn first
-        while True:
-            self._load.start()
-            while not self._load.done.is_set():
-                await asyncio.sleep(_WATCH_SECONDS)
-                self._prompt.app.invalidate()
-            if (error := self._load.error) is None:
-                return
-            if not self._models.go_back():
-                self._prompt.app.exit(exception=error)
-                return
-            told = error if isinstance(error, LocalGemmaError) else as_user_error(error)
-            await run_in_terminal(partial(self._frame.report, told))
-
     def _toolbar(self) -> str:
-        mode = vi_mode()
-        head = [self._frame.label(), *([mode] if mode else [])]
-        if (backend := self._ready()) is None:
-            return fitted([*head, describe_progress(self._load.progress), "you can type already"])
-        last = self._session.last
-        known = figures(last, backend.context_length) if last else ("/help",)
-        files = len(self._session.attachments)
-        return fitted([*head, *known, *([f"{files} attached"] if files else [])])
+        session, models = self._session, self._models
+        backend = self._runner.ready_backend()
+        return format_toolbar(
+            models.engine.label, backend, models.load.progress, session.last, len(session.attachments)
+        )
 
-    def _names(self) -> list[str]:
+    def _session_names(self) -> list[str]:
         if (store := self._session.recorder.store) is not None:
             with suppress(LocalGemmaError):
-                return [each.handle for each in store.summaries(limit=_NAMES)]
+                return [each.handle for each in store.summaries(limit=_LISTED_SESSIONS)]
         return []

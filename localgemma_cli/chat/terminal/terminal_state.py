@@ -1,4 +1,4 @@
-"""The terminal's state around the chat: kept out of the answers' way, and given back as it was."""
+"""The terminal's modes during the chat, and the keys typed while no prompt is up."""
 
 import os
 import select
@@ -17,16 +17,15 @@ from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
 
 _READ_SECONDS = 0.05
-_ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the terminal as it is now
+_ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the modes changed
 
 
 @contextmanager
-def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
-    """Keep what is typed while no prompt is up: unechoed, Enter as Enter, for the next prompt to read.
+def keep_keystrokes(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
+    """Keep keys typed while no prompt is up for the next one, without echo.
 
-    In the terminal's line mode it would be printed into the answer, and Enter would arrive as Ctrl-J.
-    Yields what was typed in that mode, before this program could change it, with its Enters mended. Calls
-    `resumed` when the program goes on after a Ctrl-Z.
+    In line mode they would be printed into the answer, and Enter would arrive as Ctrl-J. Yields what was
+    typed before the mode changed, with its Enters restored. Calls `resumed` after a Ctrl-Z and `fg`.
     """
     if sys.platform == "win32":
         yield ""
@@ -35,37 +34,45 @@ def unechoed(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
 
     descriptor = stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    quiet = termios.tcgetattr(descriptor)
-    quiet[0] &= ~termios.ICRNL
-    quiet[3] &= ~(termios.ECHO | termios.ICANON)
-    quiet[3] |= termios.NOFLSH  # or a Ctrl-C would throw a paste's second half away
-    if _foreground(descriptor) is None:
-        quiet[3] &= ~termios.ISIG  # a Ctrl-C would end `torchrun`, and all with it
+    quiet = _quiet_mode(descriptor)
     termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
 
     def resume(_signal: int, _frame: FrameType | None) -> None:
-        with suppress(termios.error, OSError):  # this comes with a hang-up, too
-            termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # a shell had it meanwhile
+        with suppress(termios.error, OSError):  # a hang-up sends it as well
+            termios.tcsetattr(descriptor, termios.TCSANOW, quiet)  # the shell changed it
             resumed()
 
     handlers: dict[int, Any] = {getattr(signal, name): _leave for name in _ENDS} | {signal.SIGCONT: resume}
-    handlers[signal.SIGINT] = signal.default_int_handler  # from here on, leaving takes more than an exit
+    handlers[signal.SIGINT] = signal.default_int_handler  # until now it ended the program at once
     replaced = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield _pending(stdin).replace("\n", "\r")
+        yield _read_pending(stdin).replace("\n", "\r")
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
-        with suppress(termios.error):  # it has hung up
+        with suppress(termios.error):  # the terminal is gone
             termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _quiet_mode(descriptor: int) -> list[Any]:
+    """The terminal's attributes without echo and line mode."""
+    import termios
+
+    quiet = termios.tcgetattr(descriptor)
+    quiet[0] &= ~termios.ICRNL
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    quiet[3] |= termios.NOFLSH  # otherwise a Ctrl-C discards the rest of a paste
+    if _foreground(descriptor) is None:
+        quiet[3] &= ~termios.ISIG  # otherwise a Ctrl-C ends `torchrun` and all its processes
+    return quiet
 
 
 def _leave(number: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def pressed(keyboard: Input) -> list[KeyPress]:
-    """The keys that wait to be read; by the prompt's own parser, which may be in the middle of a paste."""
+def read_pending_keys(keyboard: Input) -> list[KeyPress]:
+    """Read the keys that wait, with the prompt's own parser, which may be in the middle of a paste."""
     presses = get_typeahead(keyboard)
     while _waiting(keyboard.fileno()) and not keyboard.closed:
         presses += keyboard.read_keys()
@@ -74,9 +81,9 @@ def pressed(keyboard: Input) -> list[KeyPress]:
 
 @contextmanager
 def read_ahead(keyboard: Input) -> Iterator[None]:
-    """Keep what is typed for the next prompt: a terminal holds 4 KB, and a Ctrl-C behind more has to wait.
+    """Keep reading keys for the next prompt: a terminal buffers 4 KB and delays a Ctrl-C behind more.
 
-    Where no terminal makes a signal of a Ctrl-C, this does.
+    Raises SIGINT for a Ctrl-C if the terminal does not.
     """
     ended = Event()
 
@@ -84,8 +91,8 @@ def read_ahead(keyboard: Input) -> Iterator[None]:
         while not ended.wait(_READ_SECONDS):
             group = _foreground(keyboard.fileno())
             if group is not None and group != os.getpgrp():
-                continue  # after `bg`, where reading would stop this program
-            presses = pressed(keyboard)
+                continue  # after `bg`, when reading would stop this program
+            presses = read_pending_keys(keyboard)
             typed = [press for press in presses if press.key != Keys.ControlC]
             store_typeahead(keyboard, typed)
             if len(typed) < len(presses):
@@ -100,14 +107,15 @@ def read_ahead(keyboard: Input) -> Iterator[None]:
         reader.join()
 
 
-def key_presses(typed: str) -> list[KeyPress]:
+def parse_keys(typed: str) -> list[KeyPress]:
+    """The key presses of what was typed."""
     presses: list[KeyPress] = []
     Vt100Parser(presses.append).feed_and_flush(typed)
     return presses
 
 
-def _pending(stdin: TextIO) -> str:
-    """What was typed and not read yet."""
+def _read_pending(stdin: TextIO) -> str:
+    """What was typed and has not been read."""
     typed = b""
     while _waiting(stdin.fileno()) and (data := os.read(stdin.fileno(), 65536)):
         typed += data
@@ -115,9 +123,9 @@ def _pending(stdin: TextIO) -> str:
 
 
 def _foreground(descriptor: int) -> int | None:
-    """The processes that the terminal's keys are for.
+    """The terminal's foreground process group.
 
-    None where it is not this session's: `torchrun` gives each of its processes one of its own.
+    None if the terminal belongs to another session: `torchrun` gives each process its own.
     """
     if sys.platform == "win32":
         return None
@@ -129,5 +137,5 @@ def _foreground(descriptor: int) -> int | None:
 
 def _waiting(descriptor: int) -> bool:
     if sys.platform == "win32":
-        return False  # only sockets can be asked
+        return False  # select works only on sockets there
     return bool(select.select([descriptor], [], [], 0)[0])

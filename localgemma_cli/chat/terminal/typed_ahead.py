@@ -1,22 +1,21 @@
-"""Lines typed ahead that may not be sent now: they wait, and come to the prompt one by one."""
+"""Lines typed ahead that are not sent yet: they wait, and return to the prompt one by one."""
 
 from collections.abc import Sequence
 
 from prompt_toolkit.key_binding import KeyPress
 from prompt_toolkit.keys import Keys
 
-from localgemma_cli.chat.slash.outcome import short
+from localgemma_cli.chat.phrases import shorten
 
-Keystrokes = tuple[KeyPress, ...]  # of one line, without the Enter that would have sent it
+Keystrokes = tuple[KeyPress, ...]  # of one line, without its Enter
 
 
-def ends_a_line(presses: Sequence[KeyPress]) -> bool:
-    """Whether there is an Enter in them."""
+def has_enter(presses: Sequence[KeyPress]) -> bool:
     return any(press.key == Keys.ControlM for press in presses)
 
 
-def lines_of(presses: Sequence[KeyPress], *, swapped: bool) -> list[Keystrokes]:
-    """The keys of each line; what the last one has behind it is one too. `swapped`: Alt-Enter sends."""
+def split_lines(presses: Sequence[KeyPress], *, swapped: bool) -> list[Keystrokes]:
+    """The keys of each line, the unfinished last one included. `swapped`: Alt-Enter sends, not Enter."""
     lines: list[list[KeyPress]] = [[]]
     for press in presses:
         alt = bool(lines[-1]) and lines[-1][-1].key == Keys.Escape
@@ -29,13 +28,13 @@ def lines_of(presses: Sequence[KeyPress], *, swapped: bool) -> list[Keystrokes]:
     return [tuple(line) for line in lines if line]
 
 
-def notice(lines: Sequence[Keystrokes]) -> str:
-    """What waits, as it will read."""
-    return f"[typed ahead and not sent: {', '.join(f'“{short(_spelled(line))}”' for line in lines)}]"
+def format_held(lines: Sequence[Keystrokes]) -> str:
+    """The notice about lines that wait."""
+    return f"[typed ahead, not sent: {', '.join(f'“{shorten(_read_line(line))}”' for line in lines)}]"
 
 
-def _spelled(line: Keystrokes) -> str:
-    """About what the prompt will make of those keys."""
+def _read_line(line: Keystrokes) -> str:
+    """The text that the prompt makes of these keys, approximately."""
     text = ""
     for press in line:
         if press.key == Keys.BracketedPaste or not isinstance(press.key, Keys):

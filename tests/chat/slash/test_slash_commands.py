@@ -10,7 +10,7 @@ from support.program import Program
 from support.terminal import Terminal, paste
 
 from localgemma_cli.chat.prompt_text import as_pasted
-from localgemma_cli.chat.slash.slash_commands import COMMANDS, Say, parse, usage
+from localgemma_cli.chat.slash.slash_commands import COMMANDS, Question, parse, usage
 
 EVIL = "evil\x1b[31m\u202e.txt"
 DEMO = ["-m", "demo", "--temperature", "0"]
@@ -19,7 +19,7 @@ QUESTION = "What does the memory preset do?"
 
 @pytest.mark.parametrize("text", ["Hello", "/undo", "//x", "quit", '"""', "!exit", "a\nb", "/", "exit"])
 def test_a_text_can_be_edited_and_is_still_text(text: str) -> None:
-    assert parse(as_pasted(text)) == Say(as_pasted(text))
+    assert parse(as_pasted(text)) == Question(as_pasted(text))
 
 
 def test_conversation_commands(program: Program) -> None:
@@ -33,11 +33,11 @@ def test_conversation_commands(program: Program) -> None:
         assert all(usage(name) in terminal.text for name in COMMANDS)
         assert "Did you mean /undo" in enter("/udno")
         assert "Usage: /undo [N]" in enter("/undo lots")
-        assert "Usage: /exit, and nothing" in enter("/exit to where")
+        assert "Usage: /exit (no argument)" in enter("/exit to where")
         for line in ("/continue", "/retry", "/edit", "/undo", "/copy"):
-            assert "Nothing has been said yet" in enter(line)
+            assert "The conversation is empty" in enter(line)
         assert "too little to summarize" in enter("/summarize")
-        assert "Nothing has been answered" in enter("/stats")
+        assert "There are no answers yet" in enter("/stats")
         enter("//undo")
         assert "/undo" in enter("/show prompt")
         enter("/new")
@@ -48,12 +48,13 @@ def test_conversation_commands(program: Program) -> None:
         assert shouted.upper() == shouted
         assert "no system text" in enter("/system -")
         answer = enter(QUESTION)
-        prompt, cached = map(int, re.findall(r"prompt (\d+),\n? ?of which (\d+)", enter("/stats"))[0])
-        assert "came to its end" in enter("/continue")
+        prompt, cached = map(int, re.findall(r"prompt: (\d+) tokens,\s+(\d+) cached", enter("/stats"))[0])
+        assert cached < prompt - 1  # without the system text the prompt begins differently
+        assert "last answer is complete" in enter("/continue")
         again = enter("/retry seed=4")
         assert again.split("\n")[1:] == answer.split("\n")[1:]
         text = enter("/stats")
-        assert f"of which {prompt - 1} were in the cache and 1 were read" in text
+        assert f"{prompt - 1} cached and 1 read" in text
         assert "this chat: 4 answers" in text
         assert "Usage: /retry [KEY=VALUE ...]" in enter("/retry warmer")
         assert "\ntop-p must be between" in enter("/retry top_p=7")  # no option
@@ -69,9 +70,9 @@ def test_conversation_commands(program: Program) -> None:
             "no quantization, native precision and the reference's attention, for the reference's tokens"
             in shown
         )
-        assert re.search(r"1\. What is 9b\? +\d+ +█+\n2\. What does[\s\S]*room left", enter("/show context"))
+        assert re.search(r"1\. What is 9b\? +\d+ +█+\n2\. What does[\s\S]*free", enter("/show context"))
         assert "Usage: /show WHAT" in enter("/show off")
-        assert "taken back: 2 turns, from “What is 9b?”" in enter("/undo 2")
+        assert "removed 2 turns, from “What is 9b?”" in enter("/undo 2")
         assert "this chat: 4 answers" in enter("/stats")
         enter("What is 9b?")
         terminal.type("/edit\r")
@@ -81,13 +82,12 @@ def test_conversation_commands(program: Program) -> None:
         text = enter("/show prompt")
         assert "What is 2b? please" in text
         assert "9b" not in text
-        assert "Enter begins a new line" in enter("/multiline")
+        assert "[Enter starts a new line, Alt-Enter sends]" in enter("/multiline")
         terminal.type("/multiline\x1b\r")
-        terminal.wait("Enter sends")
+        terminal.wait(r"\[Enter sends\]")
         terminal.wait_for_prompt()
         terminal.type("/exit\r")
         assert terminal.wait_for_end() == 0
-        assert f"{cached}".isdigit()
 
 
 def test_commands_about_files(program: Program) -> None:
@@ -107,7 +107,7 @@ def test_commands_about_files(program: Program) -> None:
         ):
             assert error in enter(f"/file {path}")
         assert re.search(r"evil␛\[31m<U\+202E>.txt, \d+ tokens", enter(f"/file {paste(EVIL)}"))
-        assert "nothing is attached" in enter("/file -")
+        assert "[attachments removed]" in enter("/file -")
         enter(QUESTION)
         terminal.raw = b""
         assert "if your terminal allows" in enter("/copy")
@@ -124,7 +124,7 @@ def test_commands_about_files(program: Program) -> None:
         assert "[title: ␛[31mEvil <U+202E>title]" in enter("/title " + paste("\x1b[31mEvil \u202etitle"))
         assert "Usage: /title TEXT" in enter("/title")
         assert "saved as my rivers" in enter("/save my rivers")
-        assert "conversation 2 now; 1 stays" in enter("/fork")
+        assert "copied to conversation 2; 1 is unchanged" in enter("/fork")
         assert "Another conversation has that name" in enter("/save my rivers")
         enter("/undo")
         text = enter("/sessions")
@@ -133,7 +133,7 @@ def test_commands_about_files(program: Program) -> None:
         assert "my rivers" in enter("/sessions memory preset")
         assert "No saved conversation" in enter("/sessions unheard-of")
         text = enter("/load my rivers")
-        assert "[conversation 1, 2 turns]" in text
+        assert "[resumed conversation 1, 2 turns]" in text
         assert messages[-1]["content"].split()[0] in text
         assert "Usage: /load NAME" in enter("/load")
         assert "Saved conversation not found: 'x'" in enter("/load x")

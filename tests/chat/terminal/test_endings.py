@@ -152,7 +152,7 @@ def test_ctrl_z_and_back_at_the_prompt_and_in_an_answer(program: Program) -> Non
             assert terminal.read()
         assert local_flags(terminal) == 0
         terminal.type("\x03")
-        terminal.wait(r"\[interrupted|\[cut off")
+        terminal.wait(r"\[interrupted|\[token limit")
         terminal.wait_for_prompt()
         started = time.monotonic()
         terminal.type("\x04")
@@ -199,7 +199,7 @@ def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:
         terminal.enter("/undo")
         assert "Ada" in terminal.enter("What is my name?")
         terminal.type("\x04")
-        terminal.wait(r"localgemma --session ada goes on")
+        terminal.wait(r"resume with: localgemma --session ada")
     both = [
         subprocess.Popen(
             [*COMMAND, *DEMO, "--session", "ada", "What is my name?"],

@@ -148,7 +148,7 @@ def test_an_edit_can_be_called_off(program: Program) -> None:
         terminal.enter("What is 9b?")
         for call_off in ("\x03", "\x15\r"):
             terminal.type("/edit\r")
-            terminal.wait(r"leaves all as it is\][\s\S]*> What is 9b\?")
+            terminal.wait(r"empty one to cancel\][\s\S]*> What is 9b\?")
             terminal.type(call_off)
             terminal.wait_for_prompt()
         terminal.enter("Hello!")

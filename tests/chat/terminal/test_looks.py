@@ -85,7 +85,7 @@ def test_a_read_only_file_of_conversations_is_told_once_and_the_chat_goes_on(pro
         assert terminal.text.count("cannot be saved") == 1
         terminal.enter("Hello, my name is Bob.")
         assert "Bob" in terminal.enter("What is my name?")
-        assert terminal.text.count("goes on unsaved") == 1
+        assert terminal.text.count("no longer saved") == 1
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
     assert "Bob" not in program("history", "show", "x").stdout
@@ -95,11 +95,11 @@ def test_no_save_leaves_no_trace_and_a_full_disk_is_told_once(program: Program) 
     with Terminal(program, [*DEMO, "--no-save"]) as terminal:
         terminal.wait("exact · /help")
         terminal.enter(QUESTION)
-        assert "Nothing is saved yet" in terminal.enter("/sessions")
+        assert "There are no saved conversations yet" in terminal.enter("/sessions")
         assert "not saved" in terminal.enter("/title x")
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
-        assert "goes on with it" not in terminal.text
+        assert "resume with:" not in terminal.text
     assert not (program.folder / "home" / "data").exists()
     assert program("--no-save", "--session", "x", *DEMO, "Hello!").returncode == 0
     assert not (program.folder / "home" / "data").exists()
@@ -109,10 +109,10 @@ def test_no_save_leaves_no_trace_and_a_full_disk_is_told_once(program: Program) 
         terminal.wait("exact · /help")
         for _ in range(20):
             terminal.enter("Hello!")
-            if "goes on unsaved" in terminal.text:
+            if "no longer saved" in terminal.text:
                 break
         assert "Hello! I am" in terminal.enter("Hello!")
-        assert terminal.text.count("goes on unsaved") == 1
+        assert terminal.text.count("no longer saved") == 1
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
     assert "Hello!" in program("history", "show", "x").stdout

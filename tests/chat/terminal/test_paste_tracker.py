@@ -21,10 +21,10 @@ from support.terminal import Terminal, paste
 
 from localgemma_cli.chat.attachments import find_mentions
 from localgemma_cli.chat.prompt_text import PromptText, Spans, as_pasted
-from localgemma_cli.chat.slash.slash_commands import Command, Say, Unknown, opens_block, parse
+from localgemma_cli.chat.slash.slash_commands import Command, Question, UnknownCommand, opens_block, parse
 from localgemma_cli.chat.terminal.completion import ChatCompleter
 from localgemma_cli.chat.terminal.input_history import input_history
-from localgemma_cli.chat.terminal.keys import EnterKey
+from localgemma_cli.chat.terminal.keys import PromptKeys
 from localgemma_cli.chat.terminal.paste_tracker import PasteTracker, update_spans
 
 SECRET = "the secret of the file"
@@ -80,7 +80,7 @@ def test_what_is_pasted_is_sent_as_it_is_and_attaches_nothing(program: Program) 
             terminal.enter("/retry")
             assert sent(server) == attached
             terminal.type("/edit\r")
-            terminal.wait(r"leaves all as it is\][\s\S]*Sum up @secret.txt")
+            terminal.wait(r"empty one to cancel\][\s\S]*Sum up @secret.txt")
             terminal.enter("!")
             assert sent(server) == f"{attached}!"
             terminal.enter("/help\x15\x19")
@@ -143,14 +143,14 @@ def test_text_from_elsewhere_attaches_nothing(program: Program) -> None:
 
 def test_what_a_line_means_follows_what_was_typed() -> None:
     for text in LOOKS_LIKE_MORE:
-        assert parse(as_pasted(text)) == Say(as_pasted(text))
+        assert parse(as_pasted(text)) == Question(as_pasted(text))
         assert not opens_block(as_pasted(text))
     assert parse(PromptText("/file a b.txt", ((6, 13),))) == Command("/file", "a b.txt")
-    assert isinstance(parse(PromptText("/home/x", ((1, 7),))), Say)
-    assert parse(PromptText("//x y", ((3, 5),))) == Say(PromptText("/x y", ((2, 4),)))
-    assert parse(PromptText('"""\nx\n"""', ((4, 5),))) == Say(PromptText("x", ((0, 1),)))
+    assert isinstance(parse(PromptText("/home/x", ((1, 7),))), Question)
+    assert parse(PromptText("//x y", ((3, 5),))) == Question(PromptText("/x y", ((2, 4),)))
+    assert parse(PromptText('"""\nx\n"""', ((4, 5),))) == Question(PromptText("x", ((0, 1),)))
     assert opens_block(PromptText('"""\nx"""', ((4, 8),)))
-    assert parse(PromptText("/home/x why?")) == Unknown("/home/x", None, long=True)
+    assert parse(PromptText("/home/x why?")) == UnknownCommand("/home/x", None, long=True)
     for line, name in (("/h", "/help"), ("/clear", "/new"), ("/history rivers", "/sessions")):
         found = parse(PromptText(line))
         assert isinstance(found, Command)
@@ -283,7 +283,7 @@ def test_however_it_comes_back_it_stays_pasted(
     monkeypatch.chdir(tmp_path)
     for line in prompted(keys, vi=vi):
         assert find_mentions(line.text, line.pasted) == ([], [])
-        assert parse(line) == Say(line)
+        assert parse(line) == Question(line)
     assert NAME in line.text or "/exit" in line.text
 
 
@@ -307,7 +307,7 @@ def prompted(keys: tuple[str, ...], *, vi: bool = False) -> list[PromptText]:
     mode = EditingMode.VI if vi else EditingMode.EMACS
     lines: list[PromptText] = []
     with create_pipe_input() as keyboard:
-        enter = EnterKey(
+        enter = PromptKeys(
             lambda: PromptText(prompt.default_buffer.text, tracker.pasted),
             lambda: tracker.begin(PromptText()),
             lambda text: tracker.paste(text),

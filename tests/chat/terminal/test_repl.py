@@ -120,7 +120,7 @@ def test_slash_commands(program: Program) -> None:
         terminal.type("Hello, my name is Ada.\r")
         terminal.wait_for_prompt()
         terminal.type("!new session\r")
-        terminal.wait("A new conversation")
+        terminal.wait("new conversation")
         terminal.wait_for_prompt()
         terminal.type("//exit\r")  # a question for the model, not the command
         terminal.wait(answer_to("//exit"))

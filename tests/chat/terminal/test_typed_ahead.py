@@ -10,8 +10,8 @@ from support.program import Program
 from support.terminal import Terminal, paste
 
 from localgemma_cli.chat.terminal.completion import ChatCompleter
-from localgemma_cli.chat.terminal.terminal_state import key_presses
-from localgemma_cli.chat.terminal.typed_ahead import lines_of, notice
+from localgemma_cli.chat.terminal.terminal_state import parse_keys
+from localgemma_cli.chat.terminal.typed_ahead import format_held, split_lines
 
 
 def questions(server: ChatServer) -> list[str]:
@@ -97,10 +97,10 @@ def test_a_tab_ends_no_chat() -> None:
         assert not list(completer.get_completions(Document(text), CompleteEvent(completion_requested=True)))
 
 
-def test_lines_of_keys() -> None:
-    def spelled(lines: list[tuple[KeyPress, ...]]) -> str:
-        return notice(lines).split(": ", 1)[1]
+def test_split_lines_keys() -> None:
+    def held(lines: list[tuple[KeyPress, ...]]) -> str:
+        return format_held(lines).split(": ", 1)[1]
 
-    keys = key_presses(f"onf\x7fe\rtwo \x1b\rmore\r{paste('three')} and\rx\x15four")
-    assert spelled(lines_of(keys, swapped=False)) == "“one”, “two more”, “three and”, “four”]"
-    assert spelled(lines_of(key_presses("a\rb\x1b\rc"), swapped=True)) == "“a b”, “c”]"
+    keys = parse_keys(f"onf\x7fe\rtwo \x1b\rmore\r{paste('three')} and\rx\x15four")
+    assert held(split_lines(keys, swapped=False)) == "“one”, “two more”, “three and”, “four”]"
+    assert held(split_lines(parse_keys("a\rb\x1b\rc"), swapped=True)) == "“a b”, “c”]"
