@@ -46,7 +46,7 @@ def test_lists_need_no_folder_of_their_own(program: Program) -> None:
     assert "google/gemma-2-2b-it" in done.stdout
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(
     ("line", "code", "says"),
     [

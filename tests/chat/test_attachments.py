@@ -63,6 +63,6 @@ def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "it").write_text("secret")
     (tmp_path / "it").chmod(0)
     if os.access(tmp_path / "it", os.R_OK):
-        pytest.skip("this user may read everything")
+        pytest.skip("needs a user other than root")
     with pytest.raises(LocalGemmaError, match="Permission denied"):
         read_attachment(str(tmp_path / "it"))

@@ -80,7 +80,7 @@ def test_a_closed_pipe_ends_quietly(program: Program) -> None:
     assert done.returncode == 0
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full on this system")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_told(program: Program) -> None:
     shell = f"{' '.join(COMMAND)} -m demo Hello > /dev/full"
     done = program.shell(shell)
@@ -201,7 +201,7 @@ def wait_for_torch(pid: int) -> None:
     """Until the import of torch has begun."""
     maps = Path(f"/proc/{pid}/maps")
     if not maps.exists():
-        pytest.skip("there is no /proc on this system")
+        pytest.skip("needs /proc")
     deadline = time.monotonic() + 240
     while "libtorch" not in maps.read_text(encoding="utf-8"):
         assert time.monotonic() < deadline

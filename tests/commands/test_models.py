@@ -86,7 +86,7 @@ def test_downloaded_weights_stay_unless_it_is_agreed(program: Program, downloade
     assert downloaded.with_name("models--org--other").is_dir()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize(("answer", "stays"), [("y", False), ("n", True), ("", True)])
 def test_a_terminal_is_asked(program: Program, downloaded: Path, answer: str, stays: bool) -> None:
     import pexpect

@@ -70,7 +70,7 @@ def test_hidden_gpus_are_not_used(monkeypatch):
 def test_a_real_gpu_is_seen_as_torch_sees_it():
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
-        pytest.skip("no GPU here")
+        pytest.skip("needs an NVIDIA GPU")
     gpu, real = probe("cuda"), torch.cuda.get_device_properties(0)
     assert (gpu.name, gpu.compute_capability) == (real.name, (real.major, real.minor))
     assert gpu.device_memory_total == pytest.approx(real.total_memory, rel=0.03)

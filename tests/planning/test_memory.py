@@ -154,7 +154,7 @@ def test_streamed_weights_are_within_two_percent_of_what_is_loaded(
 def test_compact_weights_are_within_two_percent_of_what_is_loaded(checkpoint, tmp_path):
     hardware = probe("cpu")
     if not (hardware.bf16_widened and hardware.extension):
-        pytest.skip("no product for compact weights here")
+        pytest.skip("needs the C extension and a processor without bfloat16 instructions")
     facts = resolve(str(checkpoint), revision=None, offline=True).facts
     plan = make_plan(facts, "speed", hardware, Overrides(), load_presets(tmp_path))
     assert plan.compact

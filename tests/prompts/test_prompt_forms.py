@@ -69,7 +69,7 @@ def prompter(form: str, real: bool = False) -> Prompter:
 
 @pytest.mark.parametrize(
     "real",
-    [False, pytest.param(True, marks=pytest.mark.skipif(not SHARED, reason="no real tokenizer"))],
+    [False, pytest.param(True, marks=pytest.mark.skipif(not SHARED, reason="needs LOCALGEMMA_TEST_SHARED"))],
 )
 @pytest.mark.parametrize("form", NAMED)
 def test_golden_text_and_its_ids(form: str, real: bool) -> None:

@@ -41,7 +41,7 @@ def gemma2() -> Prompter:
     )
 
 
-@pytest.mark.skipif(not SHARED, reason="LOCALGEMMA_TEST_SHARED does not name the real tokenizer's folder")
+@pytest.mark.skipif(not SHARED, reason="needs LOCALGEMMA_TEST_SHARED")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_golden_prompts_of_the_real_tokenizer(gemma2: Prompter, case: dict) -> None:
     messages = [Message(each["role"], each["content"]) for each in case["messages"]]

@@ -15,7 +15,7 @@ from localgemma_cli.environment import Streams
 from localgemma_cli.events import LoadProgress
 from localgemma_cli.render.progress import show_progress
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ DEMO = demo_folder()
 
 
 needs_int4 = pytest.mark.skipif(
-    not probe("cpu").int4, reason="PyTorch's int4 product is not for this processor"
+    not probe("cpu").int4, reason="needs PyTorch's int4 kernel for this processor"
 )
 
 

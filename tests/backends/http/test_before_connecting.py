@@ -55,7 +55,7 @@ def test_a_proxy_variable_that_cannot_be_used_is_named(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: list[str]
 ) -> None:
     if value.startswith("socks") and find_spec("socksio"):
-        pytest.skip("needs the package socksio to be missing")
+        pytest.skip("needs an environment without the package socksio")
     monkeypatch.setenv(variable, value)
     said = failure("http://example.invalid:8000")
     for word in words:

@@ -73,7 +73,7 @@ def test_control_characters_pass_a_pipe_and_never_a_terminal(program: Program) -
             assert shown == visible(written)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="needs a user other than root")
 def test_a_read_only_file_of_conversations_is_told_once_and_the_chat_goes_on(program: Program) -> None:
     assert program(*DEMO, "--session", "x", "Hello, my name is Ada.").returncode == 0
     data = program.folder / "home" / "data"

@@ -43,7 +43,7 @@ def torch_is_loaded(pid: int) -> bool:
         with open(f"/proc/{pid}/maps", encoding="utf-8") as maps:
             return "libtorch" in maps.read()
     except FileNotFoundError:
-        pytest.skip("there is no /proc on this system")
+        pytest.skip("needs /proc")
 
 
 def test_what_is_typed_during_an_answer_waits_for_the_next_prompt(program: Program) -> None:

@@ -136,7 +136,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
+        pytest.skip("needs permission to mount")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from localgemma_cli.backends.pytorch.kernels import bfloat16 as bfloat16_kernel
 from localgemma_cli.backends.pytorch.kernels.library import Function, variants
 
-pytestmark = pytest.mark.skipif(not variants(), reason="the C extension is not built for this processor")
+pytestmark = pytest.mark.skipif(not variants(), reason="needs the C extension for this processor")
 WIDTHS = (64, 200, 256, 448, 832, 2304)
 
 

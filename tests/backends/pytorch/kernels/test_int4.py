@@ -15,7 +15,7 @@ from localgemma_cli.backends.pytorch.layers.int4 import Int4Linear, row_block
 
 pytestmark = [
     needs_int4,
-    pytest.mark.skipif(not variants(), reason="the C extension is not built for this processor"),
+    pytest.mark.skipif(not variants(), reason="needs the C extension for this processor"),
 ]
 SHAPES = [(64, 64, 64), (192, 640, 32), (128, 2304, 64), (64, 9216, 128), (256, 1024, 256), (64, 96, 32)]
 

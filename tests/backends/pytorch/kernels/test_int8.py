@@ -7,7 +7,7 @@ from torch import Tensor
 from localgemma_cli.backends.pytorch.kernels import int8 as int8_kernel
 from localgemma_cli.backends.pytorch.kernels.library import Function, variants
 
-pytestmark = pytest.mark.skipif(not variants(), reason="the C extension is not built for this processor")
+pytestmark = pytest.mark.skipif(not variants(), reason="needs the C extension for this processor")
 
 
 @pytest.fixture(params=variants())

@@ -38,7 +38,7 @@ def test_without_the_extension_the_demo_answers_and_the_plan_names_what_is_slowe
     assert ("C extension was not built" in " ".join(plan.stdout.split())) == slower
 
 
-@pytest.mark.skipif(not variants(), reason="the C extension is not built for this processor")
+@pytest.mark.skipif(not variants(), reason="needs the C extension for this processor")
 def test_one_openmp_runtime_is_shared_with_pytorch() -> None:
     maps = Path("/proc/self/maps").read_text().splitlines()
     assert any(str(extension_file()) in line for line in maps)

@@ -21,11 +21,11 @@ from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file
 
 bf16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
-    reason="this processor has no bfloat16 kernels in oneDNN",
+    reason="needs bfloat16 kernels in oneDNN",
 )
 
 # there a packed product of one row adds in another order than PyTorch's own
-packs = pytest.mark.skipif(is_widened(), reason="nothing is packed on this processor")
+packs = pytest.mark.skipif(is_widened(), reason="needs a processor with bfloat16 instructions")
 
 
 def demo(dtype: torch.dtype) -> PreTrainedModel:
@@ -77,7 +77,7 @@ def test_a_widened_product_is_as_exact_as_pytorchs(
     if not extension:
         monkeypatch.setattr(cpu_linear, "has_bfloat16_rows", lambda: False)
     elif not has_bfloat16_rows():
-        pytest.skip("the C extension is not built for this processor")
+        pytest.skip("needs the C extension for this processor")
     generator = torch.Generator().manual_seed(rows)
     linear = nn.Linear(width, 100, bias=False, dtype=torch.bfloat16)
     inputs = torch.randn(2, rows, width, generator=generator).to(torch.bfloat16)
@@ -105,7 +105,7 @@ def kinds_of_layers(model: PreTrainedModel) -> set[type[nn.Module]]:
     return {type(each) for name, each in model.named_modules() if name.endswith("_proj")}
 
 
-@pytest.mark.skipif(not has_bfloat16_rows(), reason="the C extension is not built for this processor")
+@pytest.mark.skipif(not has_bfloat16_rows(), reason="needs the C extension for this processor")
 @torch.inference_mode()
 def test_weights_in_12_bits_give_a_model_the_same_logits() -> None:
     plain, compact = demo(torch.bfloat16), demo(torch.bfloat16)

@@ -20,7 +20,7 @@ def product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if not request.param:
         monkeypatch.setattr(int8_states, "has_int8_rows", lambda: False)
     elif not int8_states.has_int8_rows():
-        pytest.skip("no product of ours here")
+        pytest.skip("needs the C extension for this processor")
 
 
 def states(tokens: int, seed: int, heads: int = KV_HEADS) -> torch.Tensor:

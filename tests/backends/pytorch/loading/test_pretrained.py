@@ -41,7 +41,7 @@ def test_a_spread_model_answers_as_one_gpu_does(tmp_path):
     import torch
 
     if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
+        pytest.skip("needs two NVIDIA GPUs")
     from dataclasses import replace
     from threading import Event
 

@@ -50,7 +50,7 @@ class Reads(torch.nn.Module):
         return int(self.bytes[::512].sum())
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="tells of memory as Linux does")
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 @pytest.mark.parametrize("resident", [0, 2, 7])
 def test_only_resident_layers_stay_in_memory(tmp_path: Path, resident: int) -> None:
@@ -81,7 +81,7 @@ def cached_pages(weights: mmap.mmap, span: Span) -> int:
     return sum(each & 1 for each in found)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="asks for the system's cache as Linux has it")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")
 def test_the_next_layer_is_read_before_its_turn(tmp_path: Path) -> None:
     path = tmp_path / "weights"

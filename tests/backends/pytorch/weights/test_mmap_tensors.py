@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file, let_go, rows_of
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="tells of memory as Linux does")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_thousands_of_pieces_do_not_add_up(tmp_path: Path) -> None:
     """In a process of its own, as the allocator's own loss counts too: 64,000 rows once held on to 0.5 GB."""
     entry = Entry("w", "BF16", (64_000, 2304))
