@@ -228,6 +228,7 @@ def leave(code):
 
 end, os._exit = os._exit, leave
 sys.argv = ["localgemma", "-m", "demo", "-q", "--max-new-tokens", "2", "-"]
+import localgemma_cli.backends.pytorch.backend  # slow to import while calls are traced
 from localgemma_cli.__main__ import main
 sys.setprofile(profile)
 threading.setprofile(profile)
