@@ -1,4 +1,4 @@
-"""The Typer app, and `main`: the only place where errors become messages and exit codes."""
+"""The Typer app, and `main`, the only place that turns errors into messages and exit codes."""
 
 import errno
 import os
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import typer
@@ -28,18 +29,20 @@ from localgemma_cli.environment import (
     standard_streams,
     torchrun_rank,
 )
-from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, UsageError, as_user_error
+from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, as_user_error
+from localgemma_cli.options import SPECS, defaults_from, options_of, variable_of
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.messages import colour_prefix, format_error
-from localgemma_cli.sanitize import Block, one_line
+from localgemma_cli.sanitize import Block
 
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
-_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # where a stream cannot be written
+_CONFIGURED = ("chat", "plan", "prompt", "bench")  # commands that config.toml sets defaults for
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # of a stream that cannot be written
 
 
 class _ChatByDefault(TyperGroup):
-    """A first word that names no command belongs to the chat."""
+    """Makes the chat the command of words that begin with no other command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing and not args:  # completing the first word
@@ -49,7 +52,7 @@ class _ChatByDefault(TyperGroup):
         return super().parse_args(ctx, args if args and args[0] in known else [CHAT, *args])
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """A first word may be a command, or an option of the chat."""
+        """Completions of the first word: commands, or options of the chat."""
         if incomplete.startswith("-"):
             chat = self.commands[CHAT]
             inner = chat.make_context(CHAT, [], parent=ctx, resilient_parsing=True)
@@ -62,13 +65,13 @@ class _ChatByDefault(TyperGroup):
 
 
 def build_app(commands: Iterable[str]) -> typer.Typer:
-    """The chat, and those of the other commands that are wanted: each costs its imports."""
+    """The chat and the named other commands, because importing all of them takes time."""
     app = typer.Typer(
         cls=_ChatByDefault,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings=context_settings(),
-    )  # plain help comes in half the time
+    )  # plain help takes half the time
     app.callback()(lambda: None)  # without one, Typer makes a lone command the whole program
     app.command(CHAT, cls=ChatCommand)(chat)
     for name in commands:
@@ -81,8 +84,8 @@ def build_app(commands: Iterable[str]) -> typer.Typer:
 
 
 @dataclass(frozen=True)
-class Manners:
-    """How the errors of this run are told."""
+class ErrorStyle:
+    """How this run prints errors."""
 
     json: bool
     verbose: bool
@@ -94,85 +97,85 @@ def main() -> None:
         detach_from_terminal()
     fill_closed_descriptors()
     streams = standard_streams()
-    hide_library_output(streams, verbose=_manners(sys.argv[1:], os.environ).verbose)
+    hide_library_output(streams, verbose=_error_style(sys.argv[1:], os.environ).verbose)
     code = run(sys.argv[1:], streams)
     _leave(streams, _close(streams, code))
 
 
 def run(words: Sequence[str], streams: Streams) -> int:
-    """The exit code of `localgemma WORDS`; errors are told on stderr."""
-    manners = _manners(words, os.environ)
+    """The exit code of `localgemma WORDS`; prints errors on stderr."""
+    style = _error_style(words, os.environ)
     try:
         return _dispatch(words)
     except typer.Exit as done:
         return done.exit_code
-    except BrokenPipeError:  # the reader has what it wanted
+    except BrokenPipeError:  # the reader needs no more
         return ExitCode.OK
     except KeyboardInterrupt:
-        error = InterruptedAnswer("Interrupted.", "Run it again when you like.")
-        return _tell(error, manners, streams) if manners.json else error.exit_code  # a person knows it
+        error = InterruptedAnswer("Interrupted.", "Run it again.")
+        return _report(error, style, streams) if style.json else error.exit_code  # a person pressed the keys
     except LocalGemmaError as error:
-        return _tell(error, manners, streams)
+        return _report(error, style, streams)
     except OSError as error:
         if error.errno not in _UNWRITTEN or error.filename is not None:
-            return _tell(as_user_error(error), manners, streams)
+            return _report(as_user_error(error), style, streams)
         _discard(streams)
-        return _tell(_not_written(error), manners, streams)
-    except Exception as error:  # the boundary: whatever else happens is told in the same way
-        return _tell(as_user_error(error), manners, streams)
+        return _report(_not_written(error), style, streams)
+    except Exception as error:  # the boundary: every other error is printed in the same way
+        return _report(as_user_error(error), style, streams)
 
 
 def _dispatch(words: Sequence[str]) -> int:
     if _COMPLETION in os.environ:
         return _complete()
     refuse_near_commands(words)
-    command: Any = typer.main.get_command(build_app(name for name in COMMANDS if list(words[:1]) == [name]))
-    names = {parameter.name for parameter in command.commands[CHAT].params} - {"prompt", "version"}
-    defaults = read_config(config_folder() / "config.toml", names)
-    several = {"preset": [defaults["preset"]]} if "preset" in defaults else {}
-    maps = {"": defaults, "plan": defaults, "prompt": defaults, "bench": {**defaults, **several}}
+    first = words[0] if words else ""
+    command: Any = typer.main.get_command(build_app(name for name in COMMANDS if name == first))
+    keys = [spec.key for spec in options_of("chat").values()]
+    # `localgemma config edit` must start with a file that it is there to correct.
+    config = {} if first == "config" else read_config(_config_file(), keys)
+    maps = {"" if name == "chat" else name: defaults_from(config, name) for name in _CONFIGURED}
     try:
         with command.make_context("localgemma", _modern(words), default_map=maps) as context:
             return int(command.invoke(context) or 0)
     except TyperException as error:
-        path = getattr(getattr(error, "ctx", None), "command_path", "localgemma").strip()
-        wrong = UsageError(one_line(error.format_message()), f"{path} --help shows what there is.")
-        _blame(wrong, words, defaults, command)
+        from localgemma_cli.commands.usage_errors import usage_error
+
+        wrong = usage_error(error)
+        _name_places(wrong, words, config)
         raise wrong from error
     except LocalGemmaError as error:
-        _blame(error, words, defaults, command)
+        _name_places(error, words, config)
         raise
 
 
 def _complete() -> int:
-    """Answer the shell."""
+    """Print completions for the shell."""
     from localgemma_cli.commands.shell_values import first_word, offer_values
 
     first = first_word(os.environ)
     wanted = COMMANDS if first is None else [name for name in COMMANDS if name == first]
     command: Any = typer.main.get_command(build_app(wanted))
     offer_values(command)
-    with redirect_stdout(cast(TextIO, LibraryStream(sys.stdout, shown=True))):  # names from outside
+    with redirect_stdout(cast(TextIO, LibraryStream(sys.stdout, shown=True))):  # made safe
         command.main(prog_name="localgemma")
     return ExitCode.OK
 
 
-def _blame(
-    error: LocalGemmaError, words: Sequence[str], defaults: Mapping[str, object], command: Any
-) -> None:
+def _name_places(error: LocalGemmaError, words: Sequence[str], config: Mapping[str, object]) -> None:
+    """Let an error name the variable or the file that sets an option which nobody typed."""
     from localgemma_cli.commands.value_sources import ValueSources
 
-    options = [
-        *command.commands[CHAT].params,
-        *(p for each in command.commands.values() for p in each.params),
-    ]
-    flags = {name.removeprefix("--"): p.opts for p in options for name in p.opts if name.startswith("--")}
-    path = config_folder() / "config.toml"
-    ValueSources(_modern(words), os.environ, defaults, path, flags).blame(error)
+    flags = {spec.key: [part for flag in spec.flags for part in flag.split("/")] for spec in SPECS.values()}
+    ValueSources(_modern(words), os.environ, config, _config_file(), flags).name_places(error)
+
+
+def _config_file() -> Path:
+    return config_folder() / "config.toml"
 
 
 def _modern(words: Sequence[str]) -> list[str]:
-    """The older local-gemma's spellings, `--max_new_tokens` and `--silent`, as they are now."""
+    """Replace local-gemma's spellings, `--max_new_tokens` and `--silent`, with today's."""
     end = words.index("--") if "--" in words else len(words)
     options = [_modern_word(word) if word.startswith("--") else word for word in words[:end]]
     return [*options, *words[end:]]
@@ -184,25 +187,25 @@ def _modern_word(word: str) -> str:
     return ("--quiet" if name == "--silent" else name) + equals + value
 
 
-def _manners(words: Sequence[str], environ: Mapping[str, str]) -> Manners:
-    """From the words alone, because an error may come before they are parsed."""
+def _error_style(words: Sequence[str], environ: Mapping[str, str]) -> ErrorStyle:
+    """From the words alone, because an error may occur before they are parsed."""
     options = words[: words.index("--")] if "--" in words else words
-    return Manners(
+    return ErrorStyle(
         _is_on({"--json", "--jsonl"}, options, environ), _is_on({"--verbose", "-v"}, options, environ)
     )
 
 
 def _is_on(flags: Set[str], options: Sequence[str], environ: Mapping[str, str]) -> bool:
-    variables = ("LOCALGEMMA_" + flag.lstrip("-").upper() for flag in flags if flag.startswith("--"))
+    variables = (variable_of(flag.lstrip("-")) for flag in flags if flag.startswith("--"))
     return bool(flags & set(options)) or any(
         environ.get(name, "").lower() in ("1", "true", "yes", "on") for name in variables
     )
 
 
-def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
-    if manners.verbose:
+def _report(error: LocalGemmaError, style: ErrorStyle, streams: Streams) -> int:
+    if style.verbose:
         streams.say(Block("".join(traceback.format_exception(error)).rstrip()))
-    if manners.json:
+    if style.json:
         with suppress(OSError):
             write_line(streams.stderr, error_object(error))
     else:
@@ -211,7 +214,7 @@ def _tell(error: LocalGemmaError, manners: Manners, streams: Streams) -> int:
 
 
 def _close(streams: Streams, code: int) -> int:
-    """Flush what is left; a closed pipe is no failure, a full disk is one."""
+    """Flush stdout; a closed pipe is a success, a full disk a failure."""
     try:
         streams.stdout.flush()
     except BrokenPipeError:
@@ -225,18 +228,18 @@ def _close(streams: Streams, code: int) -> int:
 
 def _not_written(error: OSError) -> LocalGemmaError:
     if error.errno == errno.EBADF:
-        return LocalGemmaError("The output cannot be written: stdout is closed.", "Leave >&- out.")
-    what = f"The output cannot be written: {error.strerror}."
-    return LocalGemmaError(what, "Free some space, or write elsewhere.")
+        return LocalGemmaError("Cannot write the output: stdout is closed.", "Remove >&-.")
+    what = f"Cannot write the output: {error.strerror}."
+    return LocalGemmaError(what, "Free some space, or write to another place.")
 
 
 def _leave(streams: Streams, code: int) -> NoReturn:
-    """At once: torch takes its time to be taken down, and threads that still load or compile would abort."""
+    """Exit at once: torch is slow to shut down, and threads that still load or compile would abort."""
     with suppress(OSError):
         streams.stderr.flush()
     os._exit(code)
 
 
 def _discard(streams: Streams) -> None:
-    """Point stdout nowhere, so that Python's own flush at exit has nothing to complain about."""
+    """Redirect stdout to the null device, so that Python's flush at exit does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), streams.stdout.fileno())

@@ -1,4 +1,4 @@
-"""The user's TOML files, and `config.toml`: their own defaults for the options of a chat."""
+"""Read the user's TOML files, and `config.toml` with defaults for the options."""
 
 import tomllib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ _CORRECT = "Correct the file, or move it away."
 
 
 def read_toml(path: Path) -> dict[str, object]:
-    """{} without a file, UsageError for one that cannot be read."""
+    """Its values; {} without a file, UsageError for an unreadable one."""
     try:
         text = decode_text(read_bytes(path, TEXT_LIMIT), str(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -25,7 +25,7 @@ def read_toml(path: Path) -> dict[str, object]:
 
 
 def parse_toml(text: str, name: str) -> dict[str, object]:
-    """UsageError with `name` and line for what is no TOML."""
+    """Its values; UsageError with `name` and line for invalid TOML."""
     try:
         values = tomllib.loads(text)
         require_shallow(values)
@@ -43,15 +43,14 @@ def parse_toml(text: str, name: str) -> dict[str, object]:
 
 
 def read_config(path: Path, allowed: Iterable[str]) -> dict[str, object]:
-    """Option values by parameter name; {} without a file, UsageError naming file, key and what is allowed."""
-    values = read_toml(path)
-    names = sorted(allowed)
+    """Values by option (`top-p`); {} without a file, UsageError naming file, key and what is allowed."""
+    values = {key.replace("_", "-"): value for key, value in read_toml(path).items()}
+    known = sorted(allowed)
     for key, value in values.items():
-        if key.replace("-", "_") not in names:
-            raise UsageError(
-                f"{path}: there is no option {format_value(key)}.",
-                f"Allowed: {', '.join(names).replace('_', '-')}.",
-            )
+        if key not in known:
+            raise UsageError(f"{path}: unknown option {format_value(key)}.", f"Allowed: {', '.join(known)}.")
         if not isinstance(value, str | bool) and not (is_number(value) and abs(value) < 2**63):
-            raise UsageError(f"{path}: {key} must be text, a number or true/false.", "Correct the value.")
-    return {key.replace("-", "_"): value for key, value in values.items()}
+            raise UsageError(
+                f"{path}: {key} must be text, a number or true/false.", "Write it as in: top-p = 0.9"
+            )
+    return values

@@ -78,6 +78,14 @@ class Streams:
             self.stderr.write("\n")
         return answer.strip()
 
+    def can_ask(self) -> bool:
+        """Whether a person sees a question and can answer it."""
+        return self.stdin.isatty() and self.stderr.isatty()
+
+    def confirm(self, question: str) -> bool:
+        """Whether the person answers y or yes; Enter and Ctrl-D mean no."""
+        return self.ask(f"{question} [y/N]").lower() in ("y", "yes")
+
 
 def standard_streams() -> Streams:
     """This process's streams. A closed stdin is empty, a closed stderr discards, a closed stdout fails."""

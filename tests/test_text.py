@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.program import Program
 
 from localgemma_cli.chat.attachments import read_attachment
-from localgemma_cli.commands.system_text import read_system
+from localgemma_cli.chat.prompt_input import read_system
 from localgemma_cli.config import read_config
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.own_models import own_models

@@ -1,1 +1,1 @@
-"""`localgemma bench`: one job, one process of its own, one outcome."""
+"""The benchmark: jobs, each measured in its own process, and the report."""

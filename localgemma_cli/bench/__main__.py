@@ -1,4 +1,4 @@
-"""The measuring process: a pickled (function, arguments) in, a pickled value out."""
+"""The measuring process: reads a pickled (function, arguments), writes a pickled result."""
 
 import os
 import pickle
@@ -22,8 +22,8 @@ def main(task: Path, result: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """Standard input ends when the parent is gone: then nobody waits for gigabytes of measurement."""
-    os.read(0, 1)  # not sys.stdin, whose lock the interpreter wants at its end
+    """Exit when standard input closes, because the parent has ended."""
+    os.read(0, 1)  # not sys.stdin, whose lock the interpreter needs at exit
     os._exit(1)
 
 

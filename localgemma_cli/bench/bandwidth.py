@@ -1,4 +1,4 @@
-"""How fast a device's memory is, as a program of today can use it."""
+"""Measure the bandwidth of a device's memory."""
 
 import time
 from collections.abc import Callable
@@ -14,9 +14,9 @@ _ROUNDS = 6
 
 
 def measure(device: str, most: int | None = None) -> float:
-    """Bytes per second, the best of several rounds: sums read by every thread on a CPU, else copies.
+    """Bytes per second, the best of several rounds: sums by all threads on a CPU, else copies.
 
-    A decode step reads and hardly writes; a GPU's copy counts the bytes of both directions.
+    A decode step mostly reads; a GPU's copy counts the bytes of both directions.
     """
     if device == "cpu":
         size = min(_READ_BYTES, psutil.virtual_memory().available // 4, most or _READ_BYTES)
@@ -25,7 +25,7 @@ def measure(device: str, most: int | None = None) -> float:
 
 
 def _read(size: int) -> float:
-    numbers = torch.ones(size // 4, dtype=torch.float32)  # ones, not empty: pages must be there
+    numbers = torch.ones(size // 4, dtype=torch.float32)  # ones, not empty: the pages must exist
     return max(numbers.nbytes / _seconds(numbers.device, numbers.sum) for _ in range(_ROUNDS))
 
 

@@ -1,4 +1,4 @@
-"""localgemma's own engine, through the seam that a chat uses."""
+"""Measure localgemma's own engine, through the interface that a chat uses."""
 
 import os
 import time
@@ -17,12 +17,12 @@ from localgemma_cli.bench.gauges import peaks, read_bytes, reset_peaks, synchron
 from localgemma_cli.bench.job import (
     CHAT_TURNS,
     WARM_UP,
-    Answered,
-    Chatted,
+    AnswerResult,
+    ChatResult,
     ChatWorkload,
     Job,
-    Loaded,
-    Outcome,
+    JobResult,
+    LoadResult,
     Workload,
 )
 from localgemma_cli.bench.prompts import prompt_ids, random_ids
@@ -41,7 +41,7 @@ _STREAM_TOKENS = 2000
 
 
 class _IdPrompter(Prompter):
-    """Every message carries its ids, and nothing ends an answer: what is asked for is what is timed."""
+    """Takes each message's own ids, and never stops early: every run has the requested length."""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         return [token for message in messages for token in message.token_ids or ()]
@@ -51,23 +51,23 @@ class _IdPrompter(Prompter):
         return frozenset()
 
 
-def measure(job: Job) -> Outcome:
+def measure(job: Job) -> JobResult:
     prompter = _IdPrompter(load_tokenizer(job.tokenizer))
     seconds, backend, model = _load(job, prompter)
-    bench = _Bench(backend, model, job)
-    bench.run(WARM_UP, repeat=-1)
-    loaded = Loaded(seconds, peaks(model.device), weights_bytes(model))
-    return Outcome(
+    timed = _TimedModel(backend, model, job)
+    timed.run(WARM_UP, repeat=-1)
+    loaded = LoadResult(seconds, peaks(model.device), weights_bytes(model))
+    return JobResult(
         loaded=loaded,
         read_bytes=read_bytes(model),
-        answered=tuple(bench.answer(workload) for workload in job.workloads),
-        chatted=bench.chat(job.chat) if job.workloads and job.chat else None,
+        answered=tuple(timed.answer(workload) for workload in job.workloads),
+        chatted=timed.chat(job.chat) if job.workloads and job.chat else None,
         stream_seconds_per_token=stream_cost(prompter.tokenizer),
     )
 
 
 def _load(job: Job, prompter: Prompter) -> tuple[float, LocalBackend, PreTrainedModel]:
-    """The seconds that it took, and what it gave."""
+    """The seconds of loading, the backend and the model."""
     device = torch.device(job.plan.device)
     reset_peaks(device)
     synchronise(device)
@@ -83,22 +83,22 @@ def _load(job: Job, prompter: Prompter) -> tuple[float, LocalBackend, PreTrained
     return time.perf_counter() - started, backend, model
 
 
-class _Bench:
-    """One loaded model, and prompts that share no beginning, so that none is in the cache already."""
+class _TimedModel:
+    """One loaded model; its prompts share no prefix, so that the cache never helps."""
 
     def __init__(self, backend: LocalBackend, model: PreTrainedModel, job: Job) -> None:
         self._backend, self._job = backend, job
         self._vocabulary: int = model.config.vocab_size
         self._device = torch.device(job.plan.device)
 
-    def answer(self, workload: Workload) -> Answered:
+    def answer(self, workload: Workload) -> AnswerResult:
         if self._device.type != "cpu":
-            self.run(workload, repeat=-1)  # graphs and kernels are made for a shape when it first comes
+            self.run(workload, repeat=-1)  # the first run of a shape makes its graphs and kernels
             self._backend.wait()
-            self.run(workload, repeat=-2)  # what was compiled meanwhile is recorded
+            self.run(workload, repeat=-2)  # records what compiled meanwhile
         reset_peaks(self._device)
         runs = [self.run(workload, repeat) for repeat in range(self._job.repeats)]
-        return Answered(
+        return AnswerResult(
             workload=workload,
             first_token_seconds=median(first for _, first, _ in runs),
             decode_tokens_per_second=median(
@@ -109,12 +109,12 @@ class _Bench:
         )
 
     def run(self, workload: Workload, repeat: int) -> tuple[Finished, float, float]:
-        """See `_time`."""
+        """One answer to a random prompt, timed as in `_time`."""
         ids = prompt_ids(self._vocabulary, workload, self._job.seed, repeat)
         return self._time(Message("user", "", ids), workload.new_tokens)
 
-    def chat(self, chat: ChatWorkload) -> Chatted:
-        """Time the last turn with several questions: each rolls the cache back to the history before it."""
+    def chat(self, chat: ChatWorkload) -> ChatResult:
+        """Time the last turn with several questions, each after rolling the cache back to the history."""
         earlier = CHAT_TURNS - 1
         asked = max(1, chat.history_tokens // earlier - chat.answer_tokens)
         history: tuple[Message, ...] = ()
@@ -129,7 +129,7 @@ class _Bench:
         usage = lasts[0][0].usage
         prompt_tokens = usage.prompt_tokens or 0  # a local model always counts
         _, full, _ = self._time(self._message(prompt_tokens, "full"), 2)
-        return Chatted(
+        return ChatResult(
             prompt_tokens,
             usage.cached_prompt_tokens or 0,
             median(first for _, first, _ in lasts),
@@ -142,7 +142,7 @@ class _Bench:
     def _time(
         self, messages: Message | tuple[Message, ...], new_tokens: int
     ) -> tuple[Finished, float, float]:
-        """A greedy answer, seconds to its first token and in all."""
+        """A greedy answer, and the seconds to its first token and to its end."""
         sampling = Sampling(temperature=0, max_new_tokens=new_tokens)
         synchronise(self._device)
         started = time.perf_counter()
@@ -155,7 +155,7 @@ class _Bench:
 
 
 def stream_cost(tokenizer: Tokenizer) -> float:
-    """Seconds per token from an id to text that has been flushed into a pipe; the answer is a long one."""
+    """Seconds per token from an id to text flushed into a pipe, averaged over a long answer."""
     size = min(tokenizer.size, 256_000)
     ids = random_ids(size, _STREAM_TOKENS, 0, "stream")
     read_end, write_end = os.pipe()

@@ -1,4 +1,4 @@
-"""Clocks, memory peaks and bytes: what every engine is measured with."""
+"""Device synchronisation, memory peaks and byte counts, for every engine."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from localgemma_cli.bench.job import Peaks
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was told, so that a clock reads its time and not the host's."""
+    """Wait until the device has finished, so that a clock measures its work and not only the launch."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -21,7 +21,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Where the system cannot (it is not Linux), the host's peak stays that of the whole process."""
+    """Start new peaks; outside Linux the host's peak stays that of the whole process."""
     if sys.platform == "linux":
         with suppress(OSError):  # a container may forbid it
             Path("/proc/self/clear_refs").write_text("5")
@@ -35,7 +35,7 @@ def peaks(device: torch.device) -> Peaks:
 
 
 def _host_peak() -> int:
-    """Bytes; Linux's VmHWM, because its ru_maxrss begins with the parent's own size."""
+    """Bytes; on Linux VmHWM, because ru_maxrss starts with the parent's size there."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
@@ -47,14 +47,14 @@ def _host_peak() -> int:
 
 
 def weights_bytes(model: PreTrainedModel) -> int:
-    """Every tensor once, quantization's own included."""
+    """Bytes of all tensors, each counted once, with those of the quantization."""
     return _total(model, skipped=None)
 
 
 def read_bytes(model: PreTrainedModel) -> int:
-    """What one decode step reads of the weights: every tensor once, but of the embedding a row.
+    """Bytes of weights that one decode step reads: every tensor once, of the embedding one row.
 
-    A tied head is the embedding's tensor, and is read whole.
+    A tied head shares the embedding's tensor and reads all of it.
     """
     embedding = model.get_input_embeddings()
     row = embedding.weight.shape[-1] * embedding.weight.element_size()
@@ -72,7 +72,7 @@ def _total(model: PreTrainedModel, skipped: torch.nn.Module | None) -> int:
 
 
 def _identity(tensor: torch.Tensor) -> int:
-    """Where its bytes lie; itself where it has none of its own: offloaded, or in a library's own layout."""
+    """Its address; `id` for a tensor without one: offloaded, or in a library's own layout."""
     strided = tensor.layout is torch.strided and tensor.device.type != "meta"
     return tensor.data_ptr() if strided else id(tensor)
 
@@ -87,6 +87,6 @@ def _tensors_of(module: torch.nn.Module) -> Iterator[torch.Tensor]:
 def _tensors_in(value: object) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
-    if type(value).__module__.startswith("bitsandbytes"):  # scales and code books hang on weights and states
+    if type(value).__module__.startswith("bitsandbytes"):  # scales are attributes of weights and states
         for inner in vars(value).values():
             yield from _tensors_in(inner)

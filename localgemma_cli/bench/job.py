@@ -1,4 +1,4 @@
-"""What is measured, and what came out: values that travel between processes."""
+"""Jobs and results of a benchmark, as values that one process sends to another."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +40,9 @@ class ChatWorkload:
 
 @dataclass(frozen=True)
 class Job:
-    """One row; `weights` is a folder or a GGUF file, None: random weights made in memory.
+    """One row; `weights` is a folder or a GGUF file, or None for random weights made in memory.
 
-    Without workloads nothing but the load is measured.
+    Without workloads only the load is measured.
     """
 
     engine: Engine
@@ -57,17 +57,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Peaks:
-    """The most memory since the last reset: resident on the host, allocated on a device that can tell."""
+    """Peak bytes since the last reset: resident on the host, allocated on a GPU (None without one)."""
 
     host_bytes: int
     device_bytes: int | None
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Seconds from a process with its libraries imported to a model that can answer.
+class LoadResult:
+    """Seconds from imported libraries to a model that can answer.
 
-    The peaks last until it has answered once, because mapped weights are read no sooner.
+    The peaks include one short answer, because mapped weights are read only then.
     """
 
     seconds: float
@@ -76,10 +76,10 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerResult:
     """Medians over the repeats; `token_ids` are the first repeat's.
 
-    `margins` is what the likeliest token's logit had over the next, per token; empty where it is not known.
+    `margins`: the likeliest logit minus the next one, per token; empty if not measured.
     """
 
     workload: Workload
@@ -91,8 +91,8 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Chatted:
-    """The first token of a chat's last turn, beside that of as long a prompt on an empty cache."""
+class ChatResult:
+    """The first token of a chat's last turn, and of an equally long prompt on an empty cache."""
 
     prompt_tokens: int
     cached_prompt_tokens: int
@@ -101,11 +101,11 @@ class Chatted:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """`read_bytes`: of the weights, per decoded token. The stream's cost is from an id to flushed text."""
+class JobResult:
+    """`read_bytes`: of weights, per decoded token. The stream's seconds are from an id to flushed text."""
 
-    loaded: Loaded
+    loaded: LoadResult
     read_bytes: int
-    answered: tuple[Answered, ...] = ()
-    chatted: Chatted | None = None
+    answered: tuple[AnswerResult, ...] = ()
+    chatted: ChatResult | None = None
     stream_seconds_per_token: float | None = None

@@ -1,4 +1,4 @@
-"""What figures were measured on and with: without it they mean nothing."""
+"""Describe the machine and the versions behind a report."""
 
 import platform
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def describe_machine(hardware: Hardware, bandwidth: float) -> Machine:
 
 
 def _cores() -> int:
-    """Those that this process may use: a container or `taskset` may allow fewer than there are."""
+    """Physical cores that this process may use; a container or `taskset` may allow fewer."""
     physical: int = psutil.cpu_count(logical=False) or 1
     process = psutil.Process()
     return min(physical, len(process.cpu_affinity())) if hasattr(process, "cpu_affinity") else physical

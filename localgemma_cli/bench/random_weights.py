@@ -1,4 +1,4 @@
-"""Models of a true shape with random weights: nothing to download, real speed and memory."""
+"""Models of a real shape with random weights: real speed and memory without a download."""
 
 import json
 import random
@@ -23,14 +23,14 @@ _STD = 0.02  # Gemma's own initializer_range
 _BLOCK = 4_194_301  # numbers; prime, so that no two rows of a tensor are the same piece of the block
 _SHARD_BYTES = 1 << 30
 _INDEX = "model.safetensors.index.json"
-_MARK = "localgemma-dummy.json"  # says that a folder is ours, and of which shape and seed
+_MARK = "localgemma-dummy.json"  # marks a folder as ours, with its shape and seed
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class RandomTensor:
-    """A bfloat16 tensor that is made when it is read, as a slice of a safetensors file would be.
+    """A bfloat16 tensor made on access, with the interface of a slice of a safetensors file.
 
-    Its values are a stretch of one block of normal numbers, over and over: a copy is all they cost.
+    Its values repeat one block of normal numbers from a random offset, so that making it costs one copy.
     """
 
     def __init__(self, shape: Sequence[int], block: torch.Tensor, start: int) -> None:
@@ -54,7 +54,7 @@ class RandomTensor:
 
 
 def random_weights(model: PreTrainedModel, seed: int, device: str) -> dict[str, RandomTensor]:
-    """A stand-in for each parameter of `model`, which may be on the meta device; a tied head is one."""
+    """A random tensor for each parameter of `model`, which may be on the meta device."""
     blocks = _blocks(model.config.hidden_size, seed, device)
     return {
         name: RandomTensor(
@@ -65,11 +65,11 @@ def random_weights(model: PreTrainedModel, seed: int, device: str) -> dict[str, 
 
 
 def _blocks(hidden: int, seed: int, device: str) -> dict[str, torch.Tensor]:
-    """Normal numbers by kind of tensor; three kinds are not plain, or greedy answers would compare nothing.
+    """Normal numbers by kind of tensor, scaled so that greedy answers vary and can be compared.
 
-    A tied head favours the token it was just given, and attention over random keys is the same mean at every
-    step: one token would be repeated for ever. So the embedding is small, signs are mixed before the head
-    (Gemma's norms multiply by one plus their weight), and attention adds a third of what the MLP does.
+    With plain numbers a tied head favours the last token, and attention over random keys is the same mean at
+    every step: one token would repeat forever. So the embedding is small, signs are mixed before the head
+    (Gemma's norms multiply by one plus their weight), and attention adds a third of what the MLP adds.
     """
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(_BLOCK, generator=generator)
@@ -83,7 +83,7 @@ def _blocks(hidden: int, seed: int, device: str) -> dict[str, torch.Tensor]:
 
 
 def _kind(name: str, model: PreTrainedModel) -> str:
-    """Gemma 1 has a norm of that name as well, but it stands before its MLP."""
+    """The block for a parameter; Gemma 1's post_attention_layernorm comes before its MLP, so it is plain."""
     if name == "model.embed_tokens.weight":
         return "embedding"
     if name == "model.norm.weight":
@@ -95,12 +95,12 @@ def _kind(name: str, model: PreTrainedModel) -> str:
 def load_dummy(plan: LoadPlan, seed: int, **instead: object) -> PreTrainedModel:
     """The plan's model with random weights, made on its device, through transformers' own loading.
 
-    `instead` holds arguments of `from_pretrained` that are not to be the plan's.
+    `instead` replaces arguments of `from_pretrained` that the plan would set.
     """
     if plan.resident_layers is not None or plan.streamed:
         raise UsageError(
-            f"{plan.model.name} as {plan.preset} reads its weights from files as it goes.",
-            "Take --load-format dummy-file.",
+            f"{plan.model.name} with preset {plan.preset} streams its weights from files.",
+            "Use --load-format dummy-file.",
         )
     config = config_of(plan.model.architecture)
     skeleton = _skeleton(config)
@@ -114,15 +114,13 @@ def load_dummy(plan: LoadPlan, seed: int, **instead: object) -> PreTrainedModel:
 
 
 def write_checkpoint(architecture: Architecture, folder: Path, seed: int) -> None:
-    """config.json, bfloat16 shards and the demo's tokenizer; a folder that holds just this is kept."""
+    """Write config.json, bfloat16 shards and the demo's tokenizer; reuse a folder that already has them."""
     mark = json.dumps({"architecture": asdict(architecture), "seed": seed}, sort_keys=True)
     if (folder / _MARK).is_file() and (folder / _MARK).read_text() == mark:
         return
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise UsageError(
-            f"{folder} is not empty, and not the checkpoint that is to be written.", "Name a new folder."
-        )
+        raise UsageError(f"{folder} is not empty and holds another checkpoint.", "Name a new folder.")
     _require_space(folder, 2 * architecture.parameters)
     config = config_of(architecture)
     skeleton = _skeleton(config)
@@ -131,15 +129,15 @@ def write_checkpoint(architecture: Architecture, folder: Path, seed: int) -> Non
     for name in _TOKENIZER:
         shutil.copyfile(demo_folder() / name, folder / name)
     _write_shards(random_weights(skeleton, seed, "cpu"), folder)
-    (folder / _MARK).write_text(mark)  # last: a folder that was cut short has no mark
+    (folder / _MARK).write_text(mark)  # last: an interrupted write leaves no mark
 
 
 def config_of(architecture: Architecture) -> PreTrainedConfig:
-    """What a config.json of that shape would say; anything else is its family's default."""
+    """The config of that shape; other values are its family's defaults."""
     if architecture.gemma4 is not None or architecture.family == "other":
         raise UsageError(
-            "There are no dummy weights of Gemma 4, whose layers differ among themselves.",
-            "Measure its real weights: leave --load-format out.",
+            "Dummy weights do not support Gemma 4, whose layers differ in shape.",
+            "Remove --load-format to measure the real weights.",
         )
     values: dict[str, object] = {
         "vocab_size": architecture.vocabulary,
@@ -159,7 +157,7 @@ def config_of(architecture: Architecture) -> PreTrainedConfig:
 
 
 def _skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """Names and shapes without memory."""
+    """The model on the meta device: names and shapes without memory."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model
@@ -169,13 +167,13 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskSpaceError(
-            f"The dummy checkpoint takes {format_bytes(needed)}, and {folder} has {format_bytes(free)} free.",
-            "Name a folder on a larger disk, or take --load-format dummy.",
+            f"The dummy checkpoint needs {format_bytes(needed)}; {format_bytes(free)} are free in {folder}.",
+            "Name a folder on a larger disk, or use --load-format dummy.",
         )
 
 
 def _write_shards(weights: Mapping[str, RandomTensor], folder: Path) -> None:
-    """One shard's tensors exist at a time."""
+    """Write the shards and their index, with one shard in memory at a time."""
     shards = list(_shards(weights))
     index: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -187,7 +185,7 @@ def _write_shards(weights: Mapping[str, RandomTensor], folder: Path) -> None:
 
 
 def _shards(weights: Mapping[str, RandomTensor]) -> Iterator[list[str]]:
-    """Names in order, together at most `_SHARD_BYTES`; a larger tensor has a shard of its own."""
+    """Tensor names by shard, at most `_SHARD_BYTES` each; a larger tensor gets its own shard."""
     names: list[str] = []
     size = 0
     for name, tensor in weights.items():

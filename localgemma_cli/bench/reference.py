@@ -1,4 +1,4 @@
-"""Plain `transformers.generate`: what everything else is compared with."""
+"""Measure plain `transformers.generate`, the row that the others are compared with."""
 
 import time
 from dataclasses import replace
@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorL
 from transformers.generation.streamers import BaseStreamer
 
 from localgemma_cli.bench.gauges import peaks, read_bytes, reset_peaks, synchronise, weights_bytes
-from localgemma_cli.bench.job import WARM_UP, Answered, Job, Loaded, Outcome, Workload
+from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Workload
 from localgemma_cli.bench.prompts import prompt_ids
 from localgemma_cli.bench.random_weights import load_dummy
 
 
 class _Clock(BaseStreamer):
-    """When the first token came; `generate` hands over the prompt before it."""
+    """Times of `generate`'s calls: the first is the prompt, the second the first token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -28,7 +28,7 @@ class _Clock(BaseStreamer):
 
 
 class _Margins(LogitsProcessor):
-    """What the likeliest token's logit has over the next; near zero, rounding decides between them."""
+    """The likeliest logit minus the next one; near zero, rounding decides which token wins."""
 
     def __init__(self) -> None:
         self.values: list[float] = []
@@ -39,8 +39,8 @@ class _Margins(LogitsProcessor):
         return scores
 
 
-def measure(job: Job) -> Outcome:
-    """`job.plan` gives dtype and device; the attention is the reference's own, and nothing is quantized."""
+def measure(job: Job) -> JobResult:
+    """Use the dtype and device of `job.plan`, with eager attention and without quantization."""
     device = torch.device(job.plan.device)
     reset_peaks(device)
     synchronise(device)
@@ -49,12 +49,12 @@ def measure(job: Job) -> Outcome:
     synchronise(device)
     seconds = time.perf_counter() - started
     _generate(model, _prompt(model, job, WARM_UP, -1), WARM_UP.new_tokens)
-    loaded = Loaded(seconds, peaks(device), weights_bytes(model))
+    loaded = LoadResult(seconds, peaks(device), weights_bytes(model))
     first, margins = job.workloads[0], _Margins()
     _generate(model, _prompt(model, job, first, 0), first.new_tokens, margins=margins)
     answered = [_answer(model, job, workload) for workload in job.workloads]
     answered[0] = replace(answered[0], margins=tuple(margins.values))
-    return Outcome(loaded, read_bytes(model), tuple(answered))
+    return JobResult(loaded, read_bytes(model), tuple(answered))
 
 
 def _load(job: Job) -> PreTrainedModel:
@@ -69,11 +69,11 @@ def _load(job: Job) -> PreTrainedModel:
             use_safetensors=True,
             local_files_only=True,
         ).eval()
-    model.generation_config.eos_token_id = None  # as many tokens as are asked for
+    model.generation_config.eos_token_id = None  # never stop early
     return model
 
 
-def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> Answered:
+def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> AnswerResult:
     reset_peaks(model.device)
     first, rates, answers = [], [], []
     for repeat in range(job.repeats):
@@ -84,7 +84,7 @@ def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> Answered:
         synchronise(model.device)
         first.append(clock.times[1] - started)
         rates.append((workload.new_tokens - 1) / (time.perf_counter() - clock.times[1]))
-    return Answered(workload, median(first), median(rates), answers[0], peaks(model.device))
+    return AnswerResult(workload, median(first), median(rates), answers[0], peaks(model.device))
 
 
 def _prompt(model: PreTrainedModel, job: Job, workload: Workload, repeat: int) -> torch.Tensor:

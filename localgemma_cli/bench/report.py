@@ -1,21 +1,21 @@
-"""From what was measured to the figures of a report: rates, shares and ratios; pure functions."""
+"""Turn measurements into the figures of a report: rates, shares and ratios. Pure functions."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from localgemma_cli.bench.job import Answered, Chatted, Job, Loaded, Outcome
+from localgemma_cli.bench.job import AnswerResult, ChatResult, Job, JobResult, LoadResult
 from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
 from localgemma_cli.types import DTYPE_BYTES, Dtype
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row as measured; `estimates` are the plan's bytes for each workload, none for other engines."""
+    """One measured row; `estimates` are the plan's bytes for each workload, empty for other engines."""
 
     label: str
     job: Job
-    outcome: Outcome
-    first_load: Loaded | None = None
+    outcome: JobResult
+    first_load: LoadResult | None = None
     estimates: tuple[int, ...] = ()
 
 
@@ -33,10 +33,10 @@ class LoadFigures:
 
 @dataclass(frozen=True)
 class AnswerFigures:
-    """One workload; what ends in `_ratio` is against the first row, shares are of what they name.
+    """One workload; every `_ratio` compares with the first row.
 
-    The estimate is that for the tokens of this workload; on CUDA without the runtime's own share, since
-    PyTorch's peak does not hold it either. `first_difference` counts tokens from 0.
+    The estimate is for the tokens of this workload, on CUDA without the runtime's memory, which PyTorch's
+    peak does not include either. `first_difference` counts tokens from 0.
     """
 
     prompt_tokens: int
@@ -71,7 +71,7 @@ class ChatFigures:
 
 @dataclass(frozen=True)
 class Row:
-    """`step_share` is what the way from id to text costs, of a decode step of the first workload."""
+    """`step_share`: the cost of turning an id into text, as a share of the first workload's decode step."""
 
     label: str
     plan: dict[str, object] | None
@@ -85,12 +85,12 @@ class Row:
         return asdict(self)
 
 
-def rows(entries: Sequence[Entry], bandwidth: float) -> tuple[Row, ...]:
+def make_rows(entries: Sequence[Entry], bandwidth: float) -> tuple[Row, ...]:
     return tuple(_row(entry, entries[0], bandwidth) for entry in entries)
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
-    """The first place where they differ, an early end included; None where they are equal."""
+    """The index of the first different token, or of the shorter answer's end; None if they are equal."""
     for place, (a, b) in enumerate(zip(ours, theirs, strict=False)):
         if a != b:
             return place
@@ -113,7 +113,7 @@ def _row(entry: Entry, first: Entry, bandwidth: float) -> Row:
 
 
 def _load(entry: Entry, first: Entry) -> LoadFigures:
-    """The higher peak of the two loads, since a first one is what a machine must be able to do."""
+    """The peak is the higher one of the two loads, because a machine must manage the first one as well."""
     loads = [load for load in (entry.first_load, entry.outcome.loaded) if load]
     devices = [load.peaks.device_bytes for load in loads if load.peaks.device_bytes is not None]
     peak = _load_peak(entry)
@@ -164,14 +164,14 @@ def _answer(entry: Entry, first: Entry, place: int, bandwidth: float) -> AnswerF
 
 @dataclass(frozen=True)
 class _Difference:
-    """Where two answers part, if they do, and by how little the reference's own token had won there."""
+    """The index of the first different token, and the margin of the reference's logit there."""
 
     place: int | None
     margin: float | None
 
 
 def _difference(entry: Entry, first: Entry, place: int) -> _Difference | None:
-    """None where there is no reference, or the entry is of other weights."""
+    """None without a reference, or if the entry has other weights."""
     if first.job.engine != "transformers" or entry.job.engine != "localgemma":
         return None
     reference = first.outcome.answered[place]
@@ -180,8 +180,8 @@ def _difference(entry: Entry, first: Entry, place: int) -> _Difference | None:
     return _Difference(found, reference.margins[found] if found is not None and known else None)
 
 
-def _kv_bytes(job: Job, answered: Answered) -> int:
-    """What attention reads for a token in the middle of the answer; a sliding layer reads its window."""
+def _kv_bytes(job: Job, answered: AnswerResult) -> int:
+    """Bytes that attention reads for a token in mid-answer; a sliding layer reads its window."""
     middle = answered.workload.prompt_tokens + answered.workload.new_tokens // 2
     dtype: Dtype = "float16" if job.engine == "llama.cpp" else job.plan.dtype
     size = kv_cache_bytes(job.plan.model.architecture, dtype, "sliding", middle)
@@ -196,7 +196,7 @@ def _estimate(entry: Entry, place: int) -> int | None:
     return entry.estimates[place] - (RUNTIME_BYTES[device] if device == "cuda" else 0)
 
 
-def _chat(chatted: Chatted) -> ChatFigures:
+def _chat(chatted: ChatResult) -> ChatFigures:
     return ChatFigures(
         prompt_tokens=chatted.prompt_tokens,
         cached_prompt_tokens=chatted.cached_prompt_tokens,

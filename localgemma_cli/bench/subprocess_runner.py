@@ -1,4 +1,4 @@
-"""Each measurement in a process of its own, so that no peak and no allocator is another's."""
+"""Run each measurement in its own process, so that memory peaks and allocators do not mix."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from localgemma_cli.bench.job import Engine, Job, Outcome
+from localgemma_cli.bench.job import Engine, Job, JobResult
 from localgemma_cli.errors import DoesNotFitError, LocalGemmaError
 from localgemma_cli.models.architecture import Architecture
 
@@ -26,32 +26,32 @@ _MEASURE: Mapping[Engine, str] = {
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way to the parent; exceptions with two arguments do not survive pickling."""
+    """An error to send to the parent; pickle cannot restore exceptions with two arguments."""
 
     kind: type[LocalGemmaError]
     message: str
     hint: str
 
 
-def measure(job: Job, environment: Mapping[str, str]) -> Outcome:
-    return cast(Outcome, _apart(_MEASURE[job.engine], (job,), environment))
+def run_job(job: Job, environment: Mapping[str, str]) -> JobResult:
+    return cast(JobResult, _run(_MEASURE[job.engine], (job,), environment))
 
 
-def bandwidth(device: str) -> float:
-    """Bytes per second that the device's memory gives."""
-    return float(_apart(f"{_HERE}.bandwidth:measure", (device,), {}))
+def run_bandwidth(device: str) -> float:
+    """Bytes per second of the device's memory."""
+    return float(_run(f"{_HERE}.bandwidth:measure", (device,), {}))
 
 
-def write_checkpoint(architecture: Architecture, folder: Path, seed: int) -> None:
-    _apart(f"{_HERE}.random_weights:write_checkpoint", (architecture, folder, seed), {})
+def run_write_checkpoint(architecture: Architecture, folder: Path, seed: int) -> None:
+    _run(f"{_HERE}.random_weights:write_checkpoint", (architecture, folder, seed), {})
 
 
-def _apart(function: str, arguments: tuple[object, ...], environment: Mapping[str, str]) -> Any:
-    """What `module:function` returns in a fresh interpreter with `environment` on top of this one's."""
+def _run(function: str, arguments: tuple[object, ...], environment: Mapping[str, str]) -> Any:
+    """The result of `module:function` in a new interpreter with `environment` added to this one's."""
     with TemporaryDirectory(prefix="localgemma-bench-") as folder:
         task, result = Path(folder) / "task", Path(folder) / "result"
         task.write_bytes(pickle.dumps((function, arguments)))
-        with _alive() as stdin:
+        with _closed_at_our_end() as stdin:
             done = subprocess.run(
                 [sys.executable, "-m", f"{_HERE}", str(task), str(result)],
                 env={**os.environ, **environment},
@@ -60,7 +60,7 @@ def _apart(function: str, arguments: tuple[object, ...], environment: Mapping[st
                 check=False,
             )
         if done.returncode:
-            raise _died(done.returncode, done.stderr.decode(errors="replace"))
+            raise _crash(done.returncode, done.stderr.decode(errors="replace"))
         value = pickle.loads(result.read_bytes())
     if isinstance(value, Failure):
         raise value.kind(value.message, value.hint)
@@ -68,8 +68,8 @@ def _apart(function: str, arguments: tuple[object, ...], environment: Mapping[st
 
 
 @contextmanager
-def _alive() -> Iterator[int]:
-    """A pipe's reading end that is at its end as soon as this process is gone, however it went."""
+def _closed_at_our_end() -> Iterator[int]:
+    """The reading end of a pipe that closes when this process ends, however it ends."""
     read_end, write_end = os.pipe()
     try:
         yield read_end
@@ -78,13 +78,13 @@ def _alive() -> Iterator[int]:
         os.close(write_end)
 
 
-def _died(code: int, stderr: str) -> LocalGemmaError:
+def _crash(code: int, stderr: str) -> LocalGemmaError:
     if code == -getattr(signal, "SIGKILL", 9):
         return DoesNotFitError(
-            "The measurement was killed, most likely because memory ran out.",
-            "Take fewer tokens, a smaller model, or --preset memory.",
+            "The measuring process was killed, probably because memory ran out.",
+            "Use fewer tokens, a smaller model, or --preset memory.",
         )
     last = (stderr.strip().splitlines() or [f"exit code {code}"])[-1]
-    error = LocalGemmaError(f"The measurement failed: {last}", "Run it with -v to see where.")
+    error = LocalGemmaError(f"The measurement failed: {last}", "Run again with -v for details.")
     error.add_note(stderr)
     return error

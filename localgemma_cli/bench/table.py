@@ -15,7 +15,7 @@ _Line = tuple[str, list[str]]
 Value = TypeVar("Value")
 
 
-def table(rows: Sequence[Row], bandwidth: float) -> Table:
+def make_table(rows: Sequence[Row], bandwidth: float) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -61,10 +61,10 @@ def _answer_lines(figures: Sequence[AnswerFigures], bandwidth: float) -> Iterato
     yield "peak on host, GB", [_gb(each.peak_host_bytes) for each in figures]
     yield "peak on device, GB", [_optional(each.peak_device_bytes, _gb) for each in figures]
     yield "  above the weights", [_gb(each.above_weights_bytes) for each in figures]
-    yield "the plan's estimate, GB", [_optional(each.estimate_bytes, _gb) for each in figures]
+    yield "plan's estimate, GB", [_optional(each.estimate_bytes, _gb) for each in figures]
     yield "  peak / estimate", [_optional(each.estimate_share, "{:.2f}".format) for each in figures]
-    yield "tokens as transformers'", [_equal(each) for each in figures]
-    yield "  decided there by", [_optional(each.reference_margin, _significant) for each in figures]
+    yield "tokens equal", [_equal(each) for each in figures]
+    yield "  margin there", [_optional(each.reference_margin, _significant) for each in figures]
 
 
 def _chat_lines(chats: Sequence[ChatFigures | None]) -> Iterator[_Line]:
@@ -72,7 +72,7 @@ def _chat_lines(chats: Sequence[ChatFigures | None]) -> Iterator[_Line]:
         return [show(chat) if chat else "" for chat in chats]
 
     yield "first token, s", each(lambda chat: _significant(chat.first_token_seconds))
-    yield "all of it anew, s", each(lambda chat: _significant(chat.full_prefill_seconds))
+    yield "full prefill, s", each(lambda chat: _significant(chat.full_prefill_seconds))
     yield "  share", each(lambda chat: f"{chat.first_token_share:.2f}")
 
 
@@ -82,7 +82,7 @@ def _stream_lines(rows: Sequence[Row]) -> Iterator[_Line]:
 
 
 def _shown(lines: Iterator[_Line]) -> list[_Line]:
-    """Lines with something in them; a CPU has no device peak, a run without reference compares no tokens."""
+    """Lines without the empty ones: a CPU has no device peak, a run without reference compares no tokens."""
     return [(name, cells) for name, cells in lines if any(cells)]
 
 
@@ -105,5 +105,5 @@ def _microseconds(seconds: float) -> str:
 
 
 def _significant(value: float) -> str:
-    """Three digits that say something."""
+    """Three significant digits."""
     return f"{value:#.3g}" if value < 100 else f"{value:.0f}"

@@ -13,7 +13,7 @@ from localgemma_cli.chat.phrases import resume_hint, shorten
 from localgemma_cli.environment import Streams, data_folder
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.render.messages import colour_prefix, format_error
-from localgemma_cli.sampling import Mode, OnOverflow, Sampling
+from localgemma_cli.sampling import OnOverflow, Sampling
 from localgemma_cli.sanitize import one_line
 
 if TYPE_CHECKING:
@@ -22,34 +22,15 @@ if TYPE_CHECKING:
     from localgemma_cli.chat.chat_session import ChatSession
     from localgemma_cli.chat.engine import ChatEngine
     from localgemma_cli.chat.model_switcher import ModelSwitcher
-    from localgemma_cli.chat.open_session import SaveOptions
     from localgemma_cli.chat.prompt_input import PromptInput
     from localgemma_cli.chat.recording import SessionRecorder
     from localgemma_cli.chat.terminal.repl import ReplConfig
     from localgemma_cli.chat.turn import TurnSettings
     from localgemma_cli.conversation import Conversation, Turn
     from localgemma_cli.events import ProgressSink
+    from localgemma_cli.options import Options
     from localgemma_cli.render.base import Renderer
     from localgemma_cli.render.json import RunInfo
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """How answers and notices are written."""
-
-    json: bool
-    jsonl: bool
-    quiet: bool
-    verbose: bool
-    plain: bool
-    sanitize: bool
-    accessible: bool
-    vi: bool
-
-    @property
-    def render(self) -> str:
-        """How a terminal shows answers."""
-        return "plain" if self.plain else "markdown"
 
 
 @dataclass(frozen=True)
@@ -59,20 +40,16 @@ class ChatRun:
     streams: Streams
     engine: "ChatEngine"
     choose: Callable[[str], "ChatEngine"]  # plans another engine, by the name of its model
-    mode: Mode
     system: str | None
     sampling: Sampling
-    on_overflow: OnOverflow | None
-    files: Sequence[str]
-    output: OutputOptions
-    saving: "SaveOptions"
+    options: "Options"
 
     def explain(self) -> None:
         """Print the engine's warnings and, with `--verbose`, its reasons."""
-        if not self.output.quiet:
+        if not self.options.quiet:
             for warning in self.engine.warnings:
                 self.streams.say(one_line(f"warning: {warning}"), colour_prefix(self.streams.stderr))
-        if self.output.verbose:
+        if self.options.verbose:
             for reason in self.engine.reasons:
                 self.streams.say(reason)
 
@@ -100,7 +77,14 @@ class ChatRun:
 
             conversation = drop_foreign_ids(conversation, backend, self.streams.say)
         return answer_once(
-            backend, conversation, self.mode, text, settings, lambda: self._renderer(run), recorder, cancel
+            backend,
+            conversation,
+            self.options.mode,
+            text,
+            settings,
+            lambda: self._renderer(run),
+            recorder,
+            cancel,
         )
 
     def converse(self, prompt: "PromptInput") -> int:
@@ -111,7 +95,7 @@ class ChatRun:
         keyboard = self.streams.stdin if self.streams.stdin.isatty() else _open_terminal()
         session = self._make_session(prompt)
         models = ModelSwitcher(self.engine, self.choose)
-        if not self.output.quiet:
+        if not self.options.quiet:
             self.streams.say(self.engine.introduction)
             self.streams.say("/help lists the commands; Ctrl-D leaves.")
         if session.conversation.turns:
@@ -120,12 +104,12 @@ class ChatRun:
         with self._status("saving"):
             session.recorder.wait()
             saved = session.recorder.finish_session()
-        if saved is not None and not self.output.quiet:
+        if saved is not None and not self.options.quiet:
             self.streams.say(f"[saved; {resume_hint(saved)}]")
         return 0
 
     def _say_notes(self, backend: "Backend", attachments: "Sequence[Attachment]") -> None:
-        if self.output.quiet:
+        if self.options.quiet:
             return
         if backend.note:
             self.streams.say(f"note: {backend.note}")
@@ -138,12 +122,12 @@ class ChatRun:
         recorder, conversation = self._open_session(scripted=False)
         return ChatSession(
             system=conversation.system,
-            mode=self.mode,
+            mode=self.options.mode,
             settings=self._settings(OnOverflow.TRIM),
             recorder=recorder,
             make_renderer=self._chat_renderer,
             say=self.streams.say,
-            render=self.output.render,
+            render=self._render,
             conversation=conversation,
             attachments=self._read_files(prompt),
         )
@@ -152,9 +136,9 @@ class ChatRun:
         from localgemma_cli.chat.terminal.prompt import PromptOptions
         from localgemma_cli.chat.terminal.repl import ReplConfig
 
-        input_history = data_folder() / "input-history" if self.saving.keep else None
+        input_history = None if self.options.no_save else data_folder() / "input-history"
         return ReplConfig(
-            prompt=PromptOptions(self.output.accessible, self.output.vi, input_history),
+            prompt=PromptOptions(self.options.accessible, self.options.vi, input_history),
             plan=lambda: _wrap(models.engine.reasons) or "There is no plan: a server runs the model.",
             report=self._report,
             status=self._status,
@@ -164,7 +148,7 @@ class ChatRun:
         from localgemma_cli.chat.open_session import open_session
 
         report = self._report if scripted else self._report_unsaved
-        return open_session(self.saving, self.engine.model, self.system, report, scripted=scripted)
+        return open_session(self.options, self.engine.model, self.system, report, scripted=scripted)
 
     def _read_files(self, prompt: "PromptInput") -> "list[Attachment]":
         from localgemma_cli.chat.attachments import Attachment, read_attachment
@@ -174,42 +158,47 @@ class ChatRun:
             Attachment("standard input", prompt.attached or "")
             if is_stdin(path)
             else read_attachment(path, pipes=True)
-            for path in self.files
+            for path in self.options.file or ()
         ]
 
     def _settings(self, default: OnOverflow) -> "TurnSettings":
         from localgemma_cli.chat.turn import TurnSettings
 
-        return TurnSettings(self.sampling, self.on_overflow or default, self._say_trimmed)
+        return TurnSettings(self.sampling, self.options.on_overflow or default, self._say_trimmed)
 
     def _status(self, first: str) -> "AbstractContextManager[ProgressSink]":
         """Progress on the terminal, beginning with the stage `first`."""
         from localgemma_cli.render.progress import show_progress
 
-        quiet = self.output.quiet or self.output.accessible
+        quiet = self.options.quiet or self.options.accessible
         return show_progress(self.streams.stderr, quiet=quiet, first=first)
+
+    @property
+    def _render(self) -> str:
+        """How a terminal shows answers."""
+        return "plain" if self.options.plain else "markdown"
 
     def _renderer(self, run: "RunInfo") -> "Renderer":
         """The writer of one answer; JSON output includes `run`."""
-        if self.output.json or self.output.jsonl:
+        if self.options.json or self.options.jsonl:
             from localgemma_cli.render.json import JsonLinesRenderer, JsonRenderer
 
-            kind = JsonRenderer if self.output.json else JsonLinesRenderer
+            kind = JsonRenderer if self.options.json else JsonLinesRenderer
             return kind(self.streams.stdout, run)
-        return self._chat_renderer(self.output.render)
+        return self._chat_renderer(self._render)
 
     def _chat_renderer(self, kind: str) -> "Renderer":
         stdout = self.streams.stdout
         if stdout.isatty() and kind == "markdown":
             from localgemma_cli.render.markdown import MarkdownRenderer
 
-            return MarkdownRenderer(stdout, redraw=not self.output.accessible)
+            return MarkdownRenderer(stdout, redraw=not self.options.accessible)
         from localgemma_cli.render.plain import PlainRenderer
 
-        return PlainRenderer(stdout, sanitize=self.output.sanitize or stdout.isatty())
+        return PlainRenderer(stdout, sanitize=self.options.sanitize or stdout.isatty())
 
     def _say_trimmed(self, turns: "Sequence[Turn]", how: str) -> None:
-        if self.output.quiet:
+        if self.options.quiet:
             return
         first, last = (f"“{shorten(turn.question.content)}”" for turn in (turns[0], turns[-1]))
         which = f"oldest turn {how}: {first}"
@@ -230,7 +219,7 @@ def _open_terminal() -> TextIO:
     try:
         return open("/dev/tty", encoding="utf-8")  # stays open as long as the process
     except OSError:
-        raise UsageError("There is no terminal to chat on.", "Remove --interactive.") from None
+        raise UsageError("--interactive needs a terminal.", "Remove --interactive.") from None
 
 
 def _wrap(lines: Sequence[str]) -> str:

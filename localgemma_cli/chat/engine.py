@@ -1,10 +1,8 @@
 """What answers in a chat: a model on this machine, or a server."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
-
-from localgemma_cli.errors import UsageError
 
 if TYPE_CHECKING:  # each engine imports only what it needs
     from localgemma_cli.backends.base import Backend
@@ -13,25 +11,6 @@ if TYPE_CHECKING:  # each engine imports only what it needs
     from localgemma_cli.models.resolve import Source
     from localgemma_cli.planning.plan import LoadPlan
     from localgemma_cli.render.json import RunInfo
-
-_SAID = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # the weakest first
-_LOCAL_ONLY = (
-    "preset",
-    "adapter",
-    "revision",
-    "template",
-    "force",
-    "offline",
-    "context",
-    "device",
-    "dtype",
-    "quantization",
-    "attention",
-    "compile",
-    "assistant",
-    "device_memory",
-    "host_memory",
-)
 
 
 class ChatEngine(Protocol):
@@ -145,25 +124,3 @@ class HttpEngine:
         from localgemma_cli.render.json import RunInfo
 
         return RunInfo(self._model, None, "remote", load_seconds, None)
-
-
-def wants_endpoint(url: str | None, sources: Mapping[str, str]) -> bool:
-    """Whether a server was asked for; UsageError where an option was given that only a local model has.
-
-    `sources` says where each option's value is from; those of a config file may stand beside an endpoint.
-    """
-    if url in (None, "", "none"):
-        return False
-    for name in _LOCAL_ONLY:
-        if sources.get(name) == "COMMANDLINE":
-            raise UsageError(
-                f"--{name.replace('_', '-')} is for a model on this machine, not for a server.",
-                "Leave it out, or take --endpoint none.",
-            )
-    return True
-
-
-def remote_model(model: str | None, sources: Mapping[str, str]) -> str | None:
-    """The model's name on the server: one from a weaker place than the endpoint's names a local model."""
-    weaker = _SAID.index(sources.get("model", "DEFAULT")) < _SAID.index(sources.get("endpoint", "DEFAULT"))
-    return None if weaker else model

@@ -1,7 +1,8 @@
 """Opening the saved conversation of a chat: where it is recorded, and what was said in it before."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from localgemma_cli.chat.recording import SessionRecorder
 from localgemma_cli.conversation import Conversation
@@ -10,23 +11,12 @@ from localgemma_cli.sessions.names import parse_number, validate_name
 from localgemma_cli.sessions.opening import open_store
 from localgemma_cli.sessions.store import Store, default_path
 
-
-@dataclass(frozen=True)
-class SaveOptions:
-    """`session` names a saved conversation, `latest` resumes the latest; `keep` False saves nothing."""
-
-    session: str | None
-    latest: bool
-    keep: bool
-
-    @property
-    def resumes(self) -> bool:
-        """Whether the user names a conversation."""
-        return self.session is not None or self.latest
+if TYPE_CHECKING:
+    from localgemma_cli.options import Options
 
 
 def open_session(
-    options: SaveOptions,
+    options: "Options",
     model: str,
     system: str | None,
     report: Callable[[SavingError], None],
@@ -35,12 +25,12 @@ def open_session(
 ) -> tuple[SessionRecorder, Conversation]:
     """The recorder and the conversation so far; `system` replaces the saved system text.
 
-    A script's conversation is saved only if the script names one. Raises NotFoundError for `latest` if there
-    is none.
+    A script's conversation is saved only if the script names one. Raises NotFoundError for --continue if
+    there is none.
     """
     store = _open_store(options, report, scripted=scripted)
-    saves = options.keep and (options.resumes or not scripted)
-    recorder = SessionRecorder(store if saves else None, model, report, asked_only=not options.keep)
+    saves = not options.no_save and (options.resumes or not scripted)
+    recorder = SessionRecorder(store if saves else None, model, report, asked_only=options.no_save)
     id = _find(options, store) if options.resumes else None
     if store is None or id is None:
         recorder.name = _check_new_name(options.session, store)
@@ -53,11 +43,9 @@ def open_session(
     return recorder, conversation
 
 
-def _open_store(
-    options: SaveOptions, report: Callable[[SavingError], None], *, scripted: bool
-) -> Store | None:
+def _open_store(options: "Options", report: Callable[[SavingError], None], *, scripted: bool) -> Store | None:
     """None if nothing is to be saved or read, or if it cannot be opened and no conversation was named."""
-    is_needed = options.keep and (options.resumes or not scripted)
+    is_needed = not options.no_save and (options.resumes or not scripted)
     if not is_needed and not (options.resumes and default_path().exists()):
         return None
     try:
@@ -69,7 +57,7 @@ def _open_store(
         return None
 
 
-def _find(options: SaveOptions, store: Store | None) -> int | None:
+def _find(options: "Options", store: Store | None) -> int | None:
     """The number of the conversation that the user names; None if it is to be created."""
     if options.session is not None:
         return store.named(options.session) if store else None

@@ -1,11 +1,12 @@
-"""Reading the prompt from arguments and standard input."""
+"""Read the prompt and the system text: from the command line, standard input, a file or models.toml."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
 from localgemma_cli.errors import UsageError
-from localgemma_cli.text import TEXT_LIMIT, decode_text, normalize
+from localgemma_cli.models.own_models import OwnModel
+from localgemma_cli.text import TEXT_LIMIT, decode_text, normalize, read_text
 from localgemma_cli.units import format_bytes
 
 
@@ -40,6 +41,19 @@ def read_prompt_input(
     if not prompt:
         raise UsageError("The prompt is empty.", 'Example: localgemma "Why is the sky blue?"')
     return PromptInput(prompt, interactive)
+
+
+def read_system(system: str | None, path: str | None, own: OwnModel | None = None) -> str | None:
+    """The text of --system or of the --system-file at `path`, else the system text in models.toml.
+
+    UsageError for both or for what is not text, NotFoundError for an unreadable file.
+    """
+    if path is None:
+        system = own.system if system is None and own else system
+        return system if system is None else normalize(system)
+    if system is not None:
+        raise UsageError("--system and --system-file cannot be used together.", "Remove one of them.")
+    return read_text(path, pipes=True)
 
 
 def _with_stdin_attached(words: Sequence[str], stdin: TextIO, interactive: bool) -> PromptInput:

@@ -1,4 +1,4 @@
-"""`localgemma history`: the saved conversations, read, found, moved and removed."""
+"""`localgemma history`: list, show, search, export, import and remove saved conversations."""
 
 import shlex
 import time
@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from localgemma_cli import options
-from localgemma_cli.commands.consent import agreed, can_ask
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
+from localgemma_cli.options import Options, takes_options
 from localgemma_cli.render.json import write_line
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.sessions.export_file import write_new_file
@@ -27,14 +26,14 @@ from localgemma_cli.sessions.summaries import Summary
 from localgemma_cli.text import decode_utf8, read_file
 
 history = typer.Typer(cls=CommandGroup, invoke_without_command=True)
-Which = Annotated[str, typer.Argument(metavar="NAME", help="Its name, or its number in `history list`.")]
-_AROUND = 60  # characters shown on each side of what a search found
+Which = Annotated[str, typer.Argument(metavar="NAME", help="A name, or a number in `history list`.")]
+_AROUND = 60  # characters shown on each side of a search hit
 _IMPORT_LIMIT = 64 * 2**20  # bytes
 
 
 @history.callback()
 def _history(ctx: typer.Context) -> None:
-    """The saved conversations; without a command, a list of them.
+    """List, search, export, import and remove saved conversations. Default: list them.
 
     Example: localgemma history show 12
     """
@@ -43,55 +42,60 @@ def _history(ctx: typer.Context) -> None:
 
 
 @history.command("list")
+@takes_options("history list")
 def list_conversations(
-    query: Annotated[list[str] | None, typer.Argument(help="Only those in which these words occur.")] = None,
-    json: options.Json = False,
+    options: Options,
+    query: Annotated[
+        list[str] | None, typer.Argument(help="List only conversations with these words.")
+    ] = None,
 ) -> None:
-    """List the conversations, the latest first.
+    """List the conversations, latest first.
 
     Example: localgemma history list rivers
     """
     streams = standard_streams()
     found = open_store().summaries(" ".join(query or []))
-    if json:
+    if options.json:
         write_line(streams.stdout, {"conversations": [_row(each) for each in found]})
         return
     if not found:
-        streams.say(_nothing(query))
+        streams.say(_nothing_found(query))
     for each in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated))
         streams.show(f"{each.id:>4}  {when}  {_counted(each):>9}  {_title(each)}")
 
 
 @history.command("show")
-def show(which: Which, json: options.Json = False) -> None:
+@takes_options("history show")
+def show(options: Options, which: Which) -> None:
     """Show a whole conversation.
 
     Example: localgemma history show 12
     """
     store = open_store()
     conversation = store.conversation(store.find(which), "")
-    text = format_conversation(conversation, "json") if json else format_for_display(conversation)
+    text = format_conversation(conversation, "json") if options.json else format_for_display(conversation)
     standard_streams().emit(text)
 
 
 @history.command("search")
+@takes_options("history search")
 def search(
-    words: Annotated[list[str], typer.Argument(help="All of them have to occur in one turn.")],
-    json: options.Json = False,
+    options: Options,
+    words: Annotated[list[str], typer.Argument(help="Find turns that contain all these words.")],
 ) -> None:
-    """Find turns by their words, the latest first.
+    """Find turns by their words, latest first.
 
     Example: localgemma history search tax return
     """
     query, streams = " ".join(words), standard_streams()
     found = open_store().search(query)
-    if json:
+    if options.json:
         rows = [{"conversation": id, "question": q, "answer": a} for id, q, a in found]
         write_line(streams.stdout, {"turns": rows})
         return
     if not found:
-        streams.say(_nothing(words))
+        streams.say(_nothing_found(words))
     for id, question, answer in found:
         streams.show(f"{id:>4}  {one_line(_around(words, question))}")
         streams.show(f"      {one_line(_around(words, answer))}")
@@ -100,7 +104,12 @@ def search(
 @history.command("export")
 def export(
     which: Which,
-    file: Annotated[str, typer.Argument(help=f"Ends in {', '.join(FORMATS)}; - prints JSON Lines.")] = "-",
+    file: Annotated[
+        str,
+        typer.Argument(
+            help=f"Write to this file, which ends in {', '.join(FORMATS)}. Default: print JSON Lines."
+        ),
+    ] = "-",
 ) -> None:
     """Write a conversation to a file: .md, .json (OpenAI's form) or .jsonl.
 
@@ -116,8 +125,8 @@ def export(
 
 @history.command("import")
 def import_conversation(
-    file: Annotated[Path, typer.Argument(help=f"A conversation that was exported: {', '.join(FORMATS)}.")],
-    name: Annotated[str | None, typer.Option("--name", help="A name to find it by.")] = None,
+    file: Annotated[Path, typer.Argument(help=f"Read this exported conversation: {', '.join(FORMATS)}.")],
+    name: Annotated[str | None, typer.Option("--name", help="Save it under this name.")] = None,
 ) -> None:
     """Read a conversation from a file and save it as a new one.
 
@@ -132,7 +141,7 @@ def import_conversation(
 
 @history.command("rm")
 def remove(
-    which: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names or numbers.")],
+    which: Annotated[list[str], typer.Argument(metavar="NAME...", help="Remove these, by name or number.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
 ) -> None:
     """Remove conversations for good; asks first.
@@ -144,13 +153,13 @@ def remove(
     known = {each.id: f"{each.id:>4}  {_counted(each)}  {_title(each)}" for each in store.summaries()}
     lines = [known.get(id, f"{id:>4}  empty") for id in ids]
     if not yes:
-        if not can_ask(streams):
+        if not streams.can_ask():
             command = shlex.join(["localgemma", "history", "rm", "--yes", *which])
-            raise UsageError("Conversations are removed for good: confirm it.", f"Run: {command}")
+            raise UsageError("Removing conversations needs confirmation.", f"Run: {command}")
         for line in lines:
             streams.say(line)
         what = "this conversation" if len(ids) == 1 else f"these {len(ids)} conversations"
-        if not agreed(streams, f"Remove {what} for good?"):
+        if not streams.confirm(f"Remove {what} for good?"):
             streams.say("Nothing was removed.")
             return
     for id, line in zip(ids, lines, strict=True):
@@ -158,8 +167,8 @@ def remove(
         streams.show(f"removed {line.strip()}")
 
 
-def _nothing(words: list[str] | None) -> str:
-    return "No saved conversation has that." if words else "Nothing is saved yet."
+def _nothing_found(words: list[str] | None) -> str:
+    return "No saved conversation matches." if words else "Nothing is saved yet."
 
 
 def _counted(each: Summary) -> str:
@@ -183,7 +192,7 @@ def _row(each: Summary) -> dict[str, object]:
 
 
 def _around(words: list[str], text: str) -> str:
-    """The stretch of `text` in which the first of the words stands."""
+    """The part of `text` around the first of the words."""
     places = [text.lower().find(word.lower()) for word in words]
     at = min((place for place in places if place >= 0), default=0)
     start, end = max(0, at - _AROUND), at + _AROUND

@@ -1,4 +1,4 @@
-"""A mistyped command must not become a prompt: what was probably meant, as a command to run."""
+"""Refuse a mistyped command instead of sending it as a prompt, and suggest the command that was meant."""
 
 import re
 import shlex
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from localgemma_cli.errors import UsageError
 
-COMMANDS = ("plan", "models", "prompt", "history", "bench")  # each a module beside this that holds its name
+COMMANDS = ("plan", "models", "prompt", "history", "bench", "config")  # each in the module of its name
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
 _SUBCOMMANDS: Mapping[str, Sequence[str]] = {
     "models": ("list", "rm", "pull"),
     "history": ("list", "show", "search", "export", "import", "rm"),
 }
-# What people type who know another program: the command it is here.
+# Commands of other programs, and the command here.
 _ELSEWHERE: Mapping[str, str] = {
     "help": "--help",
     "version": "--version",
@@ -28,13 +28,15 @@ _ELSEWHERE: Mapping[str, str] = {
     "sessions": "history list",
     "conversations": "history list",
     "benchmark": "bench",
+    "settings": "config show",
+    "configure": "config edit",
     "completion": "--show-completion",
 }
-_RUN = ("run", "chat")  # in other programs, with a model behind it
+_RUN = ("run", "chat")  # in other programs, followed by a model
 
 
 def refuse_near_commands(words: Sequence[str]) -> None:
-    """UsageError where the first word is a command's but for a slip, or looks like a command's own word."""
+    """UsageError if the first word is a misspelled command, or a subcommand without its command."""
     if not words or not _BARE.fullmatch(words[0]) or words[0] in COMMANDS:
         return
     meant = _command_meant(words)
@@ -43,12 +45,12 @@ def refuse_near_commands(words: Sequence[str]) -> None:
 
 
 def refuse_bare_word(word: str) -> None:
-    """UsageError where the whole prompt is one word, as a command that does not exist would be."""
+    """UsageError if the whole prompt is one word, which is probably a command that does not exist."""
     if not _BARE.fullmatch(word):
         return
     meant = _ELSEWHERE.get(word.lower(), _command_meant([word]) or _model_meant(word))
     if meant is None:
-        import difflib  # only here: every start of the program imports this module
+        import difflib  # imported only here, because every start imports this module
 
         close = difflib.get_close_matches(word.lower(), [*COMMANDS, *_ELSEWHERE], n=1, cutoff=0.75)
         meant = _ELSEWHERE.get(close[0], close[0]) if close else None
@@ -59,14 +61,14 @@ def _not_a_command(word: str, meant: str | None, words: Sequence[str]) -> UsageE
     prompt = " ".join(words)
     as_prompt = f"To send it as a prompt: localgemma -- {shlex.quote(prompt)}"
     if meant is None:
-        hint = f"The commands are in localgemma --help. {as_prompt}"
+        hint = f"List the commands with: localgemma --help. {as_prompt}"
     else:
         hint = f"Did you mean: {f'localgemma {meant}'.strip()}? {as_prompt}"
     return UsageError(f"There is no command {word!r}.", hint)
 
 
 def _command_meant(words: Sequence[str]) -> str | None:
-    """Without the program's name, or None where the words are no command's."""
+    """The command without the program's name, or None if the words resemble none."""
     first, rest = words[0].lower(), list(words[1:])
     operands = [word for word in rest if not word.startswith("-")]
     single = len(operands) <= 1 and all(_BARE.fullmatch(word) for word in operands)
@@ -93,13 +95,13 @@ def _model_meant(word: str) -> str | None:
 
 
 def _is_slip(word: str, command: str) -> bool:
-    """The same but for capitals, or one letter more, less, other or swapped; two in a long word."""
+    """Whether `word` is `command` with one letter added, missing, wrong or swapped; two in a long word."""
     allowed = 0 if len(command) < 4 else 1 if len(command) < 7 else 2
     return word[:1] == command[:1] and _slips(word, command) <= allowed
 
 
 def _slips(one: str, other: str) -> int:
-    """How many single letters differ, a swap of neighbours counting once (the optimal string alignment)."""
+    """The optimal string alignment distance: single-letter edits, with a swap of neighbours as one."""
     rows = [list(range(len(other) + 1))]
     for i, a in enumerate(one, start=1):
         row = [i]

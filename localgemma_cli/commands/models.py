@@ -1,6 +1,7 @@
-"""`localgemma models`: what is known by name, what of it is on disk, fetching it and removing it."""
+"""`localgemma models`: list, download and remove models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import fill
@@ -8,31 +9,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from localgemma_cli import options
-from localgemma_cli.commands.consent import agreed, can_ask
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import Streams, expand_home, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.models.model_names import models_on_disk, nearest_model
 from localgemma_cli.models.own_models import OwnModel, own_models
+from localgemma_cli.options import Options, takes_options
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sanitize import Block, one_line
 from localgemma_cli.units import format_bytes
 
-if TYPE_CHECKING:  # it imports the hub's client, which `--help` does not need
+if TYPE_CHECKING:  # `--help` does not need them
     from localgemma_cli.backends.pytorch.loading.quantized_cache import QuantizedCopy
     from localgemma_cli.planning.hardware import Hardware
 
-_WIDE = 76  # columns; what a line of the list needs
+_WIDE = 76  # columns that a line of the list needs
+_INDENT = "    "
 models = typer.Typer(cls=CommandGroup, invoke_without_command=True)
 
 
 @models.callback()
 def _models(ctx: typer.Context) -> None:
-    """The models that are known by name, and what is kept of them on disk; without a command, a list.
+    """List, download and remove models. Default: list them.
 
     Example: localgemma models pull 2b
     """
@@ -41,13 +42,14 @@ def _models(ctx: typer.Context) -> None:
 
 
 @models.command("list")
+@takes_options("models list")
 def list_models(
-    json: options.Json = False,
+    options: Options,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read the kept 4-bit copies whole, and check them.")
+        bool, typer.Option("--verify", help="Read the kept 4-bit copies completely, and check them.")
     ] = False,
 ) -> None:
-    """List the models, their size, and what of them is on disk.
+    """List the models, their sizes, and what is on disk.
 
     Example: localgemma models list --json
     """
@@ -58,42 +60,47 @@ def list_models(
     copies = list_copies(verify=verify)
     others = _other_rows()
     streams = standard_streams()
-    if json:
+    if options.json:
         kept = [_kept_row(copy) for copy in copies]
         write_line(streams.stdout, {"models": rows, "own": own, "other": others, "kept": kept})
         return
+    for line in (*_catalogue_lines(rows), *_own_lines(own), *_other_lines(others), *_kept_lines(copies)):
+        streams.show(line)
+
+
+def _catalogue_lines(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    columns = get_terminal_size().columns
     for row in rows:
         size = format_bytes(int(str(row["weights_bytes"])))
-        streams.show(_line(row, size, str(row["id"])))
-        streams.show(
-            fill(
-                str(row["summary"]),
-                get_terminal_size().columns,
-                initial_indent="    ",
-                subsequent_indent="    ",
-            )
-        )
-    if own:
-        streams.show(Block("\nYour own, from models.toml:"))
-    for row in own:
-        what = row["id"] or row["endpoint"] or row["adapter"]
-        streams.show(_line(row, "", str(what)))
-    if others:
-        streams.show(Block("\nOther downloads in the hub's cache:"))
-    for row in others:
-        streams.show(f"{one_line(str(row['id']))}  {_where(row)}")
+        yield _line(row, size, str(row["id"]))
+        yield fill(str(row["summary"]), columns, initial_indent=_INDENT, subsequent_indent=_INDENT)
+
+
+def _own_lines(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    if rows:
+        yield Block("\nYour own, from models.toml:")
+    for row in rows:
+        yield _line(row, "", str(row["id"] or row["endpoint"] or row["adapter"]))
+
+
+def _other_lines(rows: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    if rows:
+        yield Block("\nOther downloads in the hub's cache:")
+    for row in rows:
+        yield f"{one_line(str(row['id']))}  {_where(row)}"
+
+
+def _kept_lines(copies: Sequence["QuantizedCopy"]) -> Iterator[str]:
     if copies:
-        streams.show(
-            Block("\nKept 4-bit copies, which make loading quick; `localgemma models rm NAME` removes them:")
-        )
+        yield Block("\nKept 4-bit copies, which load fast; `localgemma models rm NAME` removes them:")
     for copy in copies:
-        trouble = f"  ({copy.problem}: it will be made again)" if copy.problem else ""
-        source = one_line(copy.source)
-        streams.show(f"{one_line(copy.model):<5} {format_bytes(copy.size):>8}  {source}{trouble}")
+        problem = f"  ({copy.problem}; the next load replaces it)" if copy.problem else ""
+        size, source = format_bytes(copy.size), one_line(copy.source)
+        yield f"{one_line(copy.model):<5} {size:>8}  {source}{problem}"
 
 
 def _line(row: Mapping[str, object], size: str, what: str) -> Block:
-    """Side by side, or one below the other on a narrow terminal."""
+    """One model in columns, or in three lines on a narrow terminal."""
     name, where, what = one_line(str(row["name"])), _where(row), one_line(what)
     wide = f"{name:<20} {size:>8}  {where:<21}  {what}"
     if (columns := get_terminal_size().columns) >= _WIDE:
@@ -103,12 +110,12 @@ def _line(row: Mapping[str, object], size: str, what: str) -> Block:
 
 @models.command("rm")
 def remove_model(
-    name: Annotated[str, typer.Argument(help="A name of `models list`, a hub id, or a folder.")],
+    name: Annotated[str, typer.Argument(help="Remove this name of `models list`, hub id or folder.")],
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Remove the downloaded weights too, without asking.")
+        bool, typer.Option("--yes", "-y", help="Also remove the downloaded weights without asking.")
     ] = False,
 ) -> None:
-    """Remove a model's kept 4-bit copies, and, if you agree, its downloaded weights.
+    """Remove a model's kept 4-bit copies and, if you confirm, its downloaded weights.
 
     Example: localgemma models rm 2b
     """
@@ -124,64 +131,62 @@ def remove_model(
     downloaded = {each: size for each in ids if (size := hub_cache.downloaded_bytes(each))}
     if not copies and not downloaded:
         nearest = nearest_model(name, own_models())
-        hint = "`localgemma models list` shows what is."
+        hint = "List what is on disk with: localgemma models list"
         meant = f"Did you mean {nearest}? " if nearest not in (None, name) else ""
         raise NotFoundError(f"Nothing of {name!r} is on disk.", meant + hint)
     for model_id, size in downloaded.items():
-        if _agreed(streams, model_id, size, yes):
+        if _may_remove(streams, model_id, size, yes):
             hub_cache.delete_model(model_id)
             streams.show(f"removed {format_bytes(size)}: the downloaded {one_line(model_id)}")
 
 
 @models.command("pull")
+@takes_options("models pull")
 def pull_model(
-    name: Annotated[str, typer.Argument(help="A name of `models list`, or a hub id.")],
-    revision: options.Revision = None,
-    force: options.Force = False,
-    offline: options.Offline = False,
-    quiet: options.Quiet = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Accepted; this command never asks.")] = False,
+    options: Options,
+    name: Annotated[str, typer.Argument(help="Download this name of `models list`, or a hub id.")],
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ignored, for scripts: this command never asks.")
+    ] = False,
 ) -> None:
-    """Download a model, or what is missing of it; says first whether it fits.
+    """Download a model, or its missing files, and show whether it fits.
 
     Example: localgemma models pull 2b
     """
-    from localgemma_cli.commands.model_options import Choice, source_of
     from localgemma_cli.models.fetch import fetch_adapter, fetch_model
     from localgemma_cli.models.hub.cache import offline_by
     from localgemma_cli.models.hub.errors import going_online
     from localgemma_cli.planning.hardware import probe
+    from localgemma_cli.planning.model_options import find_source
 
     streams, hardware = standard_streams(), probe()
-    if forbidden := offline_by(offline):
-        raise UsageError(
-            f"Downloading needs the network, which {forbidden} forbids.", f"{going_online(forbidden)}."
-        )
-    source = source_of(Choice(model=name, revision=revision, force=force), hardware)
-    if not quiet:
+    if forbidden := offline_by(options.offline):
+        raise UsageError(f"{forbidden} forbids downloading.", f"{going_online(forbidden)}.")
+    source = find_source(replace(options, model=name), hardware)
+    if not options.quiet:
         streams.say(one_line(_verdict(source.facts, hardware)))
-    with show_progress(streams.stderr, quiet=quiet) as progress:
+    with show_progress(streams.stderr, quiet=options.quiet) as progress:
         folder, adapter = fetch_model(source, progress), fetch_adapter(source, progress)
-    _tell_where(streams, source.facts.id, folder)
+    _show_folder(streams, source.facts.id, folder)
     if source.facts.adapter and adapter:
-        _tell_where(streams, source.facts.adapter.id, adapter)
+        _show_folder(streams, source.facts.adapter.id, adapter)
 
 
-def _tell_where(streams: Streams, model_id: str, folder: Path) -> None:
+def _show_folder(streams: Streams, model_id: str, folder: Path) -> None:
     size = _downloaded(model_id)
-    how = format_bytes(size) if size else "on disk already,"
+    how = format_bytes(size) if size else "already on disk,"
     streams.show(one_line(f"{model_id}: {how} in {folder}"))
 
 
 def _verdict(facts: ModelFacts, hardware: "Hardware") -> str:
-    """Whether the model will fit here."""
+    """Whether the model fits in this machine's memory, and with which preset."""
     from localgemma_cli.planning.plan import Overrides, make_plan
     from localgemma_cli.planning.presets import load_presets
 
     try:
         plan = make_plan(facts, None, hardware, Overrides(), load_presets())
     except LocalGemmaError as error:
-        return f"{facts.name} will not run here: {error.message}"
+        return f"{facts.name} cannot run here: {error.message}"
     figures = (
         f"{format_bytes(plan.memory.total_bytes)} with preset {plan.preset},"
         f" and {format_bytes(plan.memory.available_bytes)} are usable on {hardware.name}"
@@ -195,14 +200,14 @@ def _is_of(copy: "QuantizedCopy", name: str, model_id: str) -> bool:
     return name in (copy.model, copy.folder.name, copy.source) or copy.source.startswith(f"{model_id}@")
 
 
-def _agreed(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
-    """Other programs use the hub's cache too, so nothing goes from there unasked."""
+def _may_remove(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
+    """Whether to remove a download: other programs use the hub's cache too, so ask first."""
     if yes:
         return True
-    if not can_ask(streams):
-        streams.say(one_line(f"kept: the downloaded {model_id}, {format_bytes(size)}; --yes removes it"))
+    if not streams.can_ask():
+        streams.say(one_line(f"kept: the downloaded {model_id}, {format_bytes(size)}; remove it with --yes"))
         return False
-    return agreed(streams, f"Remove the downloaded {one_line(model_id)}, {format_bytes(size)}?")
+    return streams.confirm(f"Remove the downloaded {one_line(model_id)}, {format_bytes(size)}?")
 
 
 def _row(facts: ModelFacts) -> dict[str, object]:
@@ -242,7 +247,7 @@ def _own_row(own: OwnModel) -> dict[str, object]:
 
 
 def _other_rows() -> list[dict[str, object]]:
-    """What is on disk under no name of this program's or the user's."""
+    """Downloads that neither the catalogue nor models.toml names."""
     listed = {facts.id for facts in catalogue()}.union(*(_ids_of(name) for name in own_models()))
     sizes = {each: _downloaded(each) for each in models_on_disk() if each not in listed}
     return [
@@ -251,7 +256,7 @@ def _other_rows() -> list[dict[str, object]]:
 
 
 def _where(row: Mapping[str, object]) -> str:
-    """On disk with its size, a part of it (a broken-off download, a tokenizer), or not at all."""
+    """Whether all of a model, a part (an interrupted download, a tokenizer) or nothing is on disk."""
     size = int(str(row["disk_bytes"]))
     if row["on_disk"]:
         return f"on disk, {format_bytes(size)}" if size else "on disk"
@@ -259,7 +264,7 @@ def _where(row: Mapping[str, object]) -> str:
 
 
 def _ids_of(name: str) -> list[str]:
-    """The hub ids or folders that a name stands for: a model's, and its adapter's."""
+    """The hub ids or folders behind a name: a model's, and its adapter's."""
     own = own_models().get(name)
     parts = [each for each in (own.repository, own.adapter) if each] if own else [name]
     return [facts.id if (facts := lookup(each)) else each for each in parts]

@@ -1,4 +1,4 @@
-"""What the shell's Tab offers for a value: models, presets, conversations. Imports nothing heavy."""
+"""Completions of values for the shell: models, presets, conversations. Imports nothing heavy."""
 
 import os
 import re
@@ -13,12 +13,12 @@ from localgemma_cli.models.model_names import models_on_disk, selectable_models
 from localgemma_cli.models.own_models import AUTO, own_models
 from localgemma_cli.types import ASSISTANTS, ATTENTIONS, DEVICES, DTYPES, PROMPT_FORMS, QUANTIZATIONS
 
-_MANY = 50  # conversations that are offered
-_SPECIAL = {"": r"[^\w@%+=:,./-]", '"': r'[\\$`"]', "'": r"(?!)"}  # to bash, within such quotes
+_MANY = 50  # conversations to offer
+_SPECIAL = {"": r"[^\w@%+=:,./-]", '"': r'[\\$`"]', "'": r"(?!)"}  # to bash, inside these quotes
 
 
 def first_word(environ: Mapping[str, str]) -> str | None:
-    """The word behind the program's name; None while it is still being typed."""
+    """The word after the program's name; None while it is still being typed."""
     words = environ.get("COMP_WORDS", environ.get("_TYPER_COMPLETE_ARGS", "")).split()
     place = environ.get("COMP_CWORD", "")
     typing = int(place) < 2 if place.isdecimal() else len(words) < 3
@@ -26,7 +26,7 @@ def first_word(environ: Mapping[str, str]) -> str | None:
 
 
 def offer_values(command: Any, path: str = "") -> None:
-    """Of every option and argument below `command` that has some."""
+    """Add completions to the options and arguments of `command` and its subcommands."""
     for name, inner in getattr(command, "commands", {}).items():
         offer_values(inner, f"{path} {name}".strip())
     for param in command.params:
@@ -37,7 +37,7 @@ def offer_values(command: Any, path: str = "") -> None:
 
 def _completer(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str], list[str]]:
     def completions(_context: Any, _param: Any, begun: str) -> list[str]:
-        with suppress(LocalGemmaError, OSError):  # a damaged file of the user's is not the shell's matter
+        with suppress(LocalGemmaError, OSError):  # the shell cannot show an error in a user's file
             return [_on_the_line(each, os.environ) for each in values() if each.startswith(begun)]
         return []
 
@@ -45,7 +45,7 @@ def _completer(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str],
 
 
 def _on_the_line(value: str, environ: Mapping[str, str]) -> str:
-    """As it has to stand on a command line: bash takes it as it is, other shells quote by themselves."""
+    """`value` as bash needs it on a command line; other shells quote completions themselves."""
     if environ.get("_LOCALGEMMA_COMPLETE") != "complete_bash":
         return value
     words, place = environ.get("COMP_WORDS", "").split("\n"), environ.get("COMP_CWORD", "")
@@ -73,12 +73,12 @@ def _conversations() -> Iterable[str]:
 
 
 def _sessions() -> Iterable[str]:
-    """Only names: a number stands for one without a name."""
+    """Only names: --session accepts no numbers."""
     return [each for each in _conversations() if not each.isdecimal()]
 
 
 def _removable() -> Iterable[str]:
-    """Models of which something is on disk, by the name that is shorter to type."""
+    """Models with files on disk, by their shorter name."""
     downloaded = set(models_on_disk())
     names = {facts.id: facts.name for facts in catalogue()}
     own = [each.name for each in own_models().values() if {each.repository, each.adapter} & downloaded]
@@ -90,6 +90,7 @@ def _removable() -> Iterable[str]:
 _VALUES: Mapping[str, Callable[[], Iterable[str]]] = {
     "model": selectable_models,
     "preset": _presets,
+    "presets": _presets,
     "session": _sessions,
     "template": lambda: (AUTO, *PROMPT_FORMS),
     "assistant": lambda: (*ASSISTANTS, *selectable_models()),

@@ -15,9 +15,8 @@ from safetensors import safe_open
 from support.models import DEMO, own_tokenizer
 
 from localgemma_cli.backends.pytorch.loading.loader import load_model
-from localgemma_cli.bench import bandwidth, engine, reference
+from localgemma_cli.bench import bandwidth, engine, reference, subprocess_runner
 from localgemma_cli.bench import random_weights as dummy
-from localgemma_cli.bench import subprocess_runner as apart
 from localgemma_cli.bench.gauges import read_bytes, weights_bytes
 from localgemma_cli.bench.job import ChatWorkload, Job, Workload
 from localgemma_cli.bench.prompts import prompt_ids
@@ -260,35 +259,35 @@ def test_without_workloads_only_the_load_is_measured(checkpoint: Path) -> None:
 
 def test_a_measurement_does_not_see_its_parents_memory(checkpoint: Path) -> None:
     ballast = torch.ones(2_000_000_000, dtype=torch.uint8)
-    outcome = apart.measure(job(checkpoint, workloads=(SHORT,)), {})
+    outcome = subprocess_runner.run_job(job(checkpoint, workloads=(SHORT,)), {})
     assert outcome.loaded.peaks.host_bytes < ballast.nbytes
     assert outcome.answered[0].peaks.host_bytes < ballast.nbytes
 
 
 def test_an_error_crosses_processes_with_its_hint(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError) as caught:
-        apart.measure(job(tmp_path), {})
+        subprocess_runner.run_job(job(tmp_path), {})
     assert caught.value.hint
 
 
 def test_a_killed_measurement_ran_out_of_memory() -> None:
     with pytest.raises(DoesNotFitError):
-        apart._apart("signal:raise_signal", (signal.SIGKILL,), {})
+        subprocess_runner._run("signal:raise_signal", (signal.SIGKILL,), {})
 
 
 def test_a_crashed_measurement_says_its_last_line() -> None:
     with pytest.raises(LocalGemmaError, match="ZeroDivisionError") as caught:
-        apart._apart("operator:truediv", (1, 0), {})
+        subprocess_runner._run("operator:truediv", (1, 0), {})
     assert any("Traceback" in note for note in caught.value.__notes__)
 
 
 def test_the_environment_is_the_childs_own() -> None:
-    assert apart._apart("os:getenv", ("LOCALGEMMA_PROBE",), {"LOCALGEMMA_PROBE": "here"}) == "here"
+    assert subprocess_runner._run("os:getenv", ("LOCALGEMMA_PROBE",), {"LOCALGEMMA_PROBE": "here"}) == "here"
 
 
 def test_a_measurement_ends_with_its_parent() -> None:
     script = (
-        "from localgemma_cli.bench import subprocess_runner as apart\napart._apart('time:sleep', (600,), {})"
+        "from localgemma_cli.bench import subprocess_runner\nsubprocess_runner._run('time:sleep', (600,), {})"
     )
     parent = psutil.Popen([sys.executable, "-c", script])
     while not parent.children():
@@ -303,7 +302,7 @@ def test_a_measurement_ends_with_its_parent() -> None:
 def test_random_weights_are_made_on_the_device() -> None:
     facts = resolve("2b", revision=None, offline=True).facts
     plan = make_plan(facts, "exact", probe("cuda"), Overrides(device="cuda"), load_presets())
-    outcome = apart.measure(replace(job(None, plan), workloads=(Workload(64, 16),)), {})
+    outcome = subprocess_runner.run_job(replace(job(None, plan), workloads=(Workload(64, 16),)), {})
     peak = outcome.answered[0].peaks.device_bytes
     assert peak is not None
     assert peak >= 2 * facts.architecture.parameters

@@ -9,9 +9,18 @@ import pytest
 from support.program import Program
 from support.schemas import validate
 
-from localgemma_cli.bench.job import Answered, Chatted, Engine, Job, Loaded, Outcome, Peaks, Workload
-from localgemma_cli.bench.report import AnswerFigures, Entry, Row, first_difference, rows
-from localgemma_cli.bench.table import table
+from localgemma_cli.bench.job import (
+    AnswerResult,
+    ChatResult,
+    Engine,
+    Job,
+    JobResult,
+    LoadResult,
+    Peaks,
+    Workload,
+)
+from localgemma_cli.bench.report import AnswerFigures, Entry, Row, first_difference, make_rows
+from localgemma_cli.bench.table import make_table
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import GIB, describe_hardware
 from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
@@ -30,9 +39,9 @@ def plan_on(device: str = "cpu", preset: str = "exact") -> LoadPlan:
 
 def entry(engine: Engine = "localgemma", device: str = "cpu", **changes: object) -> Entry:
     peaks = Peaks(6_000_000_000, 5_500_000_000 if device == "cuda" else None)
-    answered = Answered(WORKLOAD, 0.5, 4.0, (7, 8, 9, 7, 8, 9), peaks, (0.5, 0.25, 0.125, 1.0, 1.0, 1.0))
-    outcome = Outcome(
-        Loaded(2.0, Peaks(5_000_000_000, None), 5_300_000_000),
+    answered = AnswerResult(WORKLOAD, 0.5, 4.0, (7, 8, 9, 7, 8, 9), peaks, (0.5, 0.25, 0.125, 1.0, 1.0, 1.0))
+    outcome = JobResult(
+        LoadResult(2.0, Peaks(5_000_000_000, None), 5_300_000_000),
         read_bytes=5_200_000_000,
         answered=(replace(answered, **changes),),
         stream_seconds_per_token=5e-6,
@@ -42,7 +51,7 @@ def entry(engine: Engine = "localgemma", device: str = "cpu", **changes: object)
 
 
 def figures(*entries: Entry) -> list[AnswerFigures]:
-    return [row.answers[0] for row in rows(entries, BANDWIDTH)]
+    return [row.answers[0] for row in make_rows(entries, BANDWIDTH)]
 
 
 # The figures
@@ -57,7 +66,7 @@ def test_rates_and_shares_follow_from_what_was_measured() -> None:
     assert each.bandwidth_share == each.bytes_per_second / BANDWIDTH
     assert each.above_weights_bytes == 800_000_000
     assert each.estimate_share == 1
-    (row,) = rows([entry()], BANDWIDTH)
+    (row,) = make_rows([entry()], BANDWIDTH)
     assert row.step_share == pytest.approx(5e-6 * 4)
 
 
@@ -99,8 +108,8 @@ def test_a_gpus_own_peak_is_held_against_the_estimate_without_the_runtime() -> N
 
 
 def test_the_first_of_two_loads_is_told_apart_and_the_higher_peak_counts() -> None:
-    twice = replace(entry(), first_load=Loaded(40.0, Peaks(7_000_000_000, None), 5_300_000_000))
-    once, both = (row.load for row in rows([entry(), twice], BANDWIDTH))
+    twice = replace(entry(), first_load=LoadResult(40.0, Peaks(7_000_000_000, None), 5_300_000_000))
+    once, both = (row.load for row in make_rows([entry(), twice], BANDWIDTH))
     assert (once.first_seconds, once.second_seconds) == (2, None)
     assert (both.first_seconds, both.second_seconds) == (40, 2)
     assert both.peak_host_bytes == 7_000_000_000
@@ -114,17 +123,17 @@ def printed(measured: tuple[Row, ...]) -> str:
     from rich.console import Console
 
     out = io.StringIO()
-    Console(file=out, width=100).print(table(measured, BANDWIDTH))
+    Console(file=out, width=100).print(make_table(measured, BANDWIDTH))
     return out.getvalue()
 
 
 def test_six_rows_fit_in_100_columns_with_nothing_left_out() -> None:
-    chat = Chatted(464, 400, 0.5, 10.0)
+    chat = ChatResult(464, 400, 0.5, 10.0)
     mine = entry(token_ids=(7, 8, 1, 7, 8, 9))
     with_chat = replace(mine, outcome=replace(mine.outcome, chatted=chat))
     labels = ("exact", "speed", "memory", "memory_extreme")
     middle = [replace(with_chat, label=label) for label in labels]
-    text = printed(rows([entry("transformers"), *middle, entry("llama.cpp")], BANDWIDTH))
+    text = printed(make_rows([entry("transformers"), *middle, entry("llama.cpp")], BANDWIDTH))
     assert max(map(len, text.splitlines())) <= 100
     assert "…" not in text
     for word in ("transformers", *labels, "llama.cpp", "turn 6 of a chat", "up to 2", "0.125"):
@@ -213,7 +222,7 @@ def test_nothing_stays_behind_but_a_folder_that_was_named(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--prompt-tokens", "1020"], 2, "do not fit in a context of 1024"),
+        (["--prompt-tokens", "1020"], 2, "exceed the context of 1024"),
         (["--new-tokens", "1"], 2, "at least 2"),
         (["--repeats", "0"], 2, "--repeats"),
         (["--chat-tokens", "4000"], 2, "do not fit"),

@@ -49,8 +49,8 @@ def test_list_is_latest_first_and_cannot_drive_the_terminal(program: Program, st
 def test_where_nothing_is_found_that_is_said(program: Program) -> None:
     for words, said in (
         ([], "Nothing is saved yet."),
-        (["list", "danube"], "No saved conversation has that."),
-        (["search", "danube"], "No saved conversation has that."),
+        (["list", "danube"], "No saved conversation matches."),
+        (["search", "danube"], "No saved conversation matches."),
     ):
         done = program("history", *words)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{said}\n")

@@ -11,7 +11,7 @@ import pytest
 from support.models import DEMO
 
 from localgemma_cli.backends.http.dialect import ServerError
-from localgemma_cli.cli import Manners, _tell, run
+from localgemma_cli.cli import ErrorStyle, _report, run
 from localgemma_cli.conversation import Message, Turn
 from localgemma_cli.environment import LibraryStream, Streams, standard_streams
 from localgemma_cli.errors import LocalGemmaError
@@ -36,17 +36,19 @@ def everyone(kind: type[LocalGemmaError]) -> list[type[LocalGemmaError]]:
 
 
 @pytest.mark.parametrize("kind", everyone(LocalGemmaError), ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("manners", [Manners(False, False), Manners(False, True), Manners(True, False)])
-def test_every_error_is_told_safely(kind: type[LocalGemmaError], manners: Manners) -> None:
+@pytest.mark.parametrize(
+    "style", [ErrorStyle(False, False), ErrorStyle(False, True), ErrorStyle(True, False)]
+)
+def test_every_error_is_printed_safely(kind: type[LocalGemmaError], style: ErrorStyle) -> None:
     streams = Streams(io.StringIO(), Tty(), Tty())
     error = ServerError(EVIL) if kind is ServerError else kind(EVIL, EVIL)
     with pytest.raises(kind) as caught:
         raise error from ValueError(EVIL)
-    assert _tell(caught.value, manners, streams) == kind.exit_code
+    assert _report(caught.value, style, streams) == kind.exit_code
     told = OWN_COLOURS.sub("", streams.stderr.getvalue())  # type: ignore[attr-defined]
     assert FORGED in told or kind is ServerError  # whose words others quote
     assert not RAW & set(told)
-    assert manners.verbose or not any(line.startswith(FORGED) for line in told.splitlines())
+    assert style.verbose or not any(line.startswith(FORGED) for line in told.splitlines())
 
 
 @pytest.fixture

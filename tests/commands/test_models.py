@@ -50,7 +50,7 @@ def test_damage_shows(loaded: Program) -> None:
         file.seek(-1, 2)
         file.write(b"\x55")
     assert [copy["problem"] for copy in kept(loaded, "--verify")] == ["the file is damaged"]
-    assert "it will be made again" in loaded("models", "list").stdout
+    assert "the next load replaces it" in loaded("models", "list").stdout
 
 
 def test_what_is_not_there_cannot_be_removed(program: Program) -> None:

@@ -20,17 +20,17 @@ def blamed(
     message: str, hint: str = "", *, words: tuple[str, ...] = (), environ: dict, config: dict
 ) -> tuple[str, str]:
     error = UsageError(message, hint)
-    ValueSources(words, environ, config, Path("/c.toml"), FLAGS).blame(error)
+    ValueSources(words, environ, config, Path("/c.toml"), FLAGS).name_places(error)
     return error.message, error.hint
 
 
 @pytest.mark.parametrize(
     ("words", "environ", "config", "named"),
     [
-        (("--top-p", "2"), {"LOCALGEMMA_TOP_P": "2"}, {"top_p": 2}, "--top-p"),
+        (("--top-p", "2"), {"LOCALGEMMA_TOP_P": "2"}, {"top-p": 2}, "--top-p"),
         (("--top-p=2",), {"LOCALGEMMA_TOP_P": "2"}, {}, "--top-p"),
-        (("--", "--top-p"), {"LOCALGEMMA_TOP_P": "2"}, {"top_p": 2}, "LOCALGEMMA_TOP_P"),
-        ((), {}, {"top_p": 2}, "top-p in /c.toml"),
+        (("--", "--top-p"), {"LOCALGEMMA_TOP_P": "2"}, {"top-p": 2}, "LOCALGEMMA_TOP_P"),
+        ((), {}, {"top-p": 2}, "top-p in /c.toml"),
         ((), {}, {}, "--top-p"),
     ],
 )
@@ -41,8 +41,8 @@ def test_option_variable_and_file_are_told_apart(
     assert message == f"{named} is out of range."
 
 
-def test_advice_to_leave_an_option_out_names_what_to_unset() -> None:
-    forbids = ("--offline forbids it.", "Leave --offline out.")
+def test_advice_to_remove_an_option_names_what_to_unset() -> None:
+    forbids = ("--offline forbids it.", "Remove --offline.")
     assert blamed(*forbids, environ={"LOCALGEMMA_OFFLINE": "1"}, config={}) == (
         "LOCALGEMMA_OFFLINE forbids it.",
         "Unset LOCALGEMMA_OFFLINE.",

@@ -75,7 +75,7 @@ def _refused(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
     if isinstance(error, RevisionNotFoundError):
         return NotFoundError(
             f"{repo.model_id} has no revision {one_line(repr(repo.revision), repo)}.",
-            "Leave --revision out, or give a branch, a tag or a full commit of that model.",
+            "Remove --revision, or give a branch, a tag or a full commit of that model.",
         )
     if status == 401:
         return _unauthorized(error, repo)
@@ -208,7 +208,7 @@ def not_on_disk(model_id: str, offline: str | None) -> NetworkError:
 
 def going_online(offline: str | None) -> str:
     """How to lift what forbids asking the network."""
-    return "Leave --offline out" if offline == "--offline" else f"Unset {offline}"
+    return "Remove --offline" if offline == "--offline" else f"Unset {offline}"
 
 
 def no_space(repo: Repo, needed: int, free: int) -> DiskSpaceError:

@@ -1,4 +1,4 @@
-"""What needs the user's yes: a large download, and what is removed for good."""
+"""Ask the user before a large download."""
 
 from typing import TYPE_CHECKING
 
@@ -10,36 +10,27 @@ if TYPE_CHECKING:
     from localgemma_cli.models.resolve import Source
 
 
-def can_ask(streams: Streams) -> bool:
-    """Whether a question would be seen, and its answer typed by a person."""
-    return streams.stdin.isatty() and streams.stderr.isatty()
-
-
-def agreed(streams: Streams, question: str) -> bool:
-    """Only y or yes is a yes, so Enter and Ctrl-D are not."""
-    return streams.ask(f"{question} [y/N]").lower() in ("y", "yes")
-
-
 def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: bool) -> None:
-    """Raise NotFoundError where what has to be downloaded was neither asked for nor agreed to.
+    """Ask before a large download; NotFoundError if the user declines or cannot be asked.
 
-    `named`: the user said which model. Before the chat's prompt is up, since loading goes on behind it.
+    `named`: the user named the model, which is consent where nobody can be asked. Called before the chat's
+    prompt appears, because loading runs behind that.
     """
     from localgemma_cli.models.fetch import CONFIRM_ABOVE, list_downloads, missing_from_disk
 
-    ask = can_ask(streams)
-    if yes or (named and not ask) or not (missing := missing_from_disk(source)):
+    can_ask = streams.can_ask()
+    if yes or (named and not can_ask) or not (missing := missing_from_disk(source)):
         return
     from localgemma_cli.models.hub.cache import offline_by
 
-    if offline_by(source.offline):  # the load says that it is not on disk
+    if offline_by(source.offline):  # the load reports what is missing
         return
     model_id = missing[0][0].id
     revision = f" --revision {source.revision}" if source.revision else ""
     how = f"Download it first: localgemma models pull {source.facts.name}{revision}"
-    if not ask:
+    if not can_ask:
         raise NotFoundError(
-            f"{model_id} is not on disk, and the default model is not downloaded unasked.",
+            f"{model_id} is not on disk, and a script must confirm the download of the default model.",
             f"{how}. Or name a model with -m, or add --yes.",
         )
     wanted = list_downloads(source)
@@ -48,12 +39,12 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
         return
     for each in wanted:
         streams.say(f"{each.model_id} is not on disk: {format_bytes(each.size)}, licence: {each.licence}.")
-    if not agreed(streams, f"Download {format_bytes(total)} to {_destination()}?"):
-        raise NotFoundError(f"{model_id} was not downloaded.", f"{how}, or chat with -m demo.")
+    if not streams.confirm(f"Download {format_bytes(total)} to {_destination()}?"):
+        raise NotFoundError(f"Download of {model_id} declined.", f"{how}, or chat with -m demo.")
 
 
 def refuse_unasked_download(source: "Source", how: str) -> None:
-    """NotFoundError for a large one, where no question can be asked; `how` says what is a yes."""
+    """NotFoundError for a large download where no question can be asked; the hint `how` names the consent."""
     from localgemma_cli.models.fetch import CONFIRM_ABOVE, list_downloads, missing_from_disk
     from localgemma_cli.models.hub.cache import offline_by
 
