@@ -153,7 +153,7 @@ def test_an_own_names_adapter_is_used_by_every_command(program: Program, base: s
     assert "ADAPTED Hi" in program("prompt", "-m", "coder", "Hi").stdout
     chat = program("-m", "coder", "Hi")
     assert (chat.returncode, chat.stdout) == (4, "")  # it looks for the adapter's weights
-    assert f"{folder} holds no adapter_model.safetensors" in chat.stderr
+    assert f"{folder} has no adapter_model.safetensors" in chat.stderr
     pulled = program("models", "pull", "coder")
     assert pulled.returncode == 0, pulled.stderr
     assert str(folder) in pulled.stdout

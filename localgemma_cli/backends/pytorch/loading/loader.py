@@ -81,7 +81,7 @@ def _load_weights(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTr
 def _add_adapter(
     plan: LoadPlan, model: PreTrainedModel, adapter: Path, progress: ProgressSink
 ) -> PreTrainedModel:
-    from localgemma_cli.backends.pytorch.lora.adapters import attach_adapter
+    from localgemma_cli.backends.pytorch.lora.attach import attach_adapter
 
     progress(LoadProgress("merging the adapter" if plan.merges_adapter else "attaching the adapter"))
     return attach_adapter(model, adapter, merge=plan.merges_adapter)

@@ -1,1 +1,1 @@
-"""LoRA and DoRA adapters."""
+"""LoRA and DoRA adapters: reading, checking and attaching them."""

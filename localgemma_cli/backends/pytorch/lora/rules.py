@@ -1,13 +1,13 @@
-"""Which modules an adapter_config.json names, and how strongly each is adapted: peft's rules, bounded.
+"""Which modules an adapter_config.json selects, with their rank and alpha, by peft's rules.
 
-Patterns come with the adapter, and Python's own engine can be made to search for ever.
+Patterns come with the adapter and are not trusted: matching has a time limit, which Python's `re` lacks.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import regex  # type: ignore[import-untyped]  # transformers needs it too; it can be given a time limit
+import regex  # type: ignore[import-untyped]  # has a time limit; transformers requires it too
 
 _SECONDS = 1.0
 _LONGEST = 20_000  # characters of a pattern
@@ -15,16 +15,16 @@ _LONGEST = 20_000  # characters of a pattern
 
 @dataclass(frozen=True)
 class Rules:
-    """Of a config that has been validated; a ValueError where a pattern is none, or takes too long.
+    """The rules of a validated config. Methods raise ValueError for a pattern that is invalid or too slow.
 
-    `usual`: what peft adapts in this kind of model where the config names nothing.
+    `usual`: the modules that peft adapts in this kind of model where the config names none.
     """
 
     config: Mapping[str, object]
     usual: Sequence[str]
 
     def adapts(self, name: str, *, is_linear: bool, is_head: bool) -> bool:
-        """As peft's `check_target_module_exists`, with its "all-linear"."""
+        """Whether the module has low-rank matrices; peft's `check_target_module_exists` and "all-linear"."""
         if self._excludes(name):
             return False
         targets = self.config.get("target_modules")
@@ -34,12 +34,12 @@ class Rules:
             if targets.lower() == "all-linear":
                 return is_linear and not is_head
             return _matches(targets, name)
-        names = _texts(targets)
+        names = _strings(targets)
         return name in names or (_ends_in(name, names) and self._in_layers(name))
 
     def keeps(self, name: str) -> bool:
-        """Whether the adapter brings this module whole."""
-        return name.endswith(tuple(_texts(self.config.get("modules_to_save"))))
+        """Whether the adapter replaces the whole module."""
+        return name.endswith(tuple(_strings(self.config.get("modules_to_save"))))
 
     def rank(self, name: str) -> int:
         return int(self._by_pattern("rank_pattern", name, self.config.get("r")))
@@ -48,7 +48,7 @@ class Rules:
         return self._by_pattern("alpha_pattern", name, self.config.get("lora_alpha", 8))
 
     def tokens(self, name: str) -> Sequence[int] | None:
-        """Rows of the module's matrix that the adapter brings."""
+        """The tokens whose rows in the module's matrix the adapter replaces; None where not given."""
         found = self.config.get("trainable_token_indices")
         if isinstance(found, Mapping):
             found = next((rows for key, rows in found.items() if name.endswith(str(key))), None)
@@ -61,9 +61,9 @@ class Rules:
         if isinstance(excluded, str) and excluded:
             if _matches(excluded, name):
                 return True
-        elif name in _texts(excluded) or _ends_in(name, _texts(excluded)):
+        elif name in _strings(excluded) or _ends_in(name, _strings(excluded)):
             return True
-        kept = _texts(self.config.get("modules_to_save"))
+        kept = _strings(self.config.get("modules_to_save"))
         return any(_matches(rf"(.*\.)?(?:{each})(\..*)?", name) for each in kept)
 
     def _in_layers(self, name: str) -> bool:
@@ -71,7 +71,7 @@ class Rules:
         if wanted is None or wanted == []:
             return True
         pattern = self.config.get("layers_pattern")
-        patterns = [pattern] if isinstance(pattern, str) and pattern else _texts(pattern)
+        patterns = [pattern] if isinstance(pattern, str) and pattern else _strings(pattern)
         for each in [rf"(?:.*?\.)?(?:{one})" for one in patterns] or [r".*?\.[^.]*"]:
             if found := _search(rf"{each}\.(?P<index>\d+)\..*", name):
                 index = int(found["index"])
@@ -82,17 +82,17 @@ class Rules:
         patterns = self.config.get(key)
         for pattern, value in patterns.items() if isinstance(patterns, Mapping) else ():
             if _matches(rf"(.*\.)?(?:{pattern})", name):
-                return _number(value, key)
-        return _number(usual, key)
+                return _require_number(value, key)
+        return _require_number(usual, key)
 
 
-def _number(value: object, key: str) -> float:
+def _require_number(value: object, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} gives no number")
+        raise ValueError(f"{key} must be a number")
     return value
 
 
-def _texts(value: object) -> list[str]:
+def _strings(value: object) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list | tuple) else []
 
 
@@ -118,4 +118,4 @@ def _compiled(pattern: str) -> "regex.Pattern[str]":
     try:
         return regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"the pattern {pattern[:60]!r} is none ({error})") from None
+        raise ValueError(f"the pattern {pattern[:60]!r} is invalid ({error})") from None

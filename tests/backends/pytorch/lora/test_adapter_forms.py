@@ -228,7 +228,7 @@ def test_of_a_model_with_eyes_the_language_half_answers_as_the_whole(
 def test_an_adapter_of_the_eyes_alone_is_refused(seeing: Path, tmp_path: Path) -> None:
     form = LoraConfig(r=4, target_modules=["fc1", "fc2"], task_type="CAUSAL_LM")
     seeing_by_peft(seeing, None, form).save_pretrained(tmp_path)
-    with pytest.raises(NotFoundError, match="changes nothing of the language model"):
+    with pytest.raises(NotFoundError, match="no weights for the language model"):
         ours(seeing, tmp_path)
 
 
@@ -284,19 +284,21 @@ def test_damaged_weights_are_refused(base: Path, copy: Path) -> None:
     worst[name] = torch.full_like(worst[name], float("nan"))
     damaged = {
         "not finite": worst,
-        "lacks the weights for 1 layers": {
+        "weights of 1 layers are missing": {
             k: v for k, v in tensors.items() if "layers.1.self_attn.v" not in k
         },
-        "not named as peft names": {k.removeprefix("base_model.model."): v for k, v in tensors.items()},
-        "of a type that adapters do not have": {**tensors, name: tensors[name].to(torch.int32)},
-        "changes nothing": {},
-        "this base has not": {k.replace("layers.2", "layers.7"): v for k, v in tensors.items()},
-        "changes model.other.weight, which this base has not": {
+        "not a name that peft gives": {k.removeprefix("base_model.model."): v for k, v in tensors.items()},
+        "which adapters do not support": {**tensors, name: tensors[name].to(torch.int32)},
+        "no weights for the language model": {},
+        "modules that this model does not have": {
+            k.replace("layers.2", "layers.7"): v for k, v in tensors.items()
+        },
+        "changes model.other.weight, which this model does not have": {
             **tensors,
             "base_model.model.model.other.weight": torch.zeros(3),
         },
-        "not of rank 8": {k: (v[:4] if "lora_A" in k else v).contiguous() for k, v in tensors.items()},
-        "does not fit its base: for model": {
+        "do not have rank 8": {k: (v[:4] if "lora_A" in k else v).contiguous() for k, v in tensors.items()},
+        "does not fit this base model: model": {
             k: (v[:7] if "lora_B" in k else v).contiguous() for k, v in tensors.items()
         },
     }
@@ -311,11 +313,11 @@ def test_damaged_weights_are_refused(base: Path, copy: Path) -> None:
 def test_a_config_of_something_else_is_refused(base: Path, copy: Path) -> None:
     for match, changes in {
         "does not name": {"target_modules": ["q_proj"]},
-        "lacks the weights for 3 layers": {"target_modules": ["q_proj", "v_proj", "k_proj"]},
-        "not of rank": {"r": 4},
+        "weights of 3 layers are missing": {"target_modules": ["q_proj", "v_proj", "k_proj"]},
+        "do not have rank": {"r": 4},
         "lacks lm_head.weight": {"modules_to_save": ["lm_head"]},
         "takes too long": {"target_modules": "(.+)(.+)(.+)(.+)(.+)(.+)(.+)(.+)" + r"\1\2\3\4\5\6\7\8!?"},
-        "is none": {"target_modules": "(q_proj"},
+        "is invalid": {"target_modules": "(q_proj"},
         "scipy|loftq": {"init_lora_weights": "loftq"},
         "cannot be used": {"init_lora_weights": "corda"},
     }.items():

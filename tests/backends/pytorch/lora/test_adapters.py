@@ -184,7 +184,7 @@ def test_tokens_of_its_own_lengthen_the_embedding(base: Path, tmp_path: Path) ->
 
 def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
     tiny("gemma2", intermediate_size=512).save_pretrained(tmp_path)
-    with pytest.raises(NotFoundError, match="does not fit its base") as caught:
+    with pytest.raises(NotFoundError, match="does not fit this base model") as caught:
         ours(add_tokenizer(tmp_path), adapter, "exact", "float32")
     assert "\n" not in caught.value.message
 

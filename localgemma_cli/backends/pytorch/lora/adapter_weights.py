@@ -1,7 +1,7 @@
-"""What an adapter's weights are for, by the names that the language model's parts have here.
+"""Reads an adapter's weights and sorts them by the module that each changes, under the decoder's own names.
 
-peft leaves out in silence what finds no place by its name. Here every weight has one, or belongs to a part
-that is not loaded at all, such as a vision tower.
+peft silently ignores weights whose name it does not know. Here such a weight is an error, unless it belongs
+to a part that is not loaded, such as a vision tower.
 """
 
 import re
@@ -18,7 +18,7 @@ from localgemma_cli.models.safetensors_file import language_name
 
 WEIGHTS = "adapter_model.safetensors"
 _PEFT = "base_model.model."
-_WITHIN = ("model.language_model.", "language_model.model.")  # where a larger model keeps its decoder
+_WITHIN = ("model.language_model.", "language_model.model.")  # the decoder's prefix in multimodal models
 _ELSEWHERE = ("vision_tower.", "audio_tower.", "multi_modal_projector.", "embed_vision.", "embed_audio.")
 _LORA = re.compile(r"([^\n]+?)\.(lora_\w+(?:\.\w+)?)")
 _ROWS = ".token_adapter.trainable_tokens_delta"
@@ -28,12 +28,12 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Contents:
-    """Tensors by the module or the parameter that they change.
+class AdapterWeights:
+    """An adapter's tensors, by the module or the parameter that they change.
 
-    `lora`: module to the parts of its adapter, as peft calls them. `whole`: new values of parameters.
-    `beneath`: those of parameters that `whole` then covers. `rows`: module to new rows of its matrix.
-    `within`: where the decoder was in the model that was trained.
+    `lora`: module -> its matrices, by peft's names. `whole`: new values of parameters. `beneath`: the base
+    model's values of those. `rows`: module -> new rows of its matrix. `within`: the decoder's prefix in the
+    model that was trained.
     """
 
     lora: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -43,23 +43,26 @@ class Contents:
     within: str = ""
 
     @property
-    def changes_nothing(self) -> bool:
+    def is_empty(self) -> bool:
         return not (self.lora or self.whole or self.rows)
 
     def name_in_training(self, module: str) -> str:
-        """What a module of ours was called in the model that was trained, by which a config's patterns go."""
+        """The module's name in the model that was trained, which the patterns in the config match."""
         if self.within and module.startswith("model."):
             return self.within + module.removeprefix("model.")
         old = self.within == "language_model.model." and module.startswith("lm_head")
         return f"language_model.{module}" if old else module
 
 
-def read_adapter(folder: Path) -> Contents:
-    """A NotFoundError where the weights are in no safetensors file, damaged, or not named as by peft."""
+def read_adapter(folder: Path) -> AdapterWeights:
+    """Read the adapter's safetensors file.
+
+    NotFoundError where it is missing or damaged, or has names that peft does not use.
+    """
     if not (folder / WEIGHTS).is_file():
         raise NotFoundError(
-            f"{folder} holds no {WEIGHTS}, the only form of adapter loaded: pickle files can run code.",
-            "Save the adapter again with a recent peft, which writes it.",
+            f"{folder} has no {WEIGHTS}. Other formats are not loaded, because pickle files can run code.",
+            "Save the adapter again with a recent version of peft, which writes this file.",
         )
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -67,28 +70,28 @@ def read_adapter(folder: Path) -> Contents:
         raise unusable(folder, f"{WEIGHTS} cannot be read ({_first_line(error)}).") from error
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
-            raise unusable(folder, f"{name} is of a type that adapters do not have, {tensor.dtype}.")
+            raise unusable(folder, f"{name} has dtype {tensor.dtype}, which adapters do not support.")
         if not bool(torch.isfinite(tensor).all()):
-            raise unusable(folder, f"{name} holds values that are not finite numbers.")
-    return _sorted(tensors, folder)
+            raise unusable(folder, f"{name} has values that are not finite numbers.")
+    return _sort_by_use(tensors, folder)
 
 
-def _sorted(tensors: Mapping[str, torch.Tensor], folder: Path) -> Contents:
+def _sort_by_use(tensors: Mapping[str, torch.Tensor], folder: Path) -> AdapterWeights:
     names = {name: name.removeprefix(_PEFT) for name in tensors}
     within = next((each for each in _WITHIN if any(name.startswith(each) for name in names.values())), "")
-    found = Contents(within=within)
+    found = AdapterWeights(within=within)
     for name, stem in names.items():
         if stem.removeprefix("model.").startswith(_ELSEWHERE):
             continue
         if stem == name:
-            raise unusable(folder, f"{name} is not named as peft names an adapter's weights.")
-        if not _put(found, language_name(stem), tensors[name]):
-            raise unusable(folder, f"{name} is there twice, and differs.")
+            raise unusable(folder, f"{name} is not a name that peft gives to weights.")
+        if not _add(found, language_name(stem), tensors[name]):
+            raise unusable(folder, f"{name} occurs twice with different values.")
     return found
 
 
-def _put(found: Contents, name: str, tensor: torch.Tensor) -> bool:
-    """Whether there was no other value for the same."""
+def _add(found: AdapterWeights, name: str, tensor: torch.Tensor) -> bool:
+    """Add the tensor; False where a different one has the same use."""
     if lora := _LORA.fullmatch(name):
         place, key = found.lora.setdefault(lora[1], {}), lora[2]
     elif name.endswith(_ROWS):
@@ -102,15 +105,15 @@ def _put(found: Contents, name: str, tensor: torch.Tensor) -> bool:
 
 def unfit(folder: Path, why: str) -> NotFoundError:
     return NotFoundError(
-        f"The adapter in {folder} does not fit its base: {why}",
-        "Give the base it was trained on with -m; its adapter_config.json names it.",
+        f"The adapter in {folder} does not fit this base model: {why}",
+        "Use the base model it was trained on, with -m; its adapter_config.json names it.",
     )
 
 
 def unusable(folder: Path, why: str) -> NotFoundError:
     return NotFoundError(
         f"The adapter in {folder} cannot be used: {why}",
-        "Download it again, save it again with a recent peft, or merge it into its base with peft.",
+        "Download it again, save it again with a recent peft, or merge it into its base model with peft.",
     )
 
 
