@@ -220,7 +220,7 @@ def test_the_engine_answers_as_the_reference_does(checkpoint: Path) -> None:
         assert mine.peaks.host_bytes > ours.loaded.weights_bytes
         assert mine.peaks.device_bytes is None
     assert len(theirs.answered[0].margins) == SHORT.new_tokens
-    assert min(theirs.answered[0].margins) >= 0
+    assert 0 <= min(theirs.answered[0].margins) < max(theirs.answered[0].margins)
     assert len(set(ours.answered[1].token_ids)) > 2  # or equal tokens would prove little
 
 

@@ -9,7 +9,7 @@ from support.chat import GREEDY, Chat
 
 from localgemma_cli.chat.recording import SessionRecorder
 from localgemma_cli.chat.slash.outcome import AskQuestion
-from localgemma_cli.errors import InterruptedAnswer, UsageError
+from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, UsageError
 from localgemma_cli.sampling import Mode, OnOverflow
 from localgemma_cli.sessions.store import Store, default_path
 
@@ -128,7 +128,7 @@ def test_an_error_leaves_the_conversation_and_its_file_as_they_were(store: Store
     with pytest.raises(UsageError):
         chat.ask(f"See @{store._path.parent}/binary")
     chat.session.settings = replace(chat.session.settings, on_overflow=OnOverflow.ERROR)
-    with pytest.raises(Exception, match="tokens"):
+    with pytest.raises(ContextOverflowError, match="tokens"):
         chat.ask("word " * 3000)
     for turns in (chat.turns, store.conversation(1, "demo").turns):
         assert [turn.question.content for turn in turns] == ["Hello!"]

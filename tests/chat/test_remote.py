@@ -31,7 +31,7 @@ def interrupt_before_the_first_byte(terminal: Terminal, server: ChatServer) -> N
 def interrupt_the_second(terminal: Terminal, said: str) -> None:
     terminal.wait(said)
     terminal.type("\x03")
-    terminal.wait(r"\[interrupted; the answer so far stays")
+    terminal.wait(r"\[interrupted; partial answer kept")
     terminal.wait_for_prompt()
 
 

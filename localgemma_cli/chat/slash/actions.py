@@ -22,7 +22,13 @@ from localgemma_cli.chat.slash.outcome import (
     Outcome,
     SwitchModel,
 )
-from localgemma_cli.chat.slash.session_commands import export, load, save, sessions, title
+from localgemma_cli.chat.slash.session_commands import (
+    export_session,
+    list_sessions,
+    load_session,
+    save_session,
+    set_title,
+)
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.documents import format_value
 from localgemma_cli.errors import UsageError
@@ -247,11 +253,11 @@ _ACTIONS: Mapping[str, Callable[[ChatSession, CommandContext, str], Outcome]] = 
     "/stats": _stats,
     "/copy": _copy,
     "/summarize": _summarize,
-    "/save": save,
-    "/title": title,
-    "/sessions": sessions,
-    "/load": load,
-    "/export": export,
+    "/save": save_session,
+    "/title": set_title,
+    "/sessions": list_sessions,
+    "/load": load_session,
+    "/export": export_session,
     "/multiline": _swap_enter,
     "/exit": _exit,
 }

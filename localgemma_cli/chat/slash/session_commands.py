@@ -18,7 +18,7 @@ from localgemma_cli.sessions.store import Store, default_path
 _LISTED = 20  # conversations
 
 
-def save(session: ChatSession, context: CommandContext, argument: str) -> None:
+def save_session(session: ChatSession, context: CommandContext, argument: str) -> None:
     id, session.conversation = session.recorder.save_all(
         session.conversation, session.system, argument or None
     )
@@ -27,7 +27,7 @@ def save(session: ChatSession, context: CommandContext, argument: str) -> None:
     session.say(f"[saved{name}; {resume_hint(handle)}]")
 
 
-def title(session: ChatSession, context: CommandContext, argument: str) -> None:
+def set_title(session: ChatSession, context: CommandContext, argument: str) -> None:
     if not argument:
         raise usage_error("/title")
     store, id = _saved(session)
@@ -36,7 +36,7 @@ def title(session: ChatSession, context: CommandContext, argument: str) -> None:
     session.say(f"[title: {one_line(argument)}]")
 
 
-def sessions(session: ChatSession, context: CommandContext, argument: str) -> None:
+def list_sessions(session: ChatSession, context: CommandContext, argument: str) -> None:
     found = _store(session).summaries(argument, limit=_LISTED)
     for each in found:
         here = "*" if each.id == session.recorder.session else " "
@@ -49,7 +49,7 @@ def sessions(session: ChatSession, context: CommandContext, argument: str) -> No
         session.say("No saved conversation matches." if argument else "There are no saved conversations yet.")
 
 
-def load(session: ChatSession, context: CommandContext, argument: str) -> None:
+def load_session(session: ChatSession, context: CommandContext, argument: str) -> None:
     if not argument:
         raise usage_error("/load")
     store = _store(session)
@@ -61,7 +61,7 @@ def load(session: ChatSession, context: CommandContext, argument: str) -> None:
     session.replay()
 
 
-def export(session: ChatSession, context: CommandContext, argument: str) -> None:
+def export_session(session: ChatSession, context: CommandContext, argument: str) -> None:
     if not argument:
         raise usage_error("/export")
     if not session.conversation.turns:

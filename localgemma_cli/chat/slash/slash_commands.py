@@ -32,7 +32,7 @@ GROUPS: Mapping[str, Mapping[str, CommandHelp]] = {
         "/file": CommandHelp("PATH ...", "attach files, like @PATH; - removes them"),
         "/copy": CommandHelp("[N]", "copy the last answer, or the one N turns back"),
         "/export": CommandHelp("FILE", "write a .md, .json or .jsonl file"),
-        "/save": CommandHelp("[NAME]", "name it; with --no-save, save it"),
+        "/save": CommandHelp("[NAME]", "name this conversation; with --no-save, save it"),
         "/title": CommandHelp("TEXT", "set the title of this conversation"),
         "/sessions": CommandHelp("[QUERY]", "list saved conversations, or search them"),
         "/load": CommandHelp("NAME", "resume a saved one, by name or number"),
@@ -42,7 +42,7 @@ GROUPS: Mapping[str, Mapping[str, CommandHelp]] = {
         "/set": CommandHelp("[KEY VALUE]", "set sampling, or render plain|markdown"),
         "/show": CommandHelp(
             "WHAT",
-            "plan, prompt, context, model or params",
+            "show plan, prompt, context, model or params",
             ("plan", "prompt", "context", "model", "params"),
         ),
         "/stats": CommandHelp("", "show tokens and speed"),
@@ -55,7 +55,7 @@ COMMANDS: Mapping[str, CommandHelp] = {
     name: about for group in GROUPS.values() for name, about in group.items()
 }
 
-_NARROW = 70  # columns
+_NARROW = 74  # columns
 _KEYS: dict[str, str] = {
     "Enter": 'send; inside """, start a new line',
     "Alt-Enter, Ctrl-J": "start a new line",

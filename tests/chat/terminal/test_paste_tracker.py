@@ -87,7 +87,7 @@ def test_what_is_pasted_is_sent_as_it_is_and_attaches_nothing(program: Program) 
             terminal.wait("Commands:")
             terminal.type("/home/me/x.py: what is wrong?\r")
             terminal.wait(
-                r"no command /home/me/x.py:.*Enter again sends it as text[^>]*> /home/me/x.py: what"
+                r"Unknown command: /home/me/x.py:[\s\S]*Enter again to send[^>]*> /home/me/x.py: what"
             )
             terminal.enter("")
             assert sent(server) == "/home/me/x.py: what is wrong?"

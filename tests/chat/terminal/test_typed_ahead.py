@@ -83,9 +83,9 @@ def test_tab_and_enter_typed_fast_complete(program: Program) -> None:
             terminal.enter("See @riv\t")
             assert "The Nile." in questions(server)[-1]
             terminal.enter("/save rivers")
-            assert "[conversation 1, 1 turn]" in terminal.enter("/load riv\t")
+            assert "[resumed conversation 1, 1 turn]" in terminal.enter("/load riv\t")
             assert "render             plain" in terminal.enter("/set render pl\t")
-            assert "no command /zz" in terminal.enter("/zz\t\t")
+            assert "Unknown command: /zz" in terminal.enter("/zz\t\t")
 
 
 def test_a_tab_ends_no_chat() -> None:
