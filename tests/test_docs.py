@@ -157,14 +157,14 @@ def leaves(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 def options_of(app: Any) -> list[list[str]]:
     """Flags, variable and key of every option that has a variable, the chat's first."""
-    chat = {param.name for param in app.commands[CHAT].params}
+    chat = {param.envvar for param in app.commands[CHAT].params}
     found: dict[str, list[str]] = {}
     for _, command in leaves(app):
         for param in command.params:
             if param.param_type_name == "option" and param.envvar:
                 flags = ", ".join([*param.opts, *param.secondary_opts])
-                key = param.opts[0].removeprefix("--") if param.name in chat else "–"
-                found.setdefault(param.name, [flags, param.envvar, key])
+                key = param.opts[0].removeprefix("--") if param.envvar in chat else "–"
+                found.setdefault(param.envvar, [flags, param.envvar, key])
     return list(found.values())
 
 
