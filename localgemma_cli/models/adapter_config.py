@@ -1,4 +1,4 @@
-"""A LoRA or DoRA adapter: what its adapter_config.json says, read without peft."""
+"""The adapter_config.json of a LoRA or DoRA adapter, read without peft."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.architecture import Architecture
 from localgemma_cli.models.json_fields import JsonFields
 
-# Variants of LoRA that compute otherwise, or something else than a model's matrices.
+# Variants of LoRA that are not supported.
 _OTHER_KINDS = {
     "layer_replication": "repeats layers of its base",
-    "target_parameters": "changes parameters that are no module's own",
-    "alora_invocation_tokens": "begins to work at a certain text only",
-    "use_qalora": "pools what it reads",
-    "use_bdlora": "is made of blocks",
-    "arrow_config": "chooses among several adapters",
-    "kasa_config": "cuts its base before it changes it",
-    "monteclora_config": "draws its weights anew at each step",
+    "target_parameters": "changes parameters outside of modules",
+    "alora_invocation_tokens": "is active only after certain tokens",
+    "use_qalora": "pools its inputs",
+    "use_bdlora": "is block-diagonal",
+    "arrow_config": "chooses between several adapters",
+    "kasa_config": "truncates its base's weights",
+    "monteclora_config": "samples its weights at each step",
 }
 _ENDS = frozenset({"embed_tokens", "lm_head"})
-_MAX_RANK = 65_536  # a rank beyond a matrix's width adds nothing
+_MAX_RANK = 65_536  # a rank above a matrix's width adds nothing
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`rank` as peft's `r`, the largest of them; `base` is the repository or folder that it was trained on.
+    """`rank`: the largest `r`. `base`: the repository or folder that it was trained on.
 
-    `targets`: the matrices that it changes, by the last part of their name; None: every one in the layers.
-    `replaced`: those that it brings whole. `ends`: the embedding and the head, where it changes those too;
-    `keeps_tied`: a head that is the embedding stays so.
+    `targets`: the matrices that it changes, by the last part of their name; None: all in the layers.
+    `replaced`: matrices that it contains in full. `ends`: the embedding and the head, if it changes them;
+    `keeps_tied`: a head tied to the embedding stays tied.
     """
 
     id: str
@@ -51,27 +51,27 @@ class Adapter:
         return matrix in self.targets
 
     def separates_head(self, *, merged: bool) -> bool:
-        """Whether head and embedding become two matrices: one changes, or both do in ways of their own."""
+        """Whether a tied head and embedding become two matrices, because they change differently."""
         return not self.keeps_tied and bool(_ENDS & (self.replaced | (self.ends if merged else set())))
 
 
 def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
-    """A NotFoundError for any other kind of adapter than LoRA, and where the config is damaged."""
+    """Raises NotFoundError for other kinds of adapters, and for a damaged config."""
     kind = config.get("peft_type")
     if kind != "LORA":
         raise NotFoundError(
-            f"{id} is not a LoRA or DoRA adapter: adapter_config.json says {name_or(kind, 'nothing')}.",
-            "Only those two kinds are loaded; merge the adapter with peft, and give the merged model.",
+            f"{id} is not a LoRA or DoRA adapter: its adapter_config.json names {name_or(kind, 'nothing')}.",
+            "Only these two kinds are supported; merge the adapter with peft, and use the merged model.",
         )
     own = JsonFields(config, f"adapter_config.json of {id}")
     if key := next((key for key in _OTHER_KINDS if config.get(key)), None):
         raise NotFoundError(
             f"{id} {_OTHER_KINDS[key]} ({key}), which localgemma does not support.",
-            "Merge the adapter with peft, and give the merged model.",
+            "Merge the adapter with peft, and use the merged model.",
         )
     base = config.get("base_model_name_or_path")
     if base is not None and not isinstance(base, str):
-        raise own.fault("base_model_name_or_path", "a text")
+        raise own.fault("base_model_name_or_path", "text")
     own.require_number("lora_alpha", 0, 1e9)
     ranks = own.part("rank_pattern") or JsonFields({}, "")
     targets, replaced = _targets(own), frozenset(_last_parts(own.texts("modules_to_save") or ()))
@@ -88,9 +88,9 @@ def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
 
 
 def adapter_bytes(adapter: Adapter, shape: Architecture) -> int:
-    """Of an adapter beside the weights; peft keeps its factors in fp32.
+    """Bytes of an adapter that is not merged; peft keeps its factors in fp32.
 
-    At most, where it leaves layers out or names its matrices by a pattern.
+    An upper bound if it skips layers or names its matrices by a pattern.
     """
     total = 0
     for name, count, wide, high in _matrices(shape):
@@ -100,7 +100,7 @@ def adapter_bytes(adapter: Adapter, shape: Architecture) -> int:
 
 
 def _matrices(shape: Architecture) -> Iterator[tuple[str, int, int, int]]:
-    """Each kind of matrix: its name, how many there are, features in and out."""
+    """Each kind of matrix: its name, its count, and its input and output features."""
     for group in shape.groups:
         queries, keys = shape.heads * group.head_dim, group.kv_heads * group.head_dim
         yield "q_proj", group.count, shape.hidden, queries
@@ -115,7 +115,7 @@ def _matrices(shape: Architecture) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _targets(own: JsonFields) -> frozenset[str] | None:
-    """None for a pattern."""
+    """The matrices by name; None for a pattern."""
     if isinstance(own.values.get("target_modules"), str):
         return None
     names = own.texts("target_modules")
@@ -123,5 +123,5 @@ def _targets(own: JsonFields) -> frozenset[str] | None:
 
 
 def _last_parts(names: Iterable[str]) -> Iterator[str]:
-    """Of dotted names."""
+    """The parts after the last dot."""
     return (name.rpartition(".")[2] for name in names)

@@ -14,7 +14,7 @@ CONFIRM_ABOVE = 100_000_000  # bytes; a larger download needs the user's consent
 
 @dataclass(frozen=True)
 class PendingDownload:
-    """What has to come from the hub before a source can be loaded; `size` in bytes."""
+    """A model or adapter to download before a source can be loaded; `size` in bytes."""
 
     model_id: str
     licence: str
@@ -22,7 +22,7 @@ class PendingDownload:
 
 
 def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str | None], ...]:
-    """The models and the adapter that are not whole on disk, each with its revision; asks no network."""
+    """The models and the adapter that are incomplete on disk, each with its revision; uses no network."""
     adapter = source.facts.adapter
     parts: list[tuple[ModelFacts | Adapter, str | None]] = []
     if source.folder is None:
@@ -31,7 +31,7 @@ def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str |
         parts.append((adapter, source.adapter_revision))
     if source.assistant is not None and source.assistant.folder is None:
         parts.append((source.assistant.facts, source.assistant.revision))
-    if not parts:  # then the hub's client is not needed
+    if not parts:  # spare the import of the hub's client
         return ()
     from localgemma_cli.models.hub.cache import cached_snapshot
 
@@ -39,7 +39,7 @@ def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str |
 
 
 def list_downloads(source: Source) -> tuple[PendingDownload, ...]:
-    """Asks the hub for the sizes; raises what the download itself would raise at its start."""
+    """The downloads with their sizes, from the hub; raises what a download would raise at its start."""
     from localgemma_cli.models.hub.client import bytes_to_fetch
 
     found = []
@@ -51,7 +51,7 @@ def list_downloads(source: Source) -> tuple[PendingDownload, ...]:
 
 
 def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
-    """The adapter's folder; downloads it where it is not on disk."""
+    """The adapter's folder, downloaded if it is not on disk; None without an adapter."""
     adapter = source.facts.adapter
     if adapter is None:
         return None
@@ -70,16 +70,16 @@ def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | 
 
 
 def tokenizer_folder(folder: Path, adapter: Path | None) -> Path:
-    """An adapter's own tokenizer wins: it may know tokens that the base does not."""
+    """The adapter's folder if it contains a tokenizer, which may have further tokens; else the base's."""
     if adapter and any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return adapter
     return folder
 
 
 def fetch_model(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path:
-    """The folder with the weights; downloads them where they are not on disk.
+    """The folder with the weights, downloaded if they are not on disk.
 
-    A copy on disk is brought up to date where that takes no more than `largest_update` bytes.
+    A copy on disk is updated if that downloads at most `largest_update` bytes.
     """
     if source.folder is not None:
         return source.folder
@@ -96,7 +96,7 @@ def fetch_model(source: Source, progress: ProgressSink, largest_update: int | No
 
 
 def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
-    """A folder with at least the tokenizer; downloads no weights."""
+    """A folder with at least the tokenizer, downloaded without the weights."""
     adapter = fetch_adapter(source, progress)
     if source.folder is not None:
         return tokenizer_folder(source.folder, adapter)
@@ -113,7 +113,7 @@ def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
 
 
 def fetch_assistant(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
-    """The folder of the model that drafts, where there is one; as `fetch_model`."""
+    """As `fetch_model`, for the assistant model; None without one."""
     if source.assistant is None:
         return None
     with naming_the_assistant():

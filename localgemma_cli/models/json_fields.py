@@ -1,4 +1,4 @@
-"""The values of a model's own files, key by key: what is out of bounds is refused by file and key."""
+"""Typed access to the values of a model's JSON files; errors name the file and the key."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class JsonFields:
         raise self.fault(key, f"a whole number from {least} to {most}")
 
     def require_number(self, key: str, least: float, most: float) -> None:
-        """Where the key is there and not null."""
+        """Accepts a missing key and null."""
         value = self.values.get(key)
         if value is None or (is_number(value) and least <= value <= most):
             return
@@ -34,9 +34,9 @@ class JsonFields:
         raise self.fault(key, "true or false")
 
     def require_text(self, key: str) -> None:
-        """Where the key is there and not null."""
+        """Accepts a missing key and null."""
         if not isinstance(self.values.get(key), str | None):
-            raise self.fault(key, "a text")
+            raise self.fault(key, "text")
 
     def texts(self, key: str) -> list[str] | None:
         value = self.values.get(key)
@@ -47,7 +47,7 @@ class JsonFields:
         raise self.fault(key, "a list of texts")
 
     def part(self, key: str) -> "JsonFields | None":
-        """The object under a key; None where there is none."""
+        """The object under a key; None if it is missing or null."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -56,7 +56,7 @@ class JsonFields:
         raise self.fault(key, "an object")
 
     def require_ids(self, keys: Sequence[str], vocabulary: int) -> None:
-        """Token ids, alone or in a list, where the keys are there; -1 stands for none."""
+        """Accepts token ids, alone or in a list, missing keys and null; -1 means no token."""
         for key in keys:
             value = self.values.get(key)
             for each in value if isinstance(value, list) else [value]:

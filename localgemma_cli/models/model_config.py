@@ -1,4 +1,4 @@
-"""What a model's own config.json says, read without transformers."""
+"""A model's config.json, read without transformers."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from localgemma_cli.models.unsupported_formats import SUPPORTED_FORMS_HINT
 
 Config = Mapping[str, object]
 
-# Beyond what any model has, and small enough that whatever is planned by layer or token stays quick.
+# Above any real model, and small enough that planning by layer or token stays fast.
 _LAYERS, _WIDTH, _HEADS, _HEAD_DIM = 1_000, 1_000_000, 10_000, 16_384
 _VOCABULARY, _TOKENS = 10_000_000, 100_000_000
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -24,7 +24,7 @@ _NUMBERS: Mapping[str, tuple[float, float]] = {
     "final_logit_softcapping": (1e-6, 1e9),
     "attention_dropout": (0, 1),
     "initializer_range": (0, 1e3),
-    "num_labels": (0, 1_000_000),  # transformers makes a name for each
+    "num_labels": (0, 1_000_000),  # transformers creates a name for each
 }
 _TEXTS = ("hidden_act", "hidden_activation", "dtype", "torch_dtype")
 _ROPE_DIVISORS = ("factor", "rope_theta", "low_freq_factor", "high_freq_factor")
@@ -86,7 +86,7 @@ _DEFAULTS: Mapping[Family, Mapping[str, object]] = {
 _FAMILIES: Mapping[str, Family] = {
     "gemma": "gemma",
     "gemma2": "gemma2",
-    "gemma3": "gemma3_text",  # text and images; the text half is what runs here
+    "gemma3": "gemma3_text",  # text and images; only the text part is loaded
     "gemma3_text": "gemma3_text",
     "gemma4": "gemma4_text",
     "gemma4_text": "gemma4_text",
@@ -102,9 +102,9 @@ _CHAT_CLASSES = (
 
 
 def architecture_of(config: Config, name: str, *, force: bool = False) -> Architecture:
-    """The decoder that `config` describes; a NotFoundError where it is no Gemma, unless that is forced.
+    """The decoder that `config` describes; NotFoundError for other models than Gemma, unless forced.
 
-    Also where a value has no meaning, or so large a one that no such model exists.
+    Also for invalid values, and for values larger than those of any model.
     """
     whole = JsonFields(config, f"config.json of {name}")
     family = _family(config, name, force)
@@ -143,11 +143,11 @@ def _slides(values: Config, family: Family) -> bool:
 
 
 def _require_sense(own: JsonFields, shape: Architecture) -> None:
-    """What has no meaning together, and what the memory does not depend on but the arithmetic does."""
+    """Check values against each other, and those that only the computation uses."""
     if shape.heads % shape.kv_heads:
         raise own.fault("num_attention_heads", f"a multiple of num_key_value_heads, {shape.kv_heads}")
     if shape.head_dim % 2 and shape.family != "other":
-        raise own.fault("head_dim", "even, since positions turn pairs of numbers")
+        raise own.fault("head_dim", "even, because RoPE rotates pairs")
     for key, (least, most) in _NUMBERS.items():
         own.require_number(key, least, most)
     for key in _TEXTS:
@@ -161,7 +161,7 @@ def _require_sense(own: JsonFields, shape: Architecture) -> None:
 
 
 def _require_rope(rope: JsonFields) -> None:
-    """How positions are turned; layers of different kinds may have an object each."""
+    """Check the RoPE settings; each kind of layer may have an object of its own."""
     for key, value in rope.values.items():
         if isinstance(value, Mapping):
             _require_rope(JsonFields(value, f"{rope.where}, {key}"))
@@ -178,7 +178,7 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     part = whole.part("quantization_config") or whole.part("compression_config")
     if _is_mlx(config.get("quantization")) or (part and _is_mlx(part.values)):
         raise NotFoundError(
-            f"{name} is packed for MLX, Apple's library, which localgemma does not load.",
+            f"{name} is quantized for MLX, Apple's library, which localgemma does not support.",
             SUPPORTED_FORMS_HINT,
         )
     if part is None:
@@ -198,18 +198,18 @@ def stored_format_of(config: Config, name: str) -> StoredFormat | None:
     if method == "compressed-tensors" and _is_w8a8(stored):
         return StoredFormat("w8a8")
     raise NotFoundError(
-        f"{name} is stored in a quantized form that localgemma does not load ({name_or(method, 'unnamed')}).",
+        f"{name} is stored in an unsupported quantized form ({name_or(method, 'unnamed')}).",
         SUPPORTED_FORMS_HINT,
     )
 
 
 def _is_mlx(form: object) -> bool:
-    """As mlx_lm writes it: bits and groups, and no method."""
+    """Whether mlx_lm wrote it: bits and groups without a method."""
     return isinstance(form, Mapping) and {"bits", "group_size"} <= form.keys() and "quant_method" not in form
 
 
 def _is_w8a8(stored: Config) -> bool:
-    """int8 weights with one scale per row, and activations rounded to int8 as they come, token by token."""
+    """int8 weights with one scale per row, and activations quantized to int8 per token."""
     groups = stored.get("config_groups")
     if stored.get("format") != "int-quantized" or not isinstance(groups, Mapping) or not groups:
         return False
@@ -238,8 +238,8 @@ def _family(config: Config, name: str, force: bool) -> Family:
         return "other"
     what = name_or(classes[0] if isinstance(classes, list) and classes else kind, "nothing of its kind")
     raise NotFoundError(
-        f"{name} is not a Gemma 1 to 4 that chats: its config.json says {what}.",
-        "See `localgemma models list` for models that run here; --force tries this one all the same.",
+        f"{name} is not a chat model of Gemma 1 to 4: its config.json names {what}.",
+        "See `localgemma models list` for models that run here; --force tries this one anyway.",
     )
 
 
@@ -269,8 +269,8 @@ def _layer_types(own: JsonFields, family: Family, layers: int) -> list[str] | No
 def _gemma4(own: JsonFields, layers: int, name: str) -> Gemma4Parts:
     if own.flag("enable_moe_block"):
         raise NotFoundError(
-            f"{name} is a mixture of experts, and localgemma knows dense models only.",
-            "Take one of Gemma 4's dense sizes, such as 4-e4b or 4-31b.",
+            f"{name} is a mixture of experts; localgemma supports dense models only.",
+            "Use one of Gemma 4's dense sizes, such as 4-e4b or 4-31b.",
         )
     count = own.whole("num_kv_shared_layers", 0, layers) if own.values.get("num_kv_shared_layers") else 0
     value_is_key = own.flag("attention_k_eq_v")
@@ -278,7 +278,7 @@ def _gemma4(own: JsonFields, layers: int, name: str) -> Gemma4Parts:
     types = _layer_types(own, "gemma4_text", layers)
     if types is None:
         types = ["sliding" if (index + 1) % pattern else "full_attention" for index in range(layers)]
-    # transformers 5 writes what is other in full layers per layer, released files once
+    # transformers 5 writes the values of full layers once per layer, released files once in all
     layers_own = own.part("per_layer_config")
     per_layer = next(iter(layers_own.values), None) if layers_own else None
     if layers_own and per_layer is not None and (one := layers_own.part(per_layer)) is not None:
@@ -305,7 +305,7 @@ def _gemma4(own: JsonFields, layers: int, name: str) -> Gemma4Parts:
 
 
 def _usual(own: Config) -> dict[str, object]:
-    """What most decoders that are no Gemma leave out of their config.json."""
+    """Defaults for decoders other than Gemma, which often omit these values."""
     hidden, heads = own.get("hidden_size"), own.get("num_attention_heads")
     known = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
     head_dim = hidden // heads if known else None  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""What `--model` names: facts for the planner first, a folder of weights once they are wanted."""
+"""Resolve the value of `--model`: a name, a folder, a file or a hub id, to the facts of the model."""
 
 import os
 import re
@@ -23,9 +23,9 @@ _ADAPTER_CONFIG = "adapter_config.json"
 
 @dataclass(frozen=True)
 class Source:
-    """A model's facts, and its folder (or GGUF file) where that is known without asking the hub.
+    """A model's facts, and its folder or GGUF file; None if it comes from the hub.
 
-    `adapter_revision` is the adapter's own, on the hub.
+    `adapter_revision`: the revision of an adapter on the hub.
     """
 
     facts: ModelFacts
@@ -37,18 +37,18 @@ class Source:
 
 
 def resolve_assistant(model: str, *, offline: bool) -> Source:
-    """As `resolve`; `--revision` is the larger model's."""
+    """As `resolve`; `--revision` applies to the larger model only."""
     with naming_the_assistant():
         source = resolve(model, revision=None, offline=offline)
         if source.facts.adapter is not None:
             raise UsageError(
-                f"{model} has an adapter, which only the larger model can have.", "Name its base."
+                f"{model} has an adapter, which an assistant model cannot have.", "Use its base model."
             )
         return source
 
 
 def resolve(model: str, *, revision: str | None, offline: bool, force: bool = False) -> Source:
-    """Raises NotFoundError, with the nearest name, where `model` is nothing that could be loaded."""
+    """Raises NotFoundError, with the nearest known name, for a model that does not exist."""
     own = own_models()
     if model in own:
         return _resolve_own(own[model], revision, offline, force)
@@ -89,7 +89,7 @@ def _resolve_known(
     names = (*MODEL_NAMES, *others)
     nearest = nearest_model(model, others)
     raise NotFoundError(
-        f"There is no model {model!r}: not a known name, not a folder, not a hub id.",
+        f"Model not found: {model!r} is not a known name, a folder or a hub id.",
         f"Did you mean {nearest}?" if nearest else f"Known names: {', '.join(names)}; or ORGANISATION/NAME.",
     )
 
@@ -110,7 +110,7 @@ def _resolve_own(own: OwnModel, revision: str | None, offline: bool, force: bool
         found = _resolve_known(own.repository, revision, offline, force)
     else:
         raise UsageError(
-            f"{own.name} of models.toml names no repository to load.", 'Add repository = "…" to its table.'
+            f"[{own.name}] in models.toml has no repository to load.", 'Add repository = "…" to its table.'
         )
     return replace(found, facts=replace(found.facts, name=own.name))
 
@@ -118,9 +118,9 @@ def _resolve_own(own: OwnModel, revision: str | None, offline: bool, force: bool
 def resolve_adapted(
     model: str | None, adapter: str, *, revision: str | None, offline: bool, force: bool = False
 ) -> Source:
-    """The adapter's base, or `model` in its place, with the adapter; `revision` is that of what was named.
+    """The adapter with its base model, or with `model` instead; `revision` applies to `model` if given.
 
-    It stands in the place of one that `models.toml` gives the model.
+    The adapter replaces one that models.toml names for the model.
     """
     own = own_models().get(model) if model else None
     if own is not None:
@@ -132,31 +132,33 @@ def _adapted(model: str | None, adapter: str, revision: str | None, offline: boo
     found = _adapter(adapter, revision if model is None else None, offline)
     base = model or found.base
     if not base:
-        raise NotFoundError(f"The adapter {adapter} does not say what its base is.", "Name the base with -m.")
+        raise NotFoundError(
+            f"Adapter {adapter} does not name its base model.", "Name the base model with -m."
+        )
     try:
         source = _resolve_known(base, revision if model else None, offline, force)
     except NotFoundError as error:
         if model is not None:
             raise
         raise NotFoundError(
-            f"The base of the adapter {adapter} cannot be had: {error.message}",
-            "Name the base with -m, a folder or a hub id.",
+            f"Cannot load the base model of adapter {adapter}: {error.message}",
+            "Name the base model with -m: a folder or a hub id.",
         ) from error
     if source.facts.adapter is not None:
-        raise NotFoundError(f"{base} is an adapter itself.", "Name the whole model with -m.")
+        raise NotFoundError(f"{base} is itself an adapter.", "Name a complete model with -m.")
     facts = replace(source.facts, adapter=found)
     return replace(source, facts=facts, adapter_revision=None if model else revision)
 
 
 def _with_the_stored_head(facts: ModelFacts, folder: Path | None) -> ModelFacts:
-    """With a head of its own where the files have one, as a loader finds it."""
+    """The facts, with an output head of its own if the files contain one."""
     if folder is None:
         return facts
     from localgemma_cli.models.safetensors_file import alike, is_tied, read_checkpoint
 
     try:
         tied = is_tied(facts.architecture.tied_head, read_checkpoint(folder), alike)
-    except (OSError, ValueError):  # the loader says what is wrong with the files
+    except (OSError, ValueError):  # the loader reports what is wrong with the files
         return facts
     return replace(facts, architecture=replace(facts.architecture, tied_head=tied))
 
@@ -171,15 +173,15 @@ def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:
         config = fetch_config(adapter, revision=revision, offline=offline, name=_ADAPTER_CONFIG)
         return adapter_of(config, adapter)
     raise NotFoundError(
-        f"There is no adapter {adapter!r}: not a folder, not a hub id.",
-        "Give the folder with its adapter_config.json, or ORGANISATION/NAME.",
+        f"Adapter not found: {adapter!r} is not a folder or a hub id.",
+        "Use the folder with its adapter_config.json, or ORGANISATION/NAME.",
     )
 
 
 def _file_facts(path: Path, name: str) -> ModelFacts:
-    """Of the one kind of model that is a single file."""
+    """The facts of a GGUF file."""
     if path.suffix.lower() != ".gguf":
-        raise NotFoundError(f"{name} is a file, and no GGUF file.", "Give a model's folder, or a .gguf file.")
+        raise NotFoundError(f"{name} is not a GGUF file.", "Use a model's folder, or a .gguf file.")
     from localgemma_cli.models.gguf_config import gguf_config
     from localgemma_cli.models.gguf_header import read_gguf
 
@@ -189,11 +191,11 @@ def _file_facts(path: Path, name: str) -> ModelFacts:
 
 @contextmanager
 def naming_the_assistant() -> Iterator[None]:
-    """Of two models on one command line, an error must say which."""
+    """Errors inside name the assistant model, since a command line has two models."""
     try:
         yield
     except LocalGemmaError as error:
-        hint = f"{error.hint.rstrip('.')}; or leave --assistant out."
+        hint = f"{error.hint.rstrip('.')}; or remove --assistant."
         raise type(error)(f"The assistant: {error.message}", hint) from error
 
 
@@ -202,8 +204,7 @@ def _names_in(folder: Path) -> list[str]:
         return [each.name for each in folder.iterdir()]
     except OSError as error:
         raise NotFoundError(
-            f"{folder} cannot be read: {failure_reason(error)}.",
-            "Check its permissions, or give another folder.",
+            f"Cannot read {folder}: {failure_reason(error)}.", "Check its permissions, or use another folder."
         ) from None
 
 
@@ -213,9 +214,9 @@ def _local_config(folder: Path, name: str = "config.json") -> dict[str, object]:
     except FileNotFoundError:
         what = "a model" if name == "config.json" else "an adapter"
         raise NotFoundError(
-            f"{folder} holds no {name}, so it is not {what}.", "Give the folder that the weights are in."
+            f"{folder} contains no {name}, so it is not {what}.", "Use the folder that contains the weights."
         ) from None
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"{folder}/{name} cannot be read: {failure_reason(error)}.", "Download the model again."
+            f"Cannot read {folder}/{name}: {failure_reason(error)}.", "Download the model again."
         ) from error

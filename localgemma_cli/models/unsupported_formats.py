@@ -1,4 +1,4 @@
-"""Weights that are not loaded: what they are by the names of files, and what to take instead."""
+"""Formats of weights that are not supported, recognised by file names, and what to use instead."""
 
 import re
 from collections.abc import Collection
@@ -7,17 +7,17 @@ from pathlib import Path
 from localgemma_cli.errors import NotFoundError
 
 SUPPORTED_FORMS_HINT = (
-    "Take the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8."
+    "Use the model's unquantized repository, or one in bitsandbytes NF4 or int8, AWQ (GEMM) or W8A8."
 )
 _CONVERT = (
-    "Convert it where you trust it (transformers' save_pretrained writes safetensors), or pick another."
+    "Convert it if you trust it (transformers' save_pretrained writes safetensors), or use another model."
 )
-_OTHER = "Pick a model, or a --revision, with .safetensors files."
+_OTHER = "Use a model or a --revision with .safetensors files."
 _BY_NAME = (  # a pattern of file names, what they are, and what to do
     (
         r".*\.rkllm",
         "for Rockchip's boards (.rkllm)",
-        "Serve it on the board, and give its address: --endpoint",
+        "Serve it on the board, and pass its address with --endpoint.",
     ),
     (r"openvino_.*", "for OpenVINO", _OTHER),
     (r".*\.(onnx|onnx_data)", "as ONNX", _OTHER),
@@ -34,16 +34,16 @@ _PACKED = {"quantize_config.json": "GPTQ", "hf_quant_config.json": "NVIDIA's Mod
 
 
 def is_adapter(names: Collection[str]) -> bool:
-    """Whether a folder or a repository of these files is an adapter, and no whole model."""
+    """Whether these are the files of an adapter and not of a complete model."""
     is_whole = _has_weights(names) or any(name.endswith(".safetensors.index.json") for name in names)
     return "adapter_config.json" in names and not is_whole
 
 
 def refuse_unsupported_formats(names: Collection[str], model: str, *, on_disk: Path | None = None) -> None:
-    """A NotFoundError where the weights are none that is loaded; `on_disk`: the folder that they are in."""
+    """Raise NotFoundError if no weights are in a supported format; `on_disk`: their folder, if local."""
     if packed := next((_PACKED[name] for name in sorted(names) if name in _PACKED), None):
         raise NotFoundError(
-            f"{model} is stored in a quantized form that localgemma does not load ({packed}).",
+            f"{model} is stored in an unsupported quantized form ({packed}).",
             SUPPORTED_FORMS_HINT,
         )
     if _has_weights(names) or is_adapter(names):
@@ -52,34 +52,34 @@ def refuse_unsupported_formats(names: Collection[str], model: str, *, on_disk: P
         raise _gguf_only(model, files, on_disk)
     for pattern, what, hint in _BY_NAME:
         if any(re.fullmatch(pattern, name) for name in names):
-            raise NotFoundError(f"{model} has its weights only {what}, which localgemma does not load.", hint)
+            raise NotFoundError(f"{model} has weights only {what}, which localgemma does not support.", hint)
     if any(re.fullmatch(_PICKLES, name) for name in names):
         raise NotFoundError(
-            f"{model} has no safetensors weights, the only ones loaded: pickle files can run code.",
+            f"{model} has no safetensors weights, the only supported format: pickle files can run code.",
             _CONVERT if on_disk else _OTHER,
         )
 
 
 def hub_file_error(model: str) -> NotFoundError:
-    """Of `org/name:Q4_K_M`, as other programs name one GGUF file among several."""
+    """The error for `org/name:Q4_K_M`, with which other programs name one GGUF file of a repository."""
     repository = model.partition(":")[0]
     return NotFoundError(
-        f"{model} names a file of a repository, and GGUF files are loaded from disk only.",
+        f"{model} names a file in a repository; GGUF files are loaded from disk only.",
         f"Download it (hf download {repository} FILE.gguf --local-dir .), then: localgemma -m ./FILE.gguf",
     )
 
 
 def _has_weights(names: Collection[str]) -> bool:
-    """Of a whole model."""
+    """Whether a complete model's safetensors files are among them."""
     return any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
 
 
 def _gguf_only(model: str, files: list[str], on_disk: Path | None) -> NotFoundError:
     if on_disk:
-        hint = f"Give the file itself: localgemma -m {on_disk / files[0]}"
+        hint = f"Name the file itself: localgemma -m {on_disk / files[0]}"
     else:
         get = f"hf download {model} {files[0]} --local-dir ."
         hint = f"Download one of its files ({get}), then: localgemma -m ./{files[0]}"
     return NotFoundError(
-        f"{model} has its weights as GGUF only, which is loaded file by file, from disk.", hint
+        f"{model} has weights as GGUF only, which are loaded from a single file on disk.", hint
     )

@@ -1,4 +1,4 @@
-"""Ids to text, a token at a time, never half a character."""
+"""Token ids to text, one token at a time, never half a character."""
 
 import re
 
@@ -8,19 +8,18 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Detokenizer:
-    """Streams the text of one answer; special tokens are left out.
+    """Streams the text of one answer, without special tokens.
 
-    A run of byte-fallback tokens is held back until it ends, because only then is it known to be text: one
-    byte that is none spoils the whole run, as it does in the tokenizers library's `decode`. Its DecodeStream
-    raises there.
+    A run of byte-fallback tokens is held back until it ends: one invalid byte makes every byte of the run
+    U+FFFD, as in the tokenizers library's `decode`. The library's own DecodeStream raises an error instead.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._bytes = bytearray()  # of the run that is open
+        self._bytes = bytearray()  # of the current run of byte tokens
 
     def step(self, token: int) -> str:
-        """The characters that `token` completes; empty while a run of bytes is open."""
+        """The text that `token` completes; empty inside a run of byte tokens."""
         byte = _BYTE.fullmatch(self._tokenizer.token_of(token) or "")
         if byte:
             self._bytes += bytes.fromhex(byte[1])
@@ -29,21 +28,21 @@ class Detokenizer:
 
     @property
     def is_open(self) -> bool:
-        """Whether a character has begun that the next byte may make whole."""
-        return self._whole() < len(self._bytes)
+        """Whether the last character is incomplete and the next byte may complete it."""
+        return self._complete_length() < len(self._bytes)
 
-    def settled(self) -> str:
-        """What an open run is without the character that is not whole: for an answer that may go on."""
-        return _text(bytes(self._bytes[: self._whole()]))
+    def complete_text(self) -> str:
+        """The text of the current run without an incomplete last character, for a resumable answer."""
+        return _decode(bytes(self._bytes[: self._complete_length()]))
 
     def flush(self) -> str:
-        """What is left of a run that will not go on."""
+        """The text of the current run, which ends here."""
         run = bytes(self._bytes)
         self._bytes.clear()
-        return _text(run)
+        return _decode(run)
 
-    def _whole(self) -> int:
-        """How many of the bytes are no beginning of a character; a run that is spoiled has none."""
+    def _complete_length(self) -> int:
+        """The number of bytes before an incomplete last character; all of them in an invalid run."""
         try:
             self._bytes.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -52,8 +51,8 @@ class Detokenizer:
         return len(self._bytes)
 
 
-def _text(run: bytes) -> str:
-    """U+FFFD for each byte of a run that is no text."""
+def _decode(run: bytes) -> str:
+    """The text of a run; U+FFFD for each of its bytes if it is not UTF-8."""
     try:
         return run.decode("utf-8")
     except UnicodeDecodeError:

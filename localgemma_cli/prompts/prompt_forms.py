@@ -1,4 +1,4 @@
-"""The prompt forms, each a Jinja template, and which of them a model is talked to in."""
+"""The built-in prompt forms, each a Jinja template, and the choice of one for a model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.text import read_text
 from localgemma_cli.types import PROMPT_FORMS, PromptForm
 
-# Gemma 1's and 2's own form, for tokenizers that lost it.
+# The form of Gemma 1 and 2, for tokenizers without a template.
 _GEMMA = """\
 {%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}
 {{- bos_token }}
@@ -21,8 +21,8 @@ _GEMMA = """\
 {%- endfor %}
 {{- '<start_of_turn>model\\n' if add_generation_prompt }}"""
 
-# Alpaca's form with the input block, as the models that are tuned in it saw it also where there was no input.
-# A line `### Input:` in the user's text begins the block.
+# Alpaca's form with the input block, which models tuned on it expect even without an input.
+# A line `### Input:` in the user's text starts the block.
 _ALPACA = """\
 {%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}
 {{- bos_token }}
@@ -51,7 +51,7 @@ _ALPACA_CHAT = """\
 {%- endif %}
 {%- endfor %}"""
 
-# No turns: what a base model is to continue, untouched, and nothing of what it continued before.
+# No turns: a base model continues the last text as it is, without the texts before it.
 _RAW = """\
 {%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system text') }}{% endif %}
 {{- bos_token }}{{ messages[-1]['content'] }}"""
@@ -63,14 +63,14 @@ _TEMPLATES: dict[PromptForm, str] = {
     "raw": _RAW,
 }
 _NEXT_REQUEST = "### Instruction:"
-CONTINUES = "This is a base model: it continues your text, and each text starts anew."
+CONTINUES = "This is a base model: it continues your text, and each text is independent of the ones before."
 
 
 @dataclass(frozen=True)
 class Form:
-    """`template` None: the tokenizer's own. `stops`: texts at which an answer ends, besides stop tokens.
+    """`template`: None for the tokenizer's own. `stops`: stop strings, in addition to stop tokens.
 
-    `is_raw`: text in, its continuation out; no turns and no system text. `file`: where a user's own lies.
+    `is_raw`: the text is continued, without turns or system text. `file`: the path of a user's own template.
     """
 
     template: str | None = None
@@ -84,12 +84,12 @@ class Form:
 
     @property
     def note(self) -> str | None:
-        """What a person should know before the first answer."""
+        """A notice for the user before the first answer."""
         return CONTINUES if self.is_raw else None
 
 
 def select_form(template: str, stated: PromptForm, tokenizer: Tokenizer) -> Form:
-    """What `--template` says; for auto the tokenizer's own, or without one what the catalogue states."""
+    """The form that `--template` names; for auto the tokenizer's, or `stated` if it has none."""
     if template == AUTO:
         return Form() if tokenizer.template else built_in(stated)
     check_template(template)
@@ -103,12 +103,12 @@ def built_in(form: PromptForm) -> Form:
 
 
 def template_error(form: Form, error: TemplateFailed) -> UsageError:
-    """Why a template could not be rendered, with the line where it is known."""
+    """The error for a template that cannot be rendered, with the line if known."""
     line = f", line {error.line}" if error.line else ""
     own = "The tokenizer's chat template" if form.template is None else "This prompt form"
     return UsageError(
         f"{form.file or own}{line} cannot be used: {error}",
-        "Correct the file." if form.file else "Take another form with --template.",
+        "Correct the file." if form.file else "Choose another form with --template.",
     )
 
 

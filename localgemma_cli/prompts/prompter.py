@@ -1,4 +1,4 @@
-"""Conversation to token ids, in the form a model is talked to; no text of a user becomes a control token."""
+"""Conversation to token ids in a model's prompt form; text of a user never becomes a control token."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from localgemma_cli.conversation import Message, fold_system
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.prompts.detokenizer import Detokenizer
-from localgemma_cli.prompts.markers import Markers, markers_for, spread
+from localgemma_cli.prompts.markers import Markers, markers_for, split_letters
 from localgemma_cli.prompts.prompt_forms import Form, select_form, template_error
 from localgemma_cli.prompts.template_process import (
     TemplateExceeds,
@@ -21,7 +21,7 @@ from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.types import PromptForm
 
 _TURNS = re.compile(r"<start_of_turn>|<end_of_turn>|<\|turn>|<turn\|>|<bos>|<eos>")
-# Added tokens that are marks whether a tokenizer calls them special or not; and what looks like one.
+# Names of added tokens that are control tokens even if not flagged special, and names that look like one.
 _MARK = re.compile(_TURNS.pattern + r"|</?s>|<\|[^\s<>]*>|<[^\s<>]*\|>|\[/?INST\]|<</?SYS>>")
 _LIKE_MARK = re.compile(r"<[^\s<>]{2,}>|\[[^\s\[\]]{2,}\]|\{[^\s{}]{2,}\}")
 _TEXT_MARK = re.compile(r"<[^\s<>]{2,}>")
@@ -32,8 +32,8 @@ _USER, _ANSWER, _AGAIN = "localgemma-user-probe", "localgemma-answer-probe", "lo
 class Prompter:
     """Renders and encodes conversations for one tokenizer.
 
-    `template` is what `--template` says, `stated` the form where the tokenizer brings no template.
-    UsageError or NotFoundError for a template that cannot be used.
+    `template`: the value of `--template`; `stated`: the form if the tokenizer has no template.
+    Raises UsageError or NotFoundError for a template that cannot be used.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str = AUTO, stated: PromptForm = "raw") -> None:
@@ -44,25 +44,27 @@ class Prompter:
         tokenizer.mark_special(self._control_names)
 
     def text(self, messages: Sequence[Message]) -> str:
-        """The prompt as it is encoded, up to where the model goes on."""
-        told = [replace(message, token_ids=None) for message in self._fold(messages)]
-        rendered, markers = self._rendered(told)
-        text = markers.without(self._with_one_bos(rendered))
+        """The text of the prompt, up to where the model continues."""
+        plain = [replace(message, token_ids=None) for message in self._fold(messages)]
+        rendered, markers = self._rendered(plain)
+        text = markers.remove(self._with_one_bos(rendered))
         return text if messages and messages[-1].role == "assistant" else text + self._opening
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt's ids: control tokens only where the template put them, and exactly one `<bos>`.
+        """The ids of the prompt: control tokens only where the template puts them, and exactly one `<bos>`.
 
-        An assistant message that carries the ids it was generated with keeps them. One at the end goes on.
+        An assistant message keeps the ids it was generated with. A last one is continued.
         """
         if messages and messages[-1].role == "assistant":
             *before, last = messages
             begun = self._encode_plain(last.content) if last.token_ids is None else last.token_ids
             return [*self.encode(before), *begun]
-        told = self._fold(messages)
-        rendered, markers = self._rendered(told)
-        if not markers.are_whole(rendered):  # it cut or changed what stands for known ids
-            rendered, markers = self._rendered([replace(message, token_ids=None) for message in told])
+        folded_messages = self._fold(messages)
+        rendered, markers = self._rendered(folded_messages)
+        if not markers.are_intact(rendered):  # the template cut or changed a placeholder
+            rendered, markers = self._rendered(
+                [replace(message, token_ids=None) for message in folded_messages]
+            )
         ids: list[int] = []
         for part in self._control.split(self._with_one_bos(rendered) + self._opening):
             control = self.tokenizer.id_of(part) if self._control.fullmatch(part) else None
@@ -70,24 +72,24 @@ class Prompter:
                 ids.append(control)
                 continue
             for piece in part.split(markers.edge):
-                known = markers.message(piece)
+                index = markers.message_index(piece)
                 ids.extend(
-                    self._encode_plain(markers.without(piece))
-                    if known is None
-                    else told[known].token_ids or ()
+                    self._encode_plain(markers.remove(piece))
+                    if index is None
+                    else folded_messages[index].token_ids or ()
                 )
         return ids
 
     def recognizes(self, answer: Message) -> bool:
-        """Whether the answer's ids are within the vocabulary, and their text is the answer's."""
+        """Whether the answer's ids are in the vocabulary and decode to its text."""
         ids = answer.token_ids or ()
         detokenizer = Detokenizer(self.tokenizer)
         known = max(ids, default=0) < self.tokenizer.size
         return known and "".join(map(detokenizer.step, ids)) + detokenizer.flush() == answer.content
 
     @cached_property
-    def takes_system(self) -> bool:
-        """Whether the template renders a system message, once and whole; some refuse it, some drop it."""
+    def supports_system(self) -> bool:
+        """Whether the template renders a system message exactly once; some refuse it, some drop it."""
         probe = "localgemma-system-probe"
         return (self._tried([("system", probe), ("user", "Hi")]) or "").count(probe) == 1
 
@@ -106,13 +108,13 @@ class Prompter:
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts at which an answer ends; the turn's end too, where the tokenizer has no token for it."""
+        """The stop strings; among them the end of a turn if the tokenizer has no token for it."""
         mark = None if self._control.search(self._after_answer) else _TEXT_MARK.match(self._after_answer)
         return (*self.form.stops, mark[0]) if mark else self.form.stops
 
     @property
     def note(self) -> str | None:
-        """What a person should know before the first answer."""
+        """A notice for the user before the first answer."""
         bos = self.tokenizer.bos
         notes = [self.form.note] if self.form.note else []
         if bos and (self._tried([("user", _USER)]) or "").count(bos) > 1:
@@ -125,55 +127,57 @@ class Prompter:
         return " ".join(notes) or None
 
     def _fold(self, messages: Sequence[Message]) -> list[Message]:
-        """Where the template takes no system message, its text and a blank line open the first user turn."""
+        """Put the system text before the first user turn if the template does not support it."""
         if not messages or messages[0].role != "system":
             return list(messages)
         if self.form.is_raw:
             raise UsageError(
-                "A base model continues text and takes no system text.",
-                "Write it at the beginning of your text; --mode factual and creative add one, too.",
+                "A base model continues text and has no system text.",
+                "Write it at the start of your text. --mode factual and creative also add a system text.",
             )
-        if self.takes_system:
+        if self.supports_system:
             return list(messages)
         return list(fold_system(messages))
 
     def _rendered(self, messages: Sequence[Message]) -> tuple[str, Markers]:
-        """The template's text, in which what is said is marked so that none of it can be a control token.
+        """The template's output, with messages marked so that no text in them can be a control token.
 
-        A template may make one of it: `| lower` of <EOS>, its own text and ours joined. Then the control
-        tokens are not those that it writes around an x, and every two letters are kept apart. A UsageError
-        for a user's own file, who can correct it.
+        A template can still produce one: `| lower` of <EOS>, or its own text joined to a message. Then the
+        control tokens differ from those around the message "x", and marks are put between all letters.
+        UsageError if that does not help and the template is the user's own file.
         """
         markers = markers_for("".join([*(message.content for message in messages), self._template]))
 
         def rendering(mark: Callable[[str], str]) -> str:
             return self._render(
                 [
-                    (each.role, markers.known(at) if each.token_ids is not None else mark(each.content))
+                    (each.role, markers.placeholder(at) if each.token_ids is not None else mark(each.content))
                     for at, each in enumerate(messages)
                 ]
             )
 
-        rendered = rendering(lambda text: self._control.sub(markers.broken, text))
+        rendered = rendering(lambda text: self._control.sub(markers.split_name, text))
         control = self._control.findall(rendered)
         if control != self._control.findall(self._render([(each.role, "x") for each in messages])):
             self._require_marks_kept(messages, markers)
-            apart = rendering(lambda text: spread(text, markers))
-            if self._control.findall(apart) != control:
+            split = rendering(lambda text: split_letters(text, markers))
+            if self._control.findall(split) != control:
                 if self.form.file is not None:
-                    raise template_error(self.form, TemplateFailed("it makes control tokens of what is said"))
-                rendered = apart
+                    raise template_error(
+                        self.form, TemplateFailed("it turns text of messages into control tokens")
+                    )
+                rendered = split
         return rendered, markers
 
     def _require_marks_kept(self, messages: Sequence[Message], markers: Markers) -> None:
-        """A UsageError for a template that takes out what keeps letters apart, as `encode('ascii')` does."""
+        """UsageError for a template that removes the marks between letters, as `encode('ascii')` does."""
         probe = f"localgemma{markers.joint}mark{markers.edge}probe"
-        if markers.without(probe) in self._render([(each.role, probe) for each in messages]):
-            why = "it takes characters out of what is said, which could make control tokens of it"
+        if markers.remove(probe) in self._render([(each.role, probe) for each in messages]):
+            why = "it removes characters from messages, which can turn their text into control tokens"
             raise template_error(self.form, TemplateFailed(why))
 
     def _with_one_bos(self, rendered: str) -> str:
-        """The template's text behind one `<bos>`, whether it writes none, one or several."""
+        """The template's output after exactly one `<bos>`."""
         bos = self.tokenizer.bos
         if bos is None:
             return rendered
@@ -182,14 +186,14 @@ class Prompter:
         return str(bos + whole.replace(bos, ""))
 
     def _render(self, messages: Sequence[tuple[str, str]], *, opens: bool = True) -> str:
-        """UsageError for a template that refuses, or does not come to an end."""
+        """Raises UsageError if the template refuses the messages or exceeds its limits."""
         try:
             return self._attempt(messages, opens)
         except TemplateFailed as error:
             raise template_error(self.form, error) from error
 
     def _tried(self, messages: Sequence[tuple[str, str]], *, opens: bool = True) -> str | None:
-        """None where the template refuses; a UsageError where it does not come to an end."""
+        """None if the template refuses the messages; raises UsageError if it exceeds its limits."""
         try:
             return self._attempt(messages, opens)
         except TemplateExceeds as error:
@@ -209,10 +213,10 @@ class Prompter:
         return render(self._template, variables)
 
     def _check_template(self) -> None:
-        """A UsageError for a template with errors, without the user's text, or for another's tokens."""
+        """UsageError for a template that fails, omits the user's text, or uses unknown control tokens."""
         rendered = self._render([("user", _USER)])
         if _USER not in rendered:
-            raise template_error(self.form, TemplateFailed("it leaves out what the user says"))
+            raise template_error(self.form, TemplateFailed("it omits the text of the user"))
         unknown = next((turn for turn in _TURNS.findall(rendered) if not self._control.fullmatch(turn)), None)
         if unknown is not None:
             raise template_error(self.form, TemplateFailed(f"this model's tokenizer has no {unknown}"))
@@ -223,33 +227,33 @@ class Prompter:
 
     @cached_property
     def _found_opening(self) -> str | None:
-        """What has to be added for the model to see that it is its turn; None where nobody can tell."""
+        """Text to add so that the model answers; empty if the template adds it, None if it is unknown."""
         if self.form.is_raw:
             return ""
         asked = [("user", _USER)]
         prompt = self._tried(asked)
         if prompt is None or prompt != self._tried(asked, opens=False):
             return ""
-        told = self._tried([*asked, ("assistant", _ANSWER)], opens=False) or ""
-        behind, between = prompt.rpartition(_USER)[2], told.partition(_ANSWER)[0].rpartition(_USER)
-        if _ANSWER not in told or not between[1] or not between[2].startswith(behind):
+        answered = self._tried([*asked, ("assistant", _ANSWER)], opens=False) or ""
+        behind, between = prompt.rpartition(_USER)[2], answered.partition(_ANSWER)[0].rpartition(_USER)
+        if _ANSWER not in answered or not between[1] or not between[2].startswith(behind):
             return None
         opening = between[2].removeprefix(behind)
         return opening if opening.strip() else ""
 
     @cached_property
     def _after_answer(self) -> str:
-        """What the template writes between an answer and the next question."""
+        """The template's text between an answer and the next question."""
         turns = [("user", _USER), ("assistant", _ANSWER), ("user", _AGAIN)]
         return (self._tried(turns) or "").partition(_ANSWER)[2].partition(_AGAIN)[0]
 
     def _encode_plain(self, text: str) -> list[int]:
-        """Ids of `text` with the names of special tokens read as ordinary text."""
+        """The ids of `text`; names of special tokens in it are ordinary text."""
         return self.tokenizer.encode(text) if text else []
 
     @cached_property
     def _control_names(self) -> frozenset[str]:
-        """The special tokens; of the others those that are marks of turns, or that the template writes."""
+        """The special tokens, and other added tokens that mark turns or that the template writes."""
         turns = [("user", "x"), ("assistant", "x"), ("user", "x")]
         own = self._template + (self._tried([("system", "x"), *turns]) or "") + (self._tried(turns) or "")
         return frozenset(
@@ -260,6 +264,6 @@ class Prompter:
 
     @cached_property
     def _control(self) -> re.Pattern[str]:
-        """Matches any control token, capturing it, longest first."""
+        """Matches and captures any control token, the longest first."""
         names = sorted(self._control_names, key=len, reverse=True)
         return re.compile("(" + ("|".join(map(re.escape, names)) or "(?!)") + ")")

@@ -1,4 +1,4 @@
-"""The process that renders chat templates, and what is asked of it."""
+"""Renders chat templates in a process of its own, with limits on time, memory and output."""
 
 import functools
 import json
@@ -18,14 +18,14 @@ from localgemma_cli.prompts.template_worker import CPU_SECONDS, compiled
 
 _CHILD = Path(__file__).with_name("template_worker.py")
 _START_SECONDS = 60.0
-_WALL_SECONDS = 10.0  # where its processor time cannot be limited, or is not to be had
+_WALL_SECONDS = 10.0  # if its processor time cannot be limited, or the machine is busy
 _ANSWER_BYTES = 16 << 20
 _ANSWER_PER_BYTE = 100
 _TEMPLATE_CHARACTERS = 1 << 20
 
 
 class TemplateFailed(Exception):
-    """Why a template gave no text, in a few words; `line` of the template, where it is known."""
+    """Why a template failed, in a few words; `line`: the line of the template, if known."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -33,11 +33,11 @@ class TemplateFailed(Exception):
 
 
 class TemplateExceeds(TemplateFailed):
-    """It is no refusal: the template does not come to an end within its limits."""
+    """The template exceeded its limits."""
 
 
 def render_trusted(template: str, variables: Mapping[str, Any]) -> str:
-    """One of the package's own; TemplateFailed where it refuses."""
+    """Render a built-in template in this process; raises TemplateFailed if it refuses the messages."""
     try:
         return compiled(template).render(**variables)
     except TemplateError as error:
@@ -45,7 +45,7 @@ def render_trusted(template: str, variables: Mapping[str, Any]) -> str:
 
 
 def render_bounded(template: str, variables: Mapping[str, Any]) -> str:
-    """TemplateFailed for whatever it does besides writing a prompt within its time and memory."""
+    """Render a template from outside; raises TemplateFailed for any error, TemplateExceeds for its limits."""
     if len(template) > _TEMPLATE_CHARACTERS:
         raise TemplateFailed("it is too long")
     return _renderer().render(template, variables)
@@ -57,33 +57,33 @@ def _renderer() -> "_Renderer":
 
 
 class _Renderer:
-    """Starts its process with the first template, and again after one that had to be ended."""
+    """Starts its process with the first template, and again after it had to be killed."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._process: subprocess.Popen[str] | None = None
 
     def render(self, template: str, variables: Mapping[str, Any]) -> str:
-        asked = json.dumps({"template": template, "variables": dict(variables)})
+        request = json.dumps({"template": template, "variables": dict(variables)})
         with self._lock:
             try:
-                answer = self._ask(asked)
+                answer = self._ask(request)
             except BaseException:
-                self._end()  # an answer that nobody waited for must not be taken for the next
+                self._end()  # a late answer must not be read as the next one
                 raise
         if "text" not in answer:
             kind = TemplateExceeds if answer.get("exceeds") else TemplateFailed
             raise kind(str(answer.get("error")), answer.get("line"))
         return str(answer["text"])
 
-    def _ask(self, asked: str) -> dict[str, Any]:
+    def _ask(self, request: str) -> dict[str, Any]:
         process = self._process or self._start()
         assert process.stdin  # a pipe
-        with suppress(OSError):  # it has ended, which the empty answer tells
-            process.stdin.write(asked + "\n")
+        with suppress(OSError):  # it has ended: the answer is empty
+            process.stdin.write(request + "\n")
             process.stdin.flush()
-        longest = _ANSWER_BYTES + _ANSWER_PER_BYTE * len(asked)
-        line = _line(process, longest, _WALL_SECONDS + len(asked) / 1e6)
+        longest = _ANSWER_BYTES + _ANSWER_PER_BYTE * len(request)
+        line = _line(process, longest, _WALL_SECONDS + len(request) / 1e6)
         if not line.endswith("\n"):
             raise TemplateExceeds(_why(process.wait(), bool(line)))
         answer: dict[str, Any] = json.loads(line)
@@ -97,7 +97,7 @@ class _Renderer:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 encoding="ascii",
-                start_new_session=True,  # the terminal's Ctrl-C is not for it
+                start_new_session=True,  # Ctrl-C in the terminal must not reach it
             )
         except OSError as error:
             raise _no_process(error.strerror or str(error)) from error
@@ -115,7 +115,7 @@ class _Renderer:
 
 
 def _line(process: "subprocess.Popen[str]", longest: int, seconds: float) -> str:
-    """The next line, or what there is of it when the time is over."""
+    """The next line; incomplete if the time is over."""
     assert process.stdout  # a pipe
     clock = Timer(seconds, process.kill)
     clock.daemon = True
@@ -129,13 +129,13 @@ def _line(process: "subprocess.Popen[str]", longest: int, seconds: float) -> str
 def _why(code: int, wrote: bool) -> str:
     if wrote:
         return "it writes too much text"
-    if code in (-9, -27):  # by the clock, or by the system's own (SIGPROF)
+    if code in (-9, -27):  # by the timer, or by the system (SIGPROF)
         return f"it takes more than {CPU_SECONDS:g} s of processor time"
     return "its process ended"
 
 
 def _no_process(why: str) -> LocalGemmaError:
     return LocalGemmaError(
-        f"No process could be started for the chat template: {why}.",
+        f"Cannot start a process for the chat template: {why}.",
         "Close other programs, or use a built-in form, such as --template gemma.",
     )

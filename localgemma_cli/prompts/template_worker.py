@@ -1,8 +1,8 @@
-"""Chat templates rendered apart: a program of its own, which may be ended at any moment.
+"""The program that renders chat templates, in a process that can be killed at any moment.
 
-A template is code from outside. Here it has so many seconds of the processor and so many bytes, whatever it
-does, and the program that asked goes on. Reads a JSON object per line, answers with one; imports nothing of
-the package. Where it runs `compiled` itself, the template is one of the package's own.
+A template is code from outside: here it has a limited processor time and memory. Reads one JSON object per
+line and answers with one; imports nothing of the package. The package calls `compiled` directly for its
+built-in templates only.
 """
 
 import json
@@ -20,17 +20,17 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-CPU_SECONDS = 1.0  # a prompt takes some milliseconds; and
-_BYTES_PER_SECOND = 10e6  # more for a long conversation
-_MEMORY_BYTES = 192 << 20  # beyond what it starts with, and
-_MEMORY_PER_BYTE = 32  # more for each byte that is asked
-_TEXT_CHARACTERS = 1 << 20  # of the prompt, and
-_TEXT_PER_CHARACTER = 8  # more for each that is asked
+CPU_SECONDS = 1.0  # a prompt needs some milliseconds; and
+_BYTES_PER_SECOND = 10e6  # added for a long conversation
+_MEMORY_BYTES = 192 << 20  # above the memory at its start, and
+_MEMORY_PER_BYTE = 32  # added for each byte of a request
+_TEXT_CHARACTERS = 1 << 20  # of the output, and
+_TEXT_PER_CHARACTER = 8  # added for each character of a request
 _MESSAGE_CHARACTERS = 300
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training; to a prompt it is nothing."""
+    """`{% generation %}` marks the assistant's text for training; a prompt ignores it."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -44,7 +44,7 @@ class _Generation(Extension):
 
 
 class _Dict:
-    """Transformers' `dict`: no more of the class than this."""
+    """Transformers' `dict`, restricted to calls and `fromkeys`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -54,9 +54,9 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Transformers' `namespace`: nothing with an underscore is kept in it."""
+    """Transformers' `namespace`, without names that start with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # a namespace may have a `self`
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a namespace can have an attribute `self`
         self, *rest = args
         attributes = dict(*rest, **kwargs)
         for name in attributes:
@@ -70,7 +70,7 @@ class _Namespace(Namespace):
 
 def _require_public(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace keeps no {name!r}")
+        raise SecurityError(f"a namespace cannot have {name!r}")
 
 
 def _raise_exception(message: str) -> None:
@@ -95,7 +95,7 @@ def _tojson(
 
 @lru_cache(maxsize=8)
 def compiled(template: str) -> Template:
-    """As transformers' `apply_chat_template` does it, so that the text is the same."""
+    """Compile as transformers' `apply_chat_template` does, so that the text is the same."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
@@ -108,10 +108,10 @@ def compiled(template: str) -> Template:
 
 def _answer(line: str) -> dict[str, Any]:
     try:
-        asked = json.loads(line)
+        request = json.loads(line)
         longest = _TEXT_CHARACTERS + _TEXT_PER_CHARACTER * len(line)
         pieces: list[str] = []
-        for piece in compiled(asked["template"]).generate(**asked["variables"]):
+        for piece in compiled(request["template"]).generate(**request["variables"]):
             longest -= len(piece)
             if longest < 0:
                 return {"error": "it writes too much text", "exceeds": True}
@@ -120,14 +120,14 @@ def _answer(line: str) -> dict[str, Any]:
     except MemoryError:
         return {"error": "it needs too much memory", "exceeds": True}
     except RecursionError:
-        return {"error": "it calls itself without end", "exceeds": True}
+        return {"error": "it calls itself endlessly", "exceeds": True}
     except Exception as error:  # a template may raise anything
         what = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
         return {"error": what[:_MESSAGE_CHARACTERS], "line": getattr(error, "lineno", None)}
 
 
-def _started_with() -> int | None:
-    """Bytes of address space, where the system tells and keeps a limit."""
+def _address_space() -> int | None:
+    """Bytes of address space in use; None on systems without /proc."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[0]) * 4096
@@ -140,19 +140,19 @@ def _limit_memory(base: int | None, asked: int) -> None:
         import resource
 
         most = base + _MEMORY_BYTES + _MEMORY_PER_BYTE * asked
-        _, hardest = resource.getrlimit(resource.RLIMIT_AS)  # a smaller one may be set from outside
+        _, hardest = resource.getrlimit(resource.RLIMIT_AS)  # an outer limit may be lower
         within = most if hardest == resource.RLIM_INFINITY else min(most, hardest)
         resource.setrlimit(resource.RLIMIT_AS, (within, hardest))
 
 
 def _limit_time(seconds: float) -> None:
-    """Of the processor; the system itself ends the process, also where a library works without end."""
+    """Of processor time; the system ends the process, even inside a library call that does not return."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def main() -> None:
-    base = _started_with()
+    base = _address_space()
     out = sys.stdout
     out.write("{}\n")  # ready
     out.flush()

@@ -164,7 +164,7 @@ def test_an_own_names_adapter_is_used_by_every_command(program: Program, base: s
     assert "bench -m demo" in bench.stderr
     draft = program("plan", "-m", "2b", "--assistant", "coder")
     assert draft.returncode == 2
-    assert "leave --assistant out" in draft.stderr
+    assert "remove --assistant" in draft.stderr
 
 
 def test_an_adapter_that_is_named_replaces_the_own_names(program: Program) -> None:

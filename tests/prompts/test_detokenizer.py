@@ -60,7 +60,7 @@ def test_an_answer_that_may_go_on_has_all_but_an_unfinished_character(data: byte
         assert detokenizer.step(token) == ""
         whole = whole if detokenizer.is_open else count
     kept = byte_ids(data)[:whole]
-    assert detokenizer.settled() == demo_tokenizer().decode(kept)
+    assert detokenizer.complete_text() == demo_tokenizer().decode(kept)
     assert len(data) - whole < 4
 
 

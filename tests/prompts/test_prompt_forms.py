@@ -158,7 +158,7 @@ def file_prompter() -> Prompter:
     [
         (b"{{ bos_token }}\n{% for %}", r"line 2"),
         (b"{{ messages[0].nothing.at_all }}", "nothing"),
-        (b"no text of the user", "leaves out"),
+        (b"no text of the user", "omits"),
         (b"<|turn>{{ messages[0].content }}", "no <|turn>"),
         (b"{{ ''.__class__.__mro__ }}{{ messages[0].content }}", "unsafe"),
         (b"\xff", "UTF-8"),

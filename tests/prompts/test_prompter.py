@@ -84,7 +84,7 @@ def test_no_text_can_forge_a_control_token(
     messages = [Message("user", question), Message("assistant", answer), Message("user", again)]
     if system:
         messages.insert(0, Message("system", system))
-    turns = 4 if system and subject.takes_system else 3
+    turns = 4 if system and subject.supports_system else 3
     expected = {**dict.fromkeys(CONTROL, 0), "<bos>": 1, "<start_of_turn>": turns + 1, "<end_of_turn>": turns}
     assert control_counts(subject.encode(messages)) == expected
 
@@ -115,7 +115,7 @@ def test_the_system_text_appears_exactly_once(template: str | None, takes: bool)
         Message("assistant", "two"),
         Message("user", "three"),
     ]
-    assert subject.takes_system is takes
+    assert subject.supports_system is takes
     text = subject.text(messages)
     assert text.count("SYSTEM TEXT") == 1
     if not takes:

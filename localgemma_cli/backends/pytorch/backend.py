@@ -166,7 +166,7 @@ class _AnswerText:
 
     def finish(self) -> str:
         """The rest of the text; an answer that can be continued ends with a whole character."""
-        end = self._detokenizer.flush() if self.has_ended else self._detokenizer.settled()
+        end = self._detokenizer.flush() if self.has_ended else self._detokenizer.complete_text()
         return "" if self._stop_text.found else self._stop_text.rest(end)
 
     @property

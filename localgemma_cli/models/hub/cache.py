@@ -1,4 +1,4 @@
-"""The hub client's cache folder: which files of a model it holds, and putting one in. Asks no network."""
+"""The hub client's cache folder: which files of a model it holds, and adding files. Uses no network."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Repo:
-    """A model as it is asked for; `gated` is what the catalogue says, None where it says nothing."""
+    """A model and revision; `gated` as the catalogue states it, None if unknown."""
 
     model_id: str
     revision: str
@@ -46,7 +46,7 @@ class Repo:
         return self.folder / "blobs" / file.digest
 
     def partial(self, file: "RepoFile") -> Path:
-        """What has arrived of a file, under the name the client gave it while it could resume."""
+        """The partial download of a file, under the name that older clients resumed from."""
         return self.folder / "blobs" / f"{file.digest}.incomplete"
 
     def lock(self, file: "RepoFile") -> Path:
@@ -63,7 +63,7 @@ class RepoFile:
 
 
 def offline_by(offline: bool) -> str | None:
-    """What forbids asking the network: our own option, or a variable of the hub's client; None: nothing."""
+    """What forbids network access: --offline or a variable of the hub's client; None if it is allowed."""
     if offline:
         return "--offline"
     if not constants.HF_HUB_OFFLINE:
@@ -72,12 +72,12 @@ def offline_by(offline: bool) -> str | None:
 
 
 def is_revision(name: str) -> bool:
-    """Whether git could have a branch, a tag or a commit of this name, and the cache a file."""
+    """Whether it can be a branch, a tag or a commit in git, and a file name in the cache."""
     return len(name) <= 200 and ".." not in name and _REVISION.fullmatch(name) is not None
 
 
 def local_snapshot(repo: Repo) -> Path | None:
-    """The folder the revision stood for when it was last fetched; it may be incomplete, or not there."""
+    """The folder that the revision pointed to when it was last fetched; it may be incomplete or missing."""
     commit = repo.revision
     if not COMMIT.fullmatch(commit):
         commit = ""
@@ -88,13 +88,13 @@ def local_snapshot(repo: Repo) -> Path | None:
 
 
 def cached_snapshot(model_id: str, revision: str | None = None) -> Path | None:
-    """The folder of a complete snapshot on disk, or None; asks no network."""
+    """The folder of a complete snapshot on disk, or None; uses no network."""
     folder = local_snapshot(Repo(model_id, revision or constants.DEFAULT_REVISION))
     return folder if folder is not None and not missing_in(folder) else None
 
 
 def missing_in(folder: Path) -> list[str]:
-    """What a loader would look for in vain; an adapter brings no config, and need not bring a tokenizer."""
+    """The files that a loader needs and the folder lacks; an adapter needs no config and no tokenizer."""
     if folder.is_dir() and is_adapter({each.name for each in folder.iterdir()}):
         needed = {"adapter_model.safetensors"}
     else:
@@ -103,7 +103,7 @@ def missing_in(folder: Path) -> list[str]:
 
 
 def _weights_in(folder: Path) -> set[str]:
-    """In the loader's own order: a single file before an index."""
+    """In the loader's order: a single file before an index."""
     index = folder / _INDEX
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return {"model.safetensors"}
@@ -114,7 +114,7 @@ def _weights_in(folder: Path) -> set[str]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes on disk, 0 where there is no such file."""
+    """Bytes on disk; 0 without such a file."""
     return path.stat().st_size if path.is_file() else 0
 
 
@@ -127,9 +127,9 @@ def missing_bytes(repo: Repo, file: RepoFile) -> int:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder of the cache: under any umask nobody else may write there; a new cache is private altogether.
+    """Create a folder of the cache that only its owner can write, under any umask; a new cache is private.
 
-    One that several people read is there already, with the rights that it has.
+    The permissions of an existing cache, which may be shared, stay as they are.
     """
     make_private(Path(constants.HF_HUB_CACHE))
     for each in (*reversed(folder.parents), folder):
@@ -138,7 +138,7 @@ def make_folder(folder: Path) -> None:
 
 
 def discard_foreign(path: Path) -> None:
-    """Take away what is in a file's place and leads to another's content: a link of either kind."""
+    """Delete a symbolic or hard link at the path of a file: writing to it would change another file."""
     try:
         about = path.lstat()
     except FileNotFoundError:
@@ -148,15 +148,15 @@ def discard_foreign(path: Path) -> None:
 
 
 def open_partial(path: Path) -> FileIO:
-    """To append to what has arrived of a file; OSError for a link."""
+    """Open a partial download to append to it; OSError for a link."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return FileIO(os.open(path, flags, 0o644), "ab")
 
 
 def link(repo: Repo, commit: str, file: RepoFile) -> None:
-    """Show a blob in the snapshot; where links do not work it moves there, as the client does it."""
+    """Link a blob into the snapshot; without links it is moved there, as the client does."""
     blob, pointer = repo.blob(file), repo.snapshot(commit) / file.name
-    if pointer.parent.is_symlink():  # what is in another folder is not ours to replace
+    if pointer.parent.is_symlink():  # a link out of the cache: do not write there
         pointer.parent.unlink()
     make_folder(pointer.parent)
     pointer.unlink(missing_ok=True)
@@ -169,30 +169,30 @@ def link(repo: Repo, commit: str, file: RepoFile) -> None:
 def _are_links_supported(repo: Repo) -> bool:
     from huggingface_hub.file_download import are_symlinks_supported  # slow to import
 
-    with warnings.catch_warnings(action="ignore"):  # a lecture of the client where they are not
+    with warnings.catch_warnings(action="ignore"):  # the client warns at length if they are not
         return are_symlinks_supported(repo.folder.parent)
 
 
 def record(repo: Repo, commit: str) -> None:
-    """Let the revision stand for a commit; done last, so that it keeps naming the whole copy before it."""
+    """Point the revision to a commit; called last: until then it names the previous complete copy."""
     if repo.revision == commit:
         return
     make_folder(repo.reference.parent)
     descriptor, draft = tempfile.mkstemp(dir=repo.reference.parent, prefix=f".{repo.reference.name}.")
     with open(descriptor, "w", encoding="ascii") as reference:
         reference.write(commit)
-    os.chmod(draft, 0o644)  # as all of the cache: others may read where its folder lets them
+    os.chmod(draft, 0o644)  # as the rest of the cache: readable to others if its folder is
     os.replace(draft, repo.reference)
 
 
 def downloaded_bytes(model_id: str) -> int:
-    """What a model takes up in the hub's cache, unfinished downloads included; 0 where it is not there."""
+    """The size of a model in the hub's cache, with partial downloads; 0 if it is not there."""
     blobs = Repo(model_id, constants.DEFAULT_REVISION).folder / "blobs"
-    snapshots = blobs.with_name("snapshots")  # where links do not work, the files are here
+    snapshots = blobs.with_name("snapshots")  # without links, the files are here
     files = (*blobs.glob("*"), *snapshots.glob("*/**/*"))
     return sum(path.stat().st_size for path in files if path.is_file() and not path.is_symlink())
 
 
 def delete_model(model_id: str) -> None:
-    """Take every revision of a model out of the hub's cache."""
+    """Delete every revision of a model from the hub's cache."""
     shutil.rmtree(Repo(model_id, constants.DEFAULT_REVISION).folder)

@@ -1,6 +1,6 @@
-"""Models from the hub: what of them is on disk, and a download that checks first and resumes.
+"""Models from the hub: read from the cache, or downloaded after checks, and resumed.
 
-The files lie in the hub client's own cache folder, so every other tool finds them.
+The files are kept in the hub client's own cache folder, where other tools find them.
 """
 
 import re
@@ -45,9 +45,9 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json", ".gguf")
 def fetch_config(
     model_id: str, *, revision: str | None, offline: bool, name: str = "config.json"
 ) -> dict[str, object]:
-    """`name` of a hub model, from disk where the model is there; raises like `fetch_snapshot`.
+    """The file `name` of a hub model, from disk if the model is complete; raises as `fetch_snapshot` does.
 
-    Where a repository has no config.json but an adapter's, that is read.
+    The adapter_config.json, where a repository has that and no config.json.
     """
     folder = local_snapshot(_asked(model_id, revision))
     if folder is None or missing_in(folder):
@@ -70,7 +70,7 @@ def fetch_tokenizer_files(
     gated: bool | None = None,
     progress: ProgressSink,
 ) -> Path:
-    """A folder with at least `config.json` and the tokenizer, from disk where they are there."""
+    """A folder with at least config.json and the tokenizer, downloaded if they are not on disk."""
     folder = local_snapshot(_asked(model_id, revision))
     if folder is not None and all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
         return folder
@@ -97,10 +97,10 @@ def fetch_snapshot(
     largest_update: int | None = None,
     progress: ProgressSink,
 ) -> Path:
-    """The folder of a complete snapshot of what a loader opens, downloaded or resumed where need be.
+    """The folder of a complete snapshot, downloaded or resumed if needed.
 
-    A whole copy on disk is brought up to date where that takes no more than `largest_update` bytes.
-    Raises DiskSpaceError, AccessError, NotFoundError or NetworkError, none while a whole copy is on disk.
+    A complete copy on disk is updated if that downloads at most `largest_update` bytes.
+    Raises DiskSpaceError, AccessError, NotFoundError or NetworkError, but not if a complete copy is on disk.
     """
     local = cached_snapshot(model_id, revision)
     if local is not None and (offline_by(offline) or COMMIT.fullmatch(revision or "")):
@@ -126,7 +126,7 @@ def _asked(model_id: str, revision: str | None, gated: bool | None = None) -> Re
 
 @contextmanager
 def _hub(asked: Repo) -> Iterator[Repo]:
-    """The model with the user's token; within, the client is quiet and every failure is translate_errors."""
+    """The model with the user's token; inside, the client logs nothing and its errors are translated."""
     with hub_errors.quiet_client():
         with hub_errors.translate_errors(asked):
             token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
@@ -145,7 +145,7 @@ def bytes_to_fetch(model_id: str, *, revision: str | None, gated: bool | None) -
 
 
 def _missing(repo: Repo, listing: Listing) -> list[RepoFile]:
-    """The files that are not on disk yet; raises where they cannot be loaded, stored or asked for."""
+    """The files that are not on disk yet; raises if they cannot be loaded, stored or accessed."""
     _check_loadable(repo, listing)
     folder = repo.snapshot(listing.commit)
     missing = [file for file in listing.files if not is_whole(folder / file.name, file)]
@@ -156,7 +156,7 @@ def _missing(repo: Repo, listing: Listing) -> list[RepoFile]:
 
 
 def _update(repo: Repo, copy: Path | None, largest: int | None, progress: ProgressSink) -> Path:
-    """Bring the disk up to what the revision is now, or keep the copy where that would be too much."""
+    """Download what has changed in the revision, or keep the copy if that is more than `largest` bytes."""
     listing = list_files(repo, _PATIENCE_WITH_A_COPY_SECONDS if copy else _PATIENCE_SECONDS)
     missing = _missing(repo, listing)
     folder = repo.snapshot(listing.commit)
@@ -170,7 +170,7 @@ def _update(repo: Repo, copy: Path | None, largest: int | None, progress: Progre
     if lost := missing_in(folder):
         raise NotFoundError(
             f"{repo.model_id} is incomplete on the hub: no {hub_errors.one_line(lost[0], repo)}.",
-            "Pick another model or --revision.",
+            "Use another model or --revision.",
         )
     record(repo, listing.commit)
     return folder
@@ -181,8 +181,8 @@ def _check_loadable(repo: Repo, listing: Listing) -> None:
     names = {file.name for file in listing.files}
     if not any(name.endswith(".safetensors") for name in names):
         raise NotFoundError(
-            f"{repo.model_id} has no safetensors weights, the only ones loaded.",
-            "Pick a model or a --revision with .safetensors files.",
+            f"{repo.model_id} has no safetensors weights, the only supported format.",
+            "Use a model or a --revision with .safetensors files.",
         )
     if not is_adapter(names):
         _check_tokenizer(repo, listing)
@@ -196,7 +196,7 @@ def _check_tokenizer(repo: Repo, listing: Listing) -> None:
         )
         raise NotFoundError(
             f"{repo.model_id} has no {lost[0]}{only if lost == ['tokenizer.json'] else ''}.",
-            "Pick a model in the transformers format, or another --revision.",
+            "Use a model in the transformers format, or another --revision.",
         )
 
 
@@ -214,7 +214,7 @@ def _check_access(repo: Repo, listing: Listing) -> None:
 
 
 def _download_all(repo: Repo, listing: Listing, missing: list[RepoFile], progress: ProgressSink) -> None:
-    """Small files first: a refusal shows before the weights, and whole weights mean a whole snapshot."""
+    """Download small files first: errors show before the weights, and the weights complete the snapshot."""
     total = sum(file.size for file in listing.files)
     done = total - sum(file.size for file in missing)
     meter = _Meter(progress, total)
@@ -225,26 +225,26 @@ def _download_all(repo: Repo, listing: Listing, missing: list[RepoFile], progres
 
 
 class _Meter:
-    """Tells of bytes about ten times a second, and never of fewer than before."""
+    """Reports downloaded bytes about ten times a second, never fewer than before."""
 
     def __init__(self, progress: ProgressSink, total: int) -> None:
         self._progress = progress
         self._total = total
-        self._told = -1
-        self._told_at = 0.0
+        self._reported = -1
+        self._reported_at = 0.0
 
     def show(self, before: int, of_this_file: int) -> None:
         now = time.monotonic()
-        if before + of_this_file > self._told and now - self._told_at >= _PROGRESS_SECONDS:
-            self._tell(before + of_this_file)
-            self._told_at = now
+        if before + of_this_file > self._reported and now - self._reported_at >= _PROGRESS_SECONDS:
+            self._report(before + of_this_file)
+            self._reported_at = now
 
     def finish(self) -> None:
-        if self._told < self._total:
-            self._tell(self._total)
+        if self._reported < self._total:
+            self._report(self._total)
 
-    def _tell(self, done: int) -> None:
-        self._told = done
+    def _report(self, done: int) -> None:
+        self._reported = done
         self._progress(LoadProgress("downloading", done, self._total))
 
 
@@ -255,14 +255,14 @@ def _config_in(folder: Path, name: str) -> Path | None:
 
 
 def _config_among(names: Collection[str], name: str) -> str | None:
-    """An adapter's own where there is no whole model: trainers leave its base's config.json beside it."""
+    """The adapter's config unless the model is complete: trainers keep the base's config.json beside it."""
     if is_adapter(names):
         name = _ADAPTER
     return next((each for each in (name, _ADAPTER) if each in names), None)
 
 
 def _without(model_id: str, name: str) -> NotFoundError:
-    return NotFoundError(f"{model_id} has no {name}.", "Pick a model in the transformers format.")
+    return NotFoundError(f"{model_id} has no {name}.", "Use a model in the transformers format.")
 
 
 def _download_config(repo: Repo, name: str) -> Path:
@@ -286,6 +286,6 @@ def _parse(path: Path, model_id: str) -> dict[str, object]:
         return read_json_object(path)
     except (OSError, ValueError) as error:
         raise NotFoundError(
-            f"The {path.name} of {model_id} cannot be read: {failure_reason(error)}.",
-            "Pick another model or --revision.",
+            f"Cannot read {path.name} of {model_id}: {failure_reason(error)}.",
+            "Use another model or --revision.",
         ) from None

@@ -1,7 +1,7 @@
-"""Asking the hub and receiving from it; raises what the client and its HTTP library raise.
+"""Listing a repository and downloading its files; raises what the client and its HTTP library raise.
 
-The bytes are received here because the client (2.x) throws a broken download away, and a shard has gigabytes;
-and because what answers may not be the hub: nothing it sends is read without an end, in bytes or in time.
+The client (2.x) discards an interrupted download, and a shard has gigabytes: here it is resumed. The server
+may not be a hub: every answer is limited in bytes and in time.
 """
 
 import hashlib
@@ -43,14 +43,14 @@ from localgemma_cli.text import parse_json
 
 _WANTED = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+ -]{0,150}")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\b.*", re.IGNORECASE)  # Windows has devices under these
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)\b.*", re.IGNORECASE)  # names of devices on Windows
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_LARGEST = 2**63  # bytes of a file, more than any disk counts
+_LARGEST = 2**63  # bytes; larger than any disk
 _LONGEST_LISTING = 32 * 2**20  # bytes
 _LONGEST_REFUSAL = 2**16  # bytes
 _RETRIES = 5
 _RETRY_SECONDS = 1.0
-_STEP = 2**20  # bytes that an attempt must bring at least, or it counts as one of the failures
+_STEP = 2**20  # bytes; an attempt that downloads fewer is a failure
 _SLOWEST = 1024  # bytes per second
 
 
@@ -63,7 +63,7 @@ class Listing:
 
 
 def list_files(repo: Repo, patience: float) -> Listing:
-    """What the hub has of a model that would be loaded; waits `patience` seconds for it."""
+    """The files of a model that a loader needs; waits at most `patience` seconds for them."""
     try:
         validate_repo_id(repo.model_id)
     except HFValidationError as error:
@@ -78,7 +78,7 @@ def list_files(repo: Repo, patience: float) -> Listing:
 
 
 def _listing(info: Any, repo: Repo) -> Listing:
-    """Raises one of the errors that a JSON of another form gives."""
+    """Raises ValueError, KeyError, TypeError or AttributeError for JSON of another form."""
     listed = info.get("siblings") or ()
     siblings = [each for each in listed if _is_wanted(each["rfilename"])]
     files = {file.name: file for file in map(_file, siblings)}
@@ -90,7 +90,7 @@ def _listing(info: Any, repo: Repo) -> Listing:
 
 
 def _is_wanted(name: str) -> bool:
-    """Weights, configuration and tokenizer at the top of a repository: what a loader opens, and no code."""
+    """Whether it is a top-level file of weights, configuration or tokenizer; never code."""
     is_plain = _NAME.fullmatch(name) and not _RESERVED.fullmatch(name)
     return bool(is_plain) and any(fnmatchcase(name, pattern) for pattern in _WANTED)
 
@@ -105,7 +105,7 @@ def _file(sibling: Mapping[str, Any]) -> RepoFile:
 
 
 def download(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], None]) -> None:
-    """Bring one file into the snapshot; `report` is told how many of its bytes are here."""
+    """Download one file into the snapshot; `report` gets the number of its bytes on disk."""
     blob, partial = repo.blob(file), repo.partial(file)
     make_folder(blob.parent)
     make_folder(repo.lock(file).parent)
@@ -114,16 +114,16 @@ def download(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], No
             _receive(repo, commit, file, report)
             if _digest(partial, file) != file.digest:
                 partial.unlink()
-                raise NetworkError(f"{file.name} arrived damaged.", "Run the command again.")
+                raise NetworkError(f"{file.name} was damaged during the download.", "Run the command again.")
             partial.replace(blob)
         if not is_whole(repo.snapshot(commit) / file.name, file):
             link(repo, commit, file)
 
 
 def _receive(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], None]) -> None:
-    """Append to what is there until all of it is; attempts that bring little beyond it count as failures.
+    """Append to the partial file until it is complete; attempts that add little to it are failures.
 
-    What an attempt throws away and brings again is nothing beyond.
+    Bytes that an attempt discards and downloads again add nothing.
     """
     url = hf_hub_url(repo.model_id, file.name, revision=commit)
     partial, failures = repo.partial(file), 0
@@ -146,44 +146,44 @@ def _receive(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], No
         if failures > _RETRIES:
             if isinstance(trouble, HTTP_ERROR):
                 raise trouble
-            how = "too slowly" if trouble else "no more"
-            raise NetworkError(f"The hub sends {file.name} {how}.", "Run the command again later.")
+            how = "is too slow" if trouble else "stopped early"
+            raise NetworkError(f"Download of {file.name} {how}.", "Run the command again later.")
         if trouble:
             time.sleep(_RETRY_SECONDS)
 
 
 class _TooSlow(Exception):
-    """A connection that is open, and of no use."""
+    """A connection that is open but almost idle."""
 
 
 def _stream(url: str, repo: Repo, partial: Path, file: RepoFile, report: Callable[[int], None]) -> None:
     have, patience = size_of(partial), constants.HF_HUB_DOWNLOAD_TIMEOUT
     wanted = {"Range": f"bytes={have}-"} if have else {}
     with _answer(repo, url, wanted, patience) as response, open_partial(partial) as out:
-        if have and not _goes_on(response, have):
+        if have and not _resumes_at(response, have):
             out.truncate(have := 0)
-            if response.status_code == 206:  # some other part
+            if response.status_code == 206:  # another range than requested
                 return
         for chunk in _chunks(response, patience):
             out.write(chunk[: file.size - have])
             have = min(have + len(chunk), file.size)
             report(have)
-            if have == file.size:  # as it was listed, whatever else would come
+            if have == file.size:  # the listed size; ignore anything beyond it
                 return
 
 
-def _goes_on(response: Any, have: int) -> bool:
+def _resumes_at(response: Any, have: int) -> bool:
     begins = re.match(r"bytes (\d{1,18})-", response.headers.get("content-range", ""))
     return response.status_code == 206 and begins is not None and int(begins[1]) == have
 
 
 @contextmanager
 def _answer(repo: Repo, url: str, headers: dict[str, str], patience: float) -> Iterator[Any]:
-    """The response whose body is to be read; raises HfHubHTTPError where it is a refusal."""
-    # A compressed answer would have no length, and ranges of it no meaning.
-    told = build_hf_headers(token=repo.token or False, headers={"Accept-Encoding": "identity", **headers})
+    """The response, its body unread; raises HfHubHTTPError for an error status."""
+    # A compressed answer has no known length, and its ranges are not those of the file.
+    sent = build_hf_headers(token=repo.token or False, headers={"Accept-Encoding": "identity", **headers})
     client = get_session()
-    request = client.build_request("GET", url, headers=told, timeout=patience)
+    request = client.build_request("GET", url, headers=sent, timeout=patience)
     response = _within(3 * patience, lambda: client.send(request, stream=True))
     try:
         if response.status_code >= 400:
@@ -203,13 +203,13 @@ _ABOUT_THE_BODY = ("content-encoding", "content-length", "transfer-encoding")
 
 
 def _within(seconds: float, action: Callable[[], Any]) -> Any:
-    """What `action` gives, in a thread that is left alone where it takes longer: a head can trickle in."""
+    """The result of `action` in a thread, abandoned after `seconds`: headers can arrive slowly."""
     done: Queue[tuple[Any, Exception | None]] = Queue()
 
     def run() -> None:
         try:
             done.put((action(), None))
-        except Exception as error:  # raised by whoever waits
+        except Exception as error:  # raised in the waiting thread
             done.put((None, error))
 
     Thread(target=run, name="hub", daemon=True).start()
@@ -223,7 +223,7 @@ def _within(seconds: float, action: Callable[[], Any]) -> Any:
 
 
 def _read(response: Any, most: int, patience: float) -> bytes:
-    """The body, or so many bytes of it."""
+    """The body, at most `most` bytes of it."""
     body = bytearray()
     try:
         for chunk in _chunks(response, patience):
@@ -236,7 +236,7 @@ def _read(response: Any, most: int, patience: float) -> bytes:
 
 
 def _chunks(response: Any, patience: float) -> Iterator[bytes]:
-    """The body as it comes; _TooSlow where `patience` seconds bring next to nothing."""
+    """The body in chunks; _TooSlow if `patience` seconds bring almost nothing."""
     since, came = time.monotonic(), 0
     for chunk in response.iter_raw():
         yield chunk

@@ -1,4 +1,4 @@
-"""What can go wrong between here and the hub, in our own words: one line what happened, one what to do."""
+"""Errors of the hub client, its HTTP library and the disk, as the program's own errors with a hint."""
 
 import errno
 import logging
@@ -35,7 +35,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @contextmanager
 def quiet_client() -> Iterator[None]:
-    """Keep the client's own log lines off stderr."""
+    """Suppress the client's log lines on stderr."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -51,7 +51,7 @@ def translate_errors(repo: Repo) -> Iterator[None]:
     try:
         yield
     except (LocalGemmaError, BrokenPipeError):
-        raise  # a broken pipe is that of whoever listens to the progress
+        raise  # a broken pipe belongs to the reader of the progress output
     except HfHubHTTPError as error:
         raise _refused(error, repo) from error
     except HTTP_ERROR as error:
@@ -64,25 +64,25 @@ def translate_errors(repo: Repo) -> Iterator[None]:
 
 
 def one_line(text: object, repo: Repo) -> str:
-    """Foreign text made fit for a message: one line, no control characters, no token."""
+    """Text from outside, made safe for a message: one line, no control characters, no token."""
     shown = str(text).replace(repo.token, "***") if repo.token else str(text)
     return " ".join("".join(c if c.isprintable() else " " for c in shown).split())[:200].rstrip(".")
 
 
 def _refused(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
-    """An answer that is no success; 401 also stands for a missing model, and 403 for several things."""
+    """The error for an HTTP status; 401 can also mean a missing model, and 403 has several causes."""
     status = error.response.status_code
     if isinstance(error, RevisionNotFoundError):
         return NotFoundError(
             f"{repo.model_id} has no revision {one_line(repr(repo.revision), repo)}.",
-            "Remove --revision, or give a branch, a tag or a full commit of that model.",
+            "Remove --revision, or use a branch, a tag or a full commit of that model.",
         )
     if status == 401:
         return _unauthorized(error, repo)
     if isinstance(error, RemoteEntryNotFoundError):
         return NotFoundError(
-            f"{repo.model_id} lists a file that the hub does not have.",
-            "Try again, or give another --revision.",
+            f"{repo.model_id} lists a file that is missing on the hub.",
+            "Try again, or use another --revision.",
         )
     if isinstance(error, DisabledRepoError):
         return NotFoundError(f"The hub has disabled {repo.model_id}.", "Pick another model.")
@@ -92,7 +92,7 @@ def _refused(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
         return no_such_model(repo)
     if status == 429:
         return NetworkError(
-            "The hub asks for fewer requests.", "Wait a few minutes, then run the command again."
+            "The hub limits the rate of requests.", "Wait a few minutes, then run the command again."
         )
     said = one_line(error.server_message or "", repo)
     return NetworkError(
@@ -103,8 +103,8 @@ def _refused(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
 def _unauthorized(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
     if repo.token:
         return AccessError(
-            "The hub does not accept the Hugging Face token: it is wrong, expired or revoked.",
-            "Run `hf auth login` again, or correct HF_TOKEN (unset, it counts for nothing).",
+            "The hub rejects the Hugging Face token: it is wrong, expired or revoked.",
+            "Run `hf auth login` again, or correct or unset HF_TOKEN.",
         )
     if isinstance(error, GatedRepoError) or repo.gated:
         return needs_token(repo)
@@ -112,16 +112,16 @@ def _unauthorized(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
 
 
 def _forbidden(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
-    """The header of all these answers is the same; only their text tells them apart."""
+    """All of these answers have the same header; only their text differs."""
     said, page = one_line(error.server_message or "", repo), _page(repo)
     if "awaiting" in said:
         return AccessError(
-            f"Your request for access to {repo.model_id} has not been decided yet.",
+            f"Your request for access to {repo.model_id} is still pending.",
             f"Wait until {page} shows that access was granted, {_TRY_DEMO}.",
         )
     if "fine-grained" in said:
         return AccessError(
-            f"Your token may not read gated models such as {repo.model_id}.",
+            f"Your token has no permission to read gated models such as {repo.model_id}.",
             "Allow it at https://huggingface.co/settings/tokens: access to public gated repositories.",
         )
     if isinstance(error, GatedRepoError) or repo.gated:
@@ -138,11 +138,11 @@ def _not_written(error: OSError, repo: Repo) -> LocalGemmaError:
     cache = repo.folder.parent
     if error.errno in _FULL:
         return DiskSpaceError(
-            f"{cache} took no more of {repo.model_id}: {os.strerror(error.errno)}.",
-            "Free some space, or set HF_HOME to a larger disk; what has arrived is kept.",
+            f"Cannot write {repo.model_id} to {cache}: {os.strerror(error.errno)}.",
+            "Free some space, or set HF_HOME to a larger disk; the partial download is kept.",
         )
     return LocalGemmaError(
-        f"{cache} cannot be used: {one_line(error.strerror or error, repo)}.",
+        f"Cannot use the cache folder {cache}: {one_line(error.strerror or error, repo)}.",
         "Make the folder writable, or set HF_HOME to another one.",
     )
 
@@ -153,15 +153,15 @@ def _page(repo: Repo) -> str:
 
 def needs_token(repo: Repo) -> AccessError:
     return AccessError(
-        f"{repo.model_id} is gated, and there is no Hugging Face token here.",
+        f"{repo.model_id} is gated, and no Hugging Face token was found.",
         f"Accept the licence at {_page(repo)}, then run `hf auth login` or set HF_TOKEN, {_TRY_DEMO}.",
     )
 
 
 def bad_token() -> AccessError:
-    """Said before such a token is sent: the HTTP library's own error would quote it."""
+    """Raised before the token is sent: the HTTP library's own error would quote it."""
     return AccessError(
-        "The Hugging Face token has characters that no token has.",
+        "The Hugging Face token contains invalid characters.",
         "Run `hf auth login` again, or correct HF_TOKEN.",
     )
 
@@ -175,14 +175,14 @@ def no_such_model(repo: Repo) -> NotFoundError:
 
 def not_a_name(repo: Repo) -> NotFoundError:
     return NotFoundError(
-        f"{one_line(repr(repo.model_id), repo)} is not a model's name, a hub id or a folder.",
-        "`localgemma models list` shows the names; a hub id looks like google/gemma-2-2b-it.",
+        f"{one_line(repr(repo.model_id), repo)} is not a model name, a hub id or a folder.",
+        "`localgemma models list` shows the names; example of a hub id: google/gemma-2-2b-it.",
     )
 
 
 def not_a_hub() -> NetworkError:
     return NetworkError(
-        f"What answers at {constants.ENDPOINT} is not a model hub.",
+        f"The server at {constants.ENDPOINT} is not a model hub.",
         "Check the network (a login page?) and HF_ENDPOINT.",
     )
 
@@ -193,21 +193,21 @@ def no_answer() -> NetworkError:
 
 def not_a_revision(repo: Repo) -> UsageError:
     return UsageError(
-        f"{one_line(repr(repo.revision), repo)} is not the name of a revision.",
-        "Give a branch, a tag or a commit, with --revision or as revision in models.toml.",
+        f"{one_line(repr(repo.revision), repo)} is not a valid revision.",
+        "Use a branch, a tag or a commit, in --revision or as revision in models.toml.",
     )
 
 
 def not_on_disk(model_id: str, offline: str | None) -> NetworkError:
-    """`offline`: what forbids the download."""
+    """`offline`: the option or variable that forbids the download."""
     return NetworkError(
-        f"{model_id} is not, or not completely, on disk, and {offline} allows no download.",
+        f"{model_id} is not completely on disk, and {offline} forbids the download.",
         f"{going_online(offline)}, {_TRY_DEMO}.",
     )
 
 
 def going_online(offline: str | None) -> str:
-    """How to lift what forbids asking the network."""
+    """How to allow network access again."""
     return "Remove --offline" if offline == "--offline" else f"Unset {offline}"
 
 

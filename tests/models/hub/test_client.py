@@ -188,7 +188,7 @@ def test_offline_with_a_copy(hub: HubServer, tmp_path: Path) -> None:
     assert config.result == {"model_type": "gemma2"}
     (folder / SHARDS[1]).unlink()
     partly, cached, config = run_all(env, *calls)
-    partly.failed("NetworkError", "not completely, on disk")
+    partly.failed("NetworkError", "not completely on disk")
     assert cached.result is None
     assert config.result == {"model_type": "gemma2"}
     assert len(hub.requests) == asked

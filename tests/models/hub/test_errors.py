@@ -58,7 +58,7 @@ def test_gated_with_a_token_that_has_access(tmp_path: Path) -> None:
     ("said", "word"),
     [
         ("Access to model X is restricted and you are not in the authorized list.", "Accept it at"),
-        ("Your request to access model X is awaiting a review from the repo authors.", "not been decided"),
+        ("Your request to access model X is awaiting a review from the repo authors.", "still pending"),
         (
             "Please enable access to public gated repositories in your fine-grained token settings.",
             "settings/",
@@ -94,7 +94,7 @@ def test_no_such_model(hub: HubServer, tmp_path: Path) -> None:
     )
     missing.failed("NotFoundError", "a/b", "spelling", "private")
     gated.failed("AccessError", "a/b", "gated")
-    no_id.failed("NotFoundError", "not a model's name")
+    no_id.failed("NotFoundError", "not a model name")
 
 
 def test_no_such_revision(hub: HubServer, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_nothing_on_disk_and_no_hub(hub: HubServer, tmp_path: Path) -> None:
     hub.fail_with(400)
     run(env).failed("NetworkError", "HTTP 400")
     hub.fail_with(429)
-    run(env).failed("NetworkError", "fewer requests")
+    run(env).failed("NetworkError", "rate of requests")
     hub.close()
     for outcome in run_all(env, a_call("fetch_snapshot"), a_call("fetch_config")):
         outcome.failed("NetworkError", "cannot be reached", "--model demo")
