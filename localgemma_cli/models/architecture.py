@@ -1,4 +1,4 @@
-"""The shape of a Gemma decoder, and the form its weights are stored in."""
+"""The shape of a Gemma decoder, and the format of its stored weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ _NORMED_QUERIES = ("gemma3_text", "gemma4_text")
 
 @dataclass(frozen=True)
 class Gemma4Parts:
-    """What Gemma 4 has besides, by modeling_gemma4.py: full layers are not shaped like sliding ones.
+    """The further sizes of Gemma 4 (modeling_gemma4.py), whose full layers differ in shape from sliding ones.
 
-    `value_is_key`: full layers have no projection of values. The last `sharing_layers` keep no keys and
-    values of their own, `sharing_full` of them full ones, and have an MLP `sharing_ffn` wide.
-    `layer_embedding`: features of the per-layer input embedding; 0 without one.
+    `value_is_key`: full layers have no value projection. The last `sharing_layers`, `sharing_full` of them
+    full ones, have no keys and values of their own, and an MLP of width `sharing_ffn`.
+    `layer_embedding`: width of the per-layer input embedding; 0 without one.
     """
 
     full_head_dim: int
@@ -38,7 +38,7 @@ class Gemma4Parts:
 
 @dataclass(frozen=True)
 class Layers:
-    """`count` layers of one shape; `projected`: whether keys and values are two projections, one or none."""
+    """`count` layers of one shape; `projected`: the number of projections for keys and values."""
 
     count: int
     full: bool
@@ -50,7 +50,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a Gemma decoder: all that memory and speed depend on."""
+    """The shape of a Gemma decoder: everything that memory and speed depend on."""
 
     family: Family
     layers: int
@@ -99,25 +99,25 @@ class Architecture:
 
     @property
     def embedding_parameters(self) -> int:
-        """The embeddings, and the output head where that is a matrix of its own."""
+        """The embeddings, and the output head unless it is tied."""
         own = self.vocabulary * self.hidden * (1 if self.tied_head else 2)
         return own + self.vocabulary * self.layers * self.layer_embedding
 
     @property
     def linear_parameters(self) -> int:
-        """What quantization shrinks: the projections of attention and of the MLP in every layer."""
+        """The quantizable weights: the projections of attention and MLP in every layer."""
         return sum(group.count * self._linear_in(group) for group in self.groups) + (
             3 * self.layers * self.hidden * self.layer_embedding
         )
 
     @property
     def layer_linear_parameters(self) -> int:
-        """One layer's share; a mean, rounded up, where layers differ."""
+        """The mean per layer, rounded up."""
         return -(-self.linear_parameters // self.layers)
 
     @property
     def linear_rows(self) -> int:
-        """Output features of all projections together; int8 keeps one scale for each."""
+        """The output features of all projections; int8 keeps one scale for each."""
         return sum(group.count * self._rows_in(group) for group in self.groups) + self.layers * (
             self.hidden + 2 * self.layer_embedding if self.layer_embedding else 0
         )
@@ -148,7 +148,7 @@ class Architecture:
         return attention + 2 * group.ffn + self.hidden
 
     def _norms_in(self, group: Layers) -> int:
-        """Before attention and MLP; since Gemma 2 also after each, since Gemma 3 also on q and k."""
+        """Norms before attention and MLP; since Gemma 2 also after each, since Gemma 3 also on q and k."""
         if self.family in ("gemma", "other"):
             return 2 * self.hidden
         normed = (1 + bool(group.projected)) * group.head_dim if self.family in _NORMED_QUERIES else 0
@@ -157,7 +157,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """A checkpoint that is quantized already; `detail` is what a GGUF file's own name for its type is."""
+    """The format of a pre-quantized checkpoint; `detail`: the type of a GGUF file, such as Q4_K."""
 
     kind: StoredQuantization
     nested: bool = False
@@ -166,7 +166,7 @@ class StoredFormat:
 
     @property
     def words(self) -> str:
-        """For people: the library's name of the form."""
+        """The name for messages, as its library calls the format."""
         match self.kind:
             case "nf4":
                 return "bitsandbytes NF4" + (", its scales packed too" if self.nested else "")

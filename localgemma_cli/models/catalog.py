@@ -1,4 +1,4 @@
-"""The models known by name, and the facts of any other Gemma."""
+"""The models with built-in names, and the facts of any other Gemma."""
 
 import json
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ from localgemma_cli.types import PromptForm
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`form`: how prompts are written where the repository's tokenizer brings no template."""
+    """`form`: the prompt form if the repository's tokenizer has no template."""
 
     name: str
     id: str
@@ -135,7 +135,7 @@ MODEL_NAMES: tuple[str, ...] = (*(facts.name for facts in _KNOWN), "demo")
 
 
 def demo_folder() -> Path:
-    """The bundled model's files, which the wheel holds without the code that trains it."""
+    """The folder of the bundled model."""
     return Path(str(files("localgemma_cli") / "demo" / "model"))
 
 
@@ -160,19 +160,19 @@ def demo_facts() -> ModelFacts:
 
 
 def catalogue() -> tuple[ModelFacts, ...]:
-    """Every built-in model: the four that Gemma 2's users know, the others, then the bundled demo."""
+    """Every built-in model: the four best known, the others, then the bundled demo."""
     return (*_KNOWN, demo_facts())
 
 
 def lookup(name: str) -> ModelFacts | None:
-    """The built-in model of exactly that name; None for a hub id, a folder or a name of the user's own."""
+    """The built-in model of exactly this name; None for a hub id, a folder or a name in models.toml."""
     if name == "demo":
         return demo_facts()
     return next((facts for facts in _KNOWN if facts.name == name), None)
 
 
 def facts_from_config(config: Mapping[str, object], *, name: str, id: str, force: bool = False) -> ModelFacts:
-    """Facts of a hub repository or local folder; NotFoundError where it is no Gemma, unless `force`."""
+    """The facts of a repository or folder; NotFoundError for other models than Gemma, unless forced."""
     architecture = architecture_of(config, name, force=force)
     return ModelFacts(
         name=name,

@@ -82,7 +82,7 @@ class Gguf:
         return StoredFormat("gguf", detail=_TYPES.get(kind, f"type {kind}"))
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts; bytes that are not UTF-8 become U+FFFD. ValueError where there is none."""
+        """A list of texts; bytes that are not UTF-8 become U+FFFD. ValueError if the key has none."""
         array = self.values.get(key)
         if not isinstance(array, Array) or array.type != _STRING:
             raise ValueError(f"{key} is missing, or is not a list of texts")
@@ -95,7 +95,7 @@ class Gguf:
         return found
 
     def numbers(self, key: str) -> Sequence[float]:
-        """A list of numbers; () where there is none."""
+        """A list of numbers; () if the key has none."""
         array = self.values.get(key)
         if not isinstance(array, Array) or array.type == _STRING:
             return array if isinstance(array, tuple) else ()

@@ -238,7 +238,7 @@ def _family(config: Config, name: str, force: bool) -> Family:
         return "other"
     what = name_or(classes[0] if isinstance(classes, list) and classes else kind, "nothing of its kind")
     raise NotFoundError(
-        f"{name} is not a chat model of Gemma 1 to 4: its config.json names {what}.",
+        f"{name} is not a Gemma 1 to 4 chat model: its config.json names {what}.",
         "See `localgemma models list` for models that run here; --force tries this one anyway.",
     )
 
@@ -249,7 +249,7 @@ def _sliding_layers(own: JsonFields, family: Family, layers: int) -> int:
         return types.count("sliding_attention")
     if family in ("gemma", "other"):
         return 0
-    # Gemma 2 alternates whatever its config says; only Gemma 3 reads the pattern (transformers 5.23).
+    # Gemma 2 always alternates; only Gemma 3 reads the pattern (transformers 5.23).
     pattern = 2 if family == "gemma2" else own.whole("sliding_window_pattern", 1, _LAYERS)
     return layers - layers // pattern
 

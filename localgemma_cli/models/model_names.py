@@ -1,4 +1,4 @@
-"""What people call a model elsewhere, and the name it has here."""
+"""The model that a name from elsewhere or a typo means, and the names that `--model` accepts."""
 
 import difflib
 import os
@@ -14,7 +14,7 @@ _SIZE = re.compile(r"e?\d+[bm]")
 
 
 def nearest_model(name: str, others: Iterable[str] = ()) -> str | None:
-    """The model that was probably meant by `gemma2:9b`, `gemma-2-9b-it`, `9B` or a slip of the fingers."""
+    """The model that `gemma2:9b`, `gemma-2-9b-it`, `9B` or a typo probably means."""
     names = (*MODEL_NAMES, *others)
     by_lower = {each.lower(): each for each in reversed(names)}
     if name.lower() in by_lower:
@@ -40,11 +40,11 @@ def _bare(name: str) -> str:
 
 
 def models_on_disk() -> list[str]:
-    """The hub ids in the cache of the hub's client, read from its folders; whole or in part."""
+    """The hub ids in the hub's cache, complete or partial."""
     folders = sorted(hub_cache(os.environ).glob("models--*--*"))
     return ["/".join(each.name.split("--", 2)[1:]) for each in folders if each.is_dir()]
 
 
 def selectable_models() -> list[str]:
-    """All that `--model` can name without a path: known here, the user's own, and what is on disk."""
+    """The names that `--model` accepts: built-in, from models.toml, and hub ids on disk."""
     return list(dict.fromkeys([*MODEL_NAMES, *own_models(), *models_on_disk()]))

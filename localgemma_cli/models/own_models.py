@@ -1,4 +1,4 @@
-"""`models.toml`: names of the user's own, each with where it lies and how it is talked to."""
+"""models.toml: the user's own names of models, each with its repository and its settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ class OwnModel:
 
 
 def own_models(path: Path | None = None) -> dict[str, OwnModel]:
-    """By name; {} without a file, UsageError naming file and key for what cannot be meant."""
+    """The models by name, {} without a file; UsageError names the file and the key of an invalid value."""
     path = path or config_folder() / "models.toml"
     return {name: _own_model(name, table, path) for name, table in read_toml(path).items()}
 
@@ -43,10 +43,10 @@ def own_model(name: str | None) -> OwnModel | None:
 
 
 def check_template(template: str) -> str:
-    """`template` as it was given; UsageError where it is neither a known form nor a Jinja file."""
+    """Return `template`; UsageError unless it is a known form or the name of a Jinja file."""
     if template != AUTO and template not in PROMPT_FORMS and not template.endswith(".jinja"):
         raise UsageError(
-            f"--template cannot be {format_value(template)}.",
+            f"Unknown --template: {format_value(template)}.",
             f"Choose one of: {', '.join((AUTO, *PROMPT_FORMS))}; or a file that ends in .jinja.",
         )
     return template
@@ -54,10 +54,10 @@ def check_template(template: str) -> str:
 
 def _own_model(name: str, table: object, path: Path) -> OwnModel:
     if name in MODEL_NAMES or not name or "/" in name:
-        what = "is a built-in model's name" if name in MODEL_NAMES else "is no name"
-        raise UsageError(f"{path}: {format_value(name)} {what}.", "Choose another, without a slash.")
+        what = "is the name of a built-in model" if name in MODEL_NAMES else "is not a valid name"
+        raise UsageError(f"{path}: {format_value(name)} {what}.", "Choose another name, without a slash.")
     if not isinstance(table, dict):
-        raise UsageError(f"{path}: {name} must be a table.", f"Write [{name}], then its keys below.")
+        raise UsageError(f"{path}: {name} must be a table.", f"Write [{name}], and its keys below it.")
     allowed = (*_TEXTS, "sampling")
     for key, value in table.items():
         if key not in allowed:
@@ -68,7 +68,7 @@ def _own_model(name: str, table: object, path: Path) -> OwnModel:
             raise UsageError(f"{path}: {key} of [{name}] must be text.", "Correct the value.")
     if not table.keys() & {"repository", "endpoint", "adapter"}:
         raise UsageError(
-            f"{path}: [{name}] says neither repository, adapter nor endpoint.",
+            f"{path}: [{name}] needs a repository, an adapter or an endpoint.",
             'Add one, for example: repository = "google/gemma-2-2b-it"',
         )
     texts = {key: value for key, value in table.items() if key in _TEXTS}
@@ -78,12 +78,12 @@ def _own_model(name: str, table: object, path: Path) -> OwnModel:
 
 
 def _template(template: str, name: str, path: Path) -> str:
-    """A file's path counts from the folder of `models.toml`."""
+    """A file's path is relative to the folder of models.toml."""
     try:
         check_template(template)
     except UsageError as error:
         raise UsageError(
-            f"{path}: template of [{name}] cannot be {format_value(template)}.", error.hint
+            f"{path}: unknown template of [{name}]: {format_value(template)}.", error.hint
         ) from None
     return str(path.parent / expand_home(template)) if template.endswith(".jinja") else template
 
@@ -99,7 +99,7 @@ def _sampling(table: object, name: str, path: Path) -> dict[str, float]:
                 f"{path}: sampling of [{name}] has no key {format_value(key)}.", f"Allowed: {known}."
             )
         if not is_number(value) or (key in _WHOLE and not isinstance(value, int)):
-            raise UsageError(f"{path}: {key} in sampling of [{name}] is no number.", "Correct the value.")
+            raise UsageError(f"{path}: {key} in sampling of [{name}] must be a number.", "Correct the value.")
     try:
         sampling_for(Mode.CHAT, values)
     except LocalGemmaError as error:

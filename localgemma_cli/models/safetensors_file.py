@@ -1,6 +1,6 @@
-"""The safetensors container, read and written a few rows at a time, so that no page need stay in memory.
+"""Headers of safetensors files, read and written without mapping the whole file.
 
-The library maps whole files: every page that was looked at counts as this process's memory until it exits.
+The library maps whole files: each page that was read stays in this process's memory until it exits.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -24,7 +24,7 @@ NESTED = {
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _INDEX = "model.safetensors.index.json"
 _LOOKS = 64
-_HEADER_LIMIT, _INDEX_LIMIT = 8 << 20, 16 << 20  # bytes; the largest Gemmas' have a twentieth of it
+_HEADER_LIMIT, _INDEX_LIMIT = 8 << 20, 16 << 20  # bytes; the largest Gemmas need a twentieth of it
 _DIMENSIONS = 8
 
 
@@ -33,7 +33,7 @@ Tensor = TypeVar("Tensor")
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one tensor lies: `offset` bytes into `file`, `dtype` in safetensors' spelling."""
+    """The place of one tensor: `offset` in bytes into `file`, `dtype` as safetensors names it."""
 
     file: Path
     offset: int
@@ -47,15 +47,15 @@ class Stored:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """Every tensor of one file; a ValueError where the file is damaged or cut short."""
+    """Every tensor of one file; ValueError for a damaged or truncated file."""
     with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= _HEADER_LIMIT:
-            raise ValueError(f"{path.name} is no safetensors file")
+            raise ValueError(f"{path.name} is not a safetensors file")
         data = file.read(length)
         end = os.fstat(file.fileno()).st_size - 8 - length
     if len(data) < length:
-        raise ValueError(f"{path.name} is cut short")
+        raise ValueError(f"{path.name} is truncated")
     try:
         entries = parse_json_object(data)
     except Unreadable as error:
@@ -74,7 +74,7 @@ def _stored(path: Path, name: str, entry: object, start: int, end: int) -> Store
     first, last = offsets
     tensor = Stored(path, start + first, dtype, tuple(shape))
     if not first <= last <= end or (dtype in ITEM_BYTES and tensor.size != last - first):
-        raise ValueError(f"{path.name} is cut short or damaged: {format_value(name)}")
+        raise ValueError(f"{path.name} is truncated or damaged: {format_value(name)}")
     return tensor
 
 
@@ -85,7 +85,7 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _require_apart(path: Path, entries: Iterable[Any]) -> None:
-    """No two lie in the same place, or a small file could be a large model."""
+    """Check that no two tensors overlap: a small file could otherwise claim to be a large model."""
     end = 0
     for first, last in sorted(entry["data_offsets"] for entry in entries):
         if first < end:
@@ -94,12 +94,12 @@ def _require_apart(path: Path, entries: Iterable[Any]) -> None:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model's folder; a language model's within a larger one under their own names."""
+    """Every tensor of a model's folder, by the names of the language model."""
     return {language_name(name): tensor for name, tensor in _read_all(folder).items()}
 
 
 def language_name(name: str) -> str:
-    """Gemma 3 with a vision tower calls its layers `language_model.model.…`, or `model.language_model.…`."""
+    """Remove the prefix of Gemma 3 with vision: `language_model.model.` or `model.language_model.`."""
     for prefix, own in NESTED.items():
         if name.startswith(prefix):
             return own + name.removeprefix(prefix)
@@ -107,7 +107,7 @@ def language_name(name: str) -> str:
 
 
 def _read_all(folder: Path) -> dict[str, Stored]:
-    """In the loader's own order: a single file before an index."""
+    """In the loader's order: a single file before an index."""
     single, index = folder / "model.safetensors", folder / _INDEX
     if single.is_file() or not index.is_file():
         return read_header(single)
@@ -118,13 +118,13 @@ def _read_all(folder: Path) -> dict[str, Stored]:
 
 
 def shards_of(index: Path) -> list[str]:
-    """The files that an index names, all in its own folder; a ValueError where it is damaged."""
+    """The files that an index names, all in its own folder; ValueError for a damaged index."""
     try:
         names = read_json_object(index, _INDEX_LIMIT).get("weight_map")
     except ValueError as error:
         raise ValueError(f"{index.name} is damaged: {error}") from None
     if not isinstance(names, dict) or not all(_is_shard(name) for name in names.values()):
-        raise ValueError(f"{index.name} is damaged: weight_map must name files that lie beside it")
+        raise ValueError(f"{index.name} is damaged: weight_map must name files in the same folder")
     return sorted(set(names.values()))
 
 
@@ -134,7 +134,7 @@ def _is_shard(name: object) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that is to be written."""
+    """A tensor to be written."""
 
     name: str
     dtype: str
@@ -146,7 +146,7 @@ class Entry:
 
 
 def header(entries: Iterable[Entry]) -> bytes:
-    """What stands before the tensors; padded, so that they begin on a page of their own."""
+    """The header before the tensors, padded so that they start at a page."""
     table, offset = {}, 0
     for entry in entries:
         end = offset + entry.size
@@ -162,16 +162,16 @@ def header(entries: Iterable[Entry]) -> bytes:
 
 
 def is_tied(says_so: bool, tensors: Mapping[str, Tensor], same: Callable[[Tensor, Tensor], bool]) -> bool:
-    """Whether the head is the embedding: one that is stored and differs is the head, whatever a config says.
+    """Whether the output head is the embedding; a stored head that differs overrides the config, `says_so`.
 
-    As transformers has it; `tensors` are a checkpoint's by name, in any form that `same` can compare.
+    As in transformers. `tensors`: a checkpoint's by name, in any form that `same` can compare.
     """
     embedding, head = tensors.get(EMBEDDING), tensors.get(HEAD)
     return head is None or (says_so and embedding is not None and same(embedding, head))
 
 
 def alike(one: Stored, other: Stored) -> bool:
-    """Whether two tensors hold the same, by what they hold at `_LOOKS` places; reads next to nothing."""
+    """Whether two tensors are equal, judged by samples at `_LOOKS` places."""
     if (one.dtype, one.shape) != (other.dtype, other.shape) or one.dtype not in ITEM_BYTES:
         return False
     steps = range(0, one.size, max(1, one.size // _LOOKS))
@@ -185,6 +185,6 @@ def _read(file: BinaryIO, tensor: Stored, at: int) -> bytes:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The file's pages, read when touched; the map outlives the file's name."""
+    """Map the file read-only; the map stays valid after the file is deleted."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,4 +1,4 @@
-"""The shapes of the released sizes, as their config.json files say them."""
+"""The shapes of the released sizes, from their config.json files."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def _gemma2(layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, 
 def _gemma3(
     layers: int, hidden: int, heads: int, kv_heads: int, head_dim: int, ffn: int, *, sees: bool
 ) -> Architecture:
-    """The sizes that also take images have rows for them, a longer context and a longer window."""
+    """`sees`: the sizes that accept images have a larger vocabulary, context and window."""
     return Architecture(
         family="gemma3_text",
         layers=layers,

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
 from localgemma_cli.prompts.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
 
-_SPACE = "\u2581"  # stands for a space in the vocabulary
+_SPACE = "\u2581"  # a space, in the vocabulary
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 _KINDS = ("llama", "gemma4")
 _NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}

@@ -48,7 +48,7 @@ def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
 
 
 def _names(config: Mapping[str, object]) -> dict[str, str | None]:
-    """The special tokens by attribute: every `*_token`, and the objects that name further ones."""
+    """The special tokens by attribute: every `*_token`, and the tokens that two further objects name."""
     found = {key: value for key, value in config.items() if key.endswith("_token")}
     for key in ("model_specific_special_tokens", "extra_special_tokens"):
         named = config.get(key)
@@ -58,13 +58,13 @@ def _names(config: Mapping[str, object]) -> dict[str, str | None]:
 
 
 def _content(value: object) -> str | None:
-    """The text of a token, which stands alone or in an object with its flags."""
+    """The text of a token, given alone or in an object with its flags."""
     content = value.get("content") if isinstance(value, dict) else value
     return content if isinstance(content, str) else None
 
 
 def _special_token(value: object) -> AddedToken:
-    """A TypeError for anything but a token."""
+    """Raises TypeError for anything but a token."""
     token: dict[str, Any] = value if isinstance(value, dict) else {"content": value}
     return AddedToken(**{"normalized": False, **_fields(token), "special": True})
 

@@ -43,7 +43,7 @@ def test_no_file_means_no_names(tmp_path: Path) -> None:
         ('[9b]\nrepository = "x/y"', "'9b'"),
         ('["a/b"]\nrepository = "x/y"', "'a/b'"),
         ("[a]\nrepository = 3", "repository of [a]"),
-        ('[a]\nsystem = "x"', "neither"),
+        ('[a]\nsystem = "x"', "needs a repository"),
         ('a = "x/y"', "a must be a table"),
         ('[a]\nrepository = "x/y"\ntemplate = "chatml"', "template of [a]"),
         ('[a]\nrepository = "x/y"\nsampling = { heat = 1 }', "'heat'"),
