@@ -30,7 +30,7 @@ def suggest_changes(plan: LoadPlan, hardware: Hardware, overrides: Overrides, pr
 def suggest_draft(
     plan: LoadPlan, hardware: Hardware, overrides: Overrides, presets: Presets
 ) -> tuple[str, ...]:
-    """A built-in draft model, if both models fit whole and --assistant was not given."""
+    """A built-in draft model, if both models fit without offloading and --assistant was not given."""
     if plan.draft or overrides.assistant or plan.offload != "none":
         return ()
     for small in HUB_MODELS:
@@ -80,7 +80,7 @@ def _longest_context(plan: LoadPlan, hardware: Hardware, overrides: Overrides, p
 def _smaller_model(
     facts: ModelFacts, hardware: Hardware, overrides: Overrides, presets: Presets
 ) -> ModelFacts | None:
-    """The largest built-in model below this one that fits whole."""
+    """The largest built-in model below this one that fits without offloading."""
     size = facts.architecture.parameters
     smaller = [each for each in HUB_MODELS if each.architecture.parameters < size]
     for each in sorted(smaller, key=lambda model: -model.architecture.parameters):
