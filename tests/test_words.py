@@ -96,7 +96,6 @@ def test_phrases_are_found_in_fstrings_docstrings_and_comments(tmp_path: Path) -
 
 
 PENDING: set[str] = {
-    "docs/benchmarks.md",
     "localgemma_cli/backends/pytorch/layers/cpu_linear.py",
     "localgemma_cli/backends/pytorch/layers/int4.py",
     "localgemma_cli/backends/pytorch/layers/nf4.py",
