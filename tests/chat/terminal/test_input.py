@@ -53,7 +53,9 @@ def test_a_long_paste_during_an_answer_is_kept_and_holds_no_ctrl_c_up(program: P
         terminal.wait("and more")
         terminal.type("\r")
         terminal.wait(TOO_LONG)
-        terminal.type("\x03\x04")
+        terminal.type("\x03")
+        terminal.wait_for_prompt()
+        terminal.type("\x04")
         assert terminal.wait_for_end() == 0
     assert history(program) == ["Hello", f"{PAGE[:30_000]} and more"]
 
