@@ -58,7 +58,7 @@ def test_no_error_ends_a_chat_and_what_was_typed_is_kept(program: Program) -> No
                     terminal.type(f"{line}\r")
                     terminal.wait(rf"[\s\S]*> {line}\n", count=1)
                     text = terminal.wait("Unexpected error", count=told)
-                    terminal.wait(rf"with -v to see where.\n(\n|\[.*\n)*> {line}\n")
+                    terminal.wait(rf"with -v to see where it happened\.\n(\n|\[.*\n)*> {line}\n")
                     assert text.count("> Hello") + text.count("> /system") < 40
                     terminal.type("\x03")
                     terminal.wait_for_prompt()
