@@ -68,7 +68,7 @@ def test_what_cannot_be_split_ends_all_with_one_message(program):
     stdout, stderr = torchrun.communicate(timeout=600)
     assert torchrun.returncode != 0
     assert stdout == ""
-    assert stderr.count("localgemma: demo has 3 key-value heads, which 2 processes cannot share.") == 1
+    assert stderr.count("localgemma: demo has 3 key-value heads, which 2 processes cannot share evenly.") == 1
     assert "exitcode  : 2" in stderr  # of rank 0, in torchrun's own report
 
 
