@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from localgemma_cli.chat.slash.actions import _changed
+from localgemma_cli.chat.slash.actions import _change_sampling
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import own_models
 from localgemma_cli.sampling import Mode, Sampling, sampling_for, validate_sampling
@@ -37,8 +37,8 @@ EXTREMES = [
 def test_an_extreme_is_refused_with_what_is_allowed(name: str, value: float, allowed: str) -> None:
     for refused in (
         lambda: sampling_for(Mode.CHAT, **{name: value}),
-        lambda: _changed(Sampling(), "/set", name, str(value)),
-        lambda: _changed(Sampling(), "/retry", name.replace("_", "-"), str(value)),
+        lambda: _change_sampling(Sampling(), "/set", name, str(value)),
+        lambda: _change_sampling(Sampling(), "/retry", name.replace("_", "-"), str(value)),
     ):
         with pytest.raises(UsageError) as caught:
             refused()
@@ -60,7 +60,7 @@ def test_so_it_is_in_models_toml_with_the_file_named(name: str, value: float, al
 def test_a_number_of_too_many_digits_is_refused_in_a_chat() -> None:
     for key in ("seed", "top_k"):
         with pytest.raises(UsageError) as caught:
-            _changed(Sampling(), "/set", key, "9" * 5_000)
+            _change_sampling(Sampling(), "/set", key, "9" * 5_000)
         assert len(caught.value.message) < 120
 
 

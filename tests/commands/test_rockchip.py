@@ -9,7 +9,7 @@ from support.program import Program
 
 from localgemma_cli.backends.http.backend import HttpBackend, connect
 from localgemma_cli.backends.http.endpoint import parse_endpoint
-from localgemma_cli.chat.turn import Settings, run_turn
+from localgemma_cli.chat.turn import TurnSettings, run_turn
 from localgemma_cli.conversation import Conversation
 from localgemma_cli.render.base import Answer
 from localgemma_cli.sampling import OnOverflow, Sampling
@@ -37,7 +37,7 @@ def talk(server: ChatServer, dialect: str = "auto") -> tuple[HttpBackend, list[s
     said: list[str] = []
     backend = connect(endpoint, said.append, said.append)
     conversation = Conversation("Answer in one word.")
-    settings = Settings(Sampling(), OnOverflow.TRIM, lambda dropped, how: None)
+    settings = TurnSettings(Sampling(), OnOverflow.TRIM, lambda dropped, how: None)
     for question in ("I am Ada.", "I am 36.", "Who am I?"):
         conversation, answer = run_turn(backend, conversation, question, settings, Unseen(), Event())
         assert answer.finished.finish_reason == "stop"
