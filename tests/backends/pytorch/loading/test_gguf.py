@@ -231,7 +231,7 @@ def test_a_damaged_file_is_refused(damage: str, file: Path, tmp_path: Path) -> N
 
 def test_other_files_and_split_ones_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.bin").write_bytes(b"x")
-    with pytest.raises(NotFoundError, match="no GGUF file"):
+    with pytest.raises(NotFoundError, match="is not a GGUF file"):
         resolve(str(tmp_path / "model.bin"), revision=None, offline=True)
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gemma2")
     writer.add_uint16("split.count", 3)
