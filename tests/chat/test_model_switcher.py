@@ -23,7 +23,7 @@ def test_another_model_goes_on_with_the_conversation(program: Program) -> None:
         terminal.wait("exact · /help")
         terminal.enter("Hello, my name is Ada.")
         terminal.enter("/model nowhere")
-        terminal.wait("There is no model 'nowhere'")
+        terminal.wait("Model not found: 'nowhere'")
         terminal.wait(r" demo · exact · \d+/1024 tokens")  # as before, without loading again
         terminal.enter("/set max-new-tokens 8")
         terminal.enter("/model ./tiny")
