@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXEMPT = {"localgemma_cli/demo/corpus", "localgemma_cli/demo/dialogues.py"}  # what the demo was trained on
+ANSWER_OF_THE_DEMO = "not told"  # the evaluation looks for it
 
 WORN = (
     r"\bbe had\b",
@@ -68,6 +69,7 @@ def worn_phrases(path: Path) -> list[str]:
         f"{path.relative_to(ROOT)}:{number}: “{match[0]}” in: {text[max(0, match.start() - 60) :][:160]}"
         for number, text in joined
         for match in WORN_PHRASE.finditer(text)
+        if text != ANSWER_OF_THE_DEMO
     ]
 
 
@@ -101,8 +103,4 @@ PENDING: set[str] = {
     "localgemma_cli/backends/pytorch/weights/mmap_prefetch.py",
     "localgemma_cli/backends/pytorch/weights/mmap_tensors.py",
     "localgemma_cli/backends/pytorch/weights/quantize_nf4.py",
-    "localgemma_cli/demo/evaluate.py",
-    "localgemma_cli/demo/phrasing.py",
-    "localgemma_cli/demo/reading.py",
-    "localgemma_cli/demo/tokenizer.py",
 }

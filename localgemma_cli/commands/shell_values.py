@@ -65,7 +65,7 @@ def _conversations() -> Iterable[str]:
 
     if not default_path().exists():
         return []
-    store = Store(default_path())
+    store = Store(default_path(), replace_damaged=False)  # nobody would see the notice
     try:
         return [each.name or str(each.id) for each in store.summaries(limit=_MANY)]
     finally:

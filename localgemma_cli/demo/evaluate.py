@@ -78,7 +78,7 @@ def has_facts(answer: str, facts: tuple[tuple[str, ...], ...]) -> bool:
 
 
 def follows(manner: str, answer: str) -> bool:
-    """Whether the answer is given as the system text wants it, whatever it says."""
+    """Whether the answer has the form that the system text asks for; its content is not judged."""
     if manner == ONE_WORD:
         return len(answer.split()) == 1
     if manner == UPPER:
@@ -136,7 +136,7 @@ def _unrelated(corpus: Corpus, rng: random.Random, count: int) -> list[str]:
 
 
 def recall_cases(corpus: Corpus, rng: random.Random) -> Iterator[Case]:
-    """Told, then two to six unrelated turns, then asked; every tenth was never told."""
+    """A fact, two to six unrelated turns, then a question about it; in one case of ten without the fact."""
     memories = [memory for memory in corpus.memories if memory.asks and memory.statements]
     # Names, colours and numbers are what people try first.
     order = [*memories[:3], *memories[:3], *memories[3:]]

@@ -25,7 +25,7 @@ def with_other_stem(rng: random.Random, variation: Variation, text: str) -> str:
 
 
 def with_other_words(rng: random.Random, variation: Variation, text: str) -> str:
-    """One word in three that has another is replaced by it; what stands in backticks or has marks stays."""
+    """Replace one in three of the words that have a synonym; text in backticks or with marks is unchanged."""
 
     def other(match: re.Match[str]) -> str:
         choices = variation.words.get(match.group())

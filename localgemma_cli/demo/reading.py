@@ -11,9 +11,9 @@ Part = Literal["train", "dev", "test"]
 
 CORPUS_FOLDER = Path(__file__).parent / "corpus"
 
-# Out of a hundred phrasings: the first ten are judged and reported, the next three are for whoever tunes
-# the training, and the rest is trained on. A phrasing's part depends on its words alone, so that adding a
-# phrasing never moves another one.
+# Out of a hundred phrasings: the first ten are the test set, which is reported; the next three are for tuning
+# the training; the model is trained on the rest. A phrasing's part depends on its words alone, so that
+# adding a phrasing never moves another one.
 TEST_SHARE, DEV_SHARE = 10, 3
 
 _POLITE = re.compile(

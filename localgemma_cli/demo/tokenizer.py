@@ -17,8 +17,8 @@ NEWLINES = tuple("\n" * count for count in range(1, 5))
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 ALPHABET = (*map(chr, range(0x21, 0x7F)), "▁", "\t", *"éüöäñç’–…")
 
-# Merges never join a letter to a digit, a mark or the next word: a name is then the same tokens wherever
-# it stands, which is what makes it possible to copy it.
+# Merges never join a letter to a digit, a mark or the next word: a name then has the same tokens
+# everywhere, so the model can learn to copy it.
 PIECES = r"▁?[A-Za-z]+|[0-9]|▁?[^A-Za-z0-9▁\s]+|▁"
 
 CHAT_TEMPLATE = (

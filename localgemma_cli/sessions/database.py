@@ -19,12 +19,13 @@ _LOCK_SECONDS = 0.1  # between two calls of `waiting`
 class Database:
     """Statements run inside `reading` or `writing`, which turn SQLite's errors into SavingError.
 
-    `notice` is a warning for the user from opening the file. `waiting` is called while another thread or
+    `notice` is a warning for the user from opening the file: a damaged one was moved away, unless
+    `replace_damaged` is false; then it raises SavingError. `waiting` is called while another thread or
     process writes; it may raise.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._connection, self.notice = open_database(path)
+    def __init__(self, path: Path, *, replace_damaged: bool = True) -> None:
+        self._connection, self.notice = open_database(path, replace_damaged)
         self._path, self._lock = path, RLock()
         self._index_is_checked = False
         self.waiting: Callable[[], None] = lambda: None

@@ -24,19 +24,20 @@ _DAMAGE_CODES = (
 )
 
 
-def open_database(path: Path) -> tuple[sqlite3.Connection, str | None]:
-    """The database, created if missing; and a notice if a damaged file was moved away.
+def open_database(path: Path, replace_damaged: bool) -> tuple[sqlite3.Connection, str | None]:
+    """Open the database, created if missing; also return a notice if a damaged file was moved away.
 
-    Raises SavingError if it cannot be opened: no permission, full disk, or written by a later version.
+    Raises SavingError if it cannot be opened: no permission, full disk, written by a later version, or
+    damaged and not to be replaced.
     """
     try:
         try:
             return _open(path), None
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            if not _is_damage(error):
+            if not (replace_damaged and _is_damage(error)):
                 raise
         return _replace_damaged(path)
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, UnicodeDecodeError, OSError) as error:
         raise SavingError(
             f"Conversations cannot be saved in {path}: {error}.",
             "Check the folder, or chat without saving: --no-save",

@@ -83,6 +83,23 @@ def test_values_are_completed_without_importing_anything_heavy(program: Program)
     assert completed(program, "-m", "m") == []
 
 
+@pytest.mark.parametrize("content", [b"no database " * 100, None], ids=["not a database", "damaged page"])
+def test_completion_leaves_a_damaged_file_of_conversations_where_it_is(
+    program: Program, content: bytes | None
+) -> None:
+    path = program.folder / "home" / "data" / "conversations.sqlite"
+    store = Store(path)
+    store.create(None, name="rivers")
+    store.close()
+    damaged = content or path.read_bytes()[:100] + b"\xff" * 2000 + path.read_bytes()[2100:]
+    path.write_bytes(damaged)
+    assert completed(program, "--session", "r") == []
+    assert completed(program, "history", "show", "r") == []
+    assert path.read_bytes() == damaged
+    assert not list(path.parent.glob("*-damaged-*"))
+    assert "damaged" in program("history", "list", stdin="").stderr  # a command moves it away, and says so
+
+
 def test_in_the_chat_models_are_completed_and_a_folder_ends_in_a_slash(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file.txt").touch()
