@@ -86,8 +86,6 @@ def checked_files() -> list[Path]:
 @pytest.mark.parametrize("path", checked_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_worn_phrase_is_left(path: Path) -> None:
     hits = worn_phrases(path)
-    if hits and str(path.relative_to(ROOT)) in PENDING:
-        pytest.xfail("\n".join(hits))
     assert not hits, "\n".join(hits)
 
 
@@ -95,12 +93,3 @@ def test_phrases_are_found_in_fstrings_docstrings_and_comments(tmp_path: Path) -
     source = '"""This one cannot\nbe had."""\nname = f"{1} goes on " f"with {2}"  # which is no number\n'
     texts = [" ".join(text.split()) for _, text in python_texts(source)]
     assert [bool(WORN_PHRASE.search(text)) for text in texts] == [True, True, True]
-
-
-PENDING: set[str] = {
-    "localgemma_cli/backends/pytorch/layers/nf4.py",
-    "localgemma_cli/backends/pytorch/weights/gpu_streaming.py",
-    "localgemma_cli/backends/pytorch/weights/mmap_prefetch.py",
-    "localgemma_cli/backends/pytorch/weights/mmap_tensors.py",
-    "localgemma_cli/backends/pytorch/weights/quantize_nf4.py",
-}

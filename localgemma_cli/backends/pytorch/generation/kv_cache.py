@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from localgemma_cli.backends.pytorch.layers.attention import NAME as GROUPED
-from localgemma_cli.backends.pytorch.layers.kv_int8 import MOST_TOKENS, Int8Keys, Int8Values, quantized
+from localgemma_cli.backends.pytorch.layers.kv_int8 import MOST_TOKENS, Int8Keys, Int8Values, quantize_states
 
 _GROWTH = 256  # tokens: a buffer grows by this much at a time, so that most steps copy nothing
 _BUCKETS = (512, 1024, 2048, 4096)  # tokens; in a short chat attention does not run over the whole context
@@ -99,7 +99,7 @@ class Int8Layer(WholeLayer):
             self._grow(key_states, self.capacity(end))
         keys, values, scales = self._buffers
         heads, new, seen = len(keys), slice(self.length, end), slice(first, end)
-        levels, scales[:, new] = quantized(torch.cat([key_states[0], value_states[0]]))
+        levels, scales[:, new] = quantize_states(torch.cat([key_states[0], value_states[0]]))
         keys[:, new], values[..., new] = levels[:heads], levels[heads:].transpose(1, 2)
         self.length = end
         all_keys = Int8Keys(keys[:, seen], scales[:heads, seen])

@@ -14,7 +14,7 @@ import torch  # first: the library shares the OpenMP runtime that torch brings
 from torch import Tensor
 
 from localgemma_cli.backends.pytorch.kernels.library import Function
-from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, LEVELS, interleaved
+from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, LEVELS, pack_interleaved
 
 _SUFFIX = {"win32": "dll", "darwin": "dylib"}.get(sys.platform, "so")
 _LONG, _POINTER = ctypes.c_int64, ctypes.c_void_p
@@ -50,7 +50,7 @@ def _passes_nf4_check(product: Function) -> bool:
     scales = torch.linspace(0.5, 2, 32).to(torch.bfloat16).reshape(1, 32)
     x = torch.linspace(-1, 1, 64).to(torch.bfloat16).reshape(1, 64)
     expected = (torch.from_numpy(LEVELS)[numbers.long()] * scales.float().T) @ x.float().T
-    out = run_nf4(product, x, torch.from_numpy(interleaved(numbers.numpy())), scales)
+    out = run_nf4(product, x, torch.from_numpy(pack_interleaved(numbers.numpy())), scales)
     return bool((out.float() - expected.T).abs().max() < 0.05 * expected.abs().max())
 
 

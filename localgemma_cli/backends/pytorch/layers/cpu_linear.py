@@ -21,7 +21,7 @@ from localgemma_cli.backends.pytorch.kernels.bfloat16 import (
     has_bfloat16_rows,
 )
 from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable
-from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file, let_go
+from localgemma_cli.backends.pytorch.weights.mmap_tensors import is_mapped, release_pages
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.host import CPU_BF16_FLAGS, cpu_flags
 
@@ -79,7 +79,7 @@ class WidenedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
         # a mapped file's pages are scattered in memory: reading them takes a sixth longer
-        self.weight = nn.Buffer(weight.clone() if in_file(weight) else weight.contiguous())
+        self.weight = nn.Buffer(weight.clone() if is_mapped(weight) else weight.contiguous())
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, self.in_features)
@@ -122,7 +122,7 @@ def tune_linears(
         return
     embedding = model.get_input_embeddings()
     plain = isinstance(embedding, nn.Embedding) and not hasattr(embedding, "_hf_hook")  # no adapter's
-    if plain and in_file(embedding.weight):
+    if plain and is_mapped(embedding.weight):
         scale = getattr(embedding, "embed_scale", None)
         model.set_input_embeddings(EmbeddingTable(embedding.weight.detach(), model.dtype, scale))
 
@@ -147,5 +147,5 @@ def replace_linears(
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear and not hasattr(child, "_hf_hook"):  # a hook moves offloaded weights
                 setattr(module, name, make(child))
-                if in_file(child.weight):
-                    let_go(child.weight)
+                if is_mapped(child.weight):
+                    release_pages(child.weight)

@@ -1,7 +1,8 @@
-"""Keys and values of a KV cache in 8 bits, and the attention products over them as they lie.
+"""Keys and values of a KV cache in 8 bits, and attention products that read them without unpacking.
 
-Each token of each head has one scale, its largest number over 127. Our kernel, or else PyTorch's, reads one
-byte where bfloat16 is two; see docs/benchmarks.md for what that costs in quality, and what a step gains.
+Each token of each head has one scale: its largest absolute value divided by 127. The products run on the C
+extension if it is available, else on PyTorch's int8 kernel. Both read half the bytes of bfloat16; see
+docs/benchmarks.md for speed and memory.
 """
 
 from dataclasses import dataclass
@@ -11,18 +12,18 @@ from torch import Tensor
 
 from localgemma_cli.backends.pytorch.kernels.int8 import has_int8_rows, int8_rows
 
-MOST_TOKENS = 16  # at once; above, unpacking and a plain matrix product take less time
+MOST_TOKENS = 16  # query tokens at once; for more, unpacking and a plain matrix product are faster
 
 
 @dataclass(frozen=True)
 class Int8Keys:
-    """`levels` [heads, n, d] int8, each head's rows contiguous; `scales` [heads, n] bfloat16."""
+    """Quantized keys: `levels` [heads, n, d] int8, contiguous in each head; `scales` [heads, n] bfloat16."""
 
     levels: Tensor
     scales: Tensor
 
     def scores(self, query: Tensor) -> Tensor:
-        """[heads, rows, d] -> [heads, rows, n] float32."""
+        """Multiply a query [heads, rows, d] with all keys -> [heads, rows, n] float32."""
         if has_int8_rows():
             return int8_rows(query.float(), self.levels, self.scales)
         rows = query.to(torch.bfloat16)
@@ -34,23 +35,26 @@ class Int8Keys:
         ).float()
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """[1, heads, n, d]"""
+        """Return [1, heads, n, d] in `dtype`."""
         return self.levels.to(dtype).mul_(self.scales.unsqueeze(-1)).unsqueeze(0)
 
 
 @dataclass(frozen=True)
 class Int8Values:
-    """`levels` [heads, d, capacity] int8, contiguous; of its columns `first` on are n tokens with `scales`
-    [heads, n] bfloat16."""
+    """Quantized values: `levels` [heads, d, capacity] int8, contiguous, and `scales` [heads, n] bfloat16.
+
+    The n tokens are the columns of `levels` from `first` on.
+    """
 
     levels: Tensor
     scales: Tensor
     first: int
 
     def mixed(self, weights: Tensor) -> Tensor:
-        """[heads, rows, n] float32, which are changed -> [heads, rows, d] bfloat16 or float32.
+        """Sum the values by attention weights [heads, rows, n] float32 -> [heads, rows, d].
 
-        PyTorch's kernel wants whole rows of levels: tokens that are not attended to weigh nothing.
+        The result is in float32 (C extension) or bfloat16 (PyTorch). `weights` are changed in place.
+        PyTorch's kernel needs whole rows of levels, so the columns outside the n tokens get weight 0.
         """
         heads, rows, count = weights.shape
         if has_int8_rows():
@@ -67,13 +71,16 @@ class Int8Values:
         )
 
     def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """[1, heads, n, d]"""
+        """Return [1, heads, n, d] in `dtype`."""
         levels = self.levels[..., self.first : self.first + self.scales.shape[1]]
         return levels.to(dtype).mul_(self.scales.unsqueeze(1)).transpose(1, 2).unsqueeze(0)
 
 
-def quantized(states: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., n, d] -> levels [..., n, d] int8 and scales [..., n] bfloat16; a token of zeros stays one."""
+def quantize_states(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize keys or values [..., n, d] -> levels [..., n, d] int8, and scales [..., n] bfloat16.
+
+    A token of zeros stays zero.
+    """
     scales = (states.abs().amax(-1).float() / 127).clamp_(min=1e-30).to(torch.bfloat16)
     levels = (states.float() / scales.float().unsqueeze(-1)).round_().clamp_(-127, 127)
     return levels.to(torch.int8), scales

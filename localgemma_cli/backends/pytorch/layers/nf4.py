@@ -1,4 +1,4 @@
-"""Modules over weights that lie in a mapped file: a 4-bit linear layer, and a table of embeddings."""
+"""Modules over weights in a mapped file: linear layers in NF4, and a table of embeddings."""
 
 import logging
 from typing import Literal
@@ -7,19 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from localgemma_cli.backends.pytorch.kernels.nf4 import find_nf4_rows, nf4_rows, run_nf4
-from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file, rows_of
+from localgemma_cli.backends.pytorch.weights.mmap_tensors import is_mapped, read_rows
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK
 
 
-def layout(device: str = "cpu") -> Literal["interleaved", "plain"]:
+def nf4_layout(device: str = "cpu") -> Literal["interleaved", "plain"]:
     """Return NF4's layout: interleaved on a CPU with AVX512-BF16, else bitsandbytes' plain one."""
     return "interleaved" if device == "cpu" and find_nf4_rows() else "plain"
 
 
 class InterleavedNF4(nn.Module):
-    """x [..., k] -> [..., n] from `packed` [n, k / 2] uint8 and `scales` [k / 64, n] bfloat16.
+    """A linear layer in the interleaved layout, x [..., k] -> [..., n] in the dtype of x.
 
-    The same product and the same numbers as a bitsandbytes Linear4bit in eval mode after its first forward.
+    `packed` is [n, k / 2] uint8, `scales` [k / 64, n] bfloat16. It has the same kernel and the same bits as a
+    bitsandbytes Linear4bit in eval mode after its first forward pass.
     """
 
     packed: Tensor
@@ -46,9 +47,10 @@ class InterleavedNF4(nn.Module):
 
 
 class PlainNF4(nn.Module):
-    """x [..., k] -> [..., n] from `packed` [n * k / 2, 1] uint8 and `maxima` [n * k / 64].
+    """A linear layer in bitsandbytes' plain layout, x [..., k] -> [..., n].
 
-    On CUDA nothing waits for the host, so that a step can be recorded; maxima in float32 save a conversion.
+    `packed` is [n * k / 2, 1] uint8, `maxima` [n * k / 64]; in float32 the product skips a conversion. On
+    CUDA the host does not synchronise, so that a CUDA graph can record a step.
     """
 
     packed: Tensor
@@ -72,16 +74,16 @@ class PlainNF4(nn.Module):
 
 
 def _import_bitsandbytes() -> None:
-    """Register its operators, without its advice to install a package that the plain layout does not use."""
+    """Register its operators; silence its hint to install a package that this layout does not use."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import bitsandbytes  # noqa: F401
 
 
 class EmbeddingTable(nn.Module):
-    """ids [...] -> rows [..., hidden] in `dtype`, times `scale` where the model has one.
+    """An embedding, ids [...] -> rows [..., hidden] in `dtype`, multiplied by `scale` if the model has one.
 
-    `weight` [vocabulary, hidden] may be in the checkpoint's own dtype and file: then only the rows looked up
-    are read, and only those are copied to a GPU.
+    `weight` [vocabulary, hidden] may be mapped from the checkpoint, in the checkpoint's dtype and on the CPU:
+    then only the rows that are looked up are read, converted and copied to the device of the ids.
     """
 
     weight: Tensor
@@ -89,13 +91,13 @@ class EmbeddingTable(nn.Module):
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, scale: Tensor | None) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)  # a parameter's dtype would count as the model's
+        self.register_buffer("weight", weight)  # as a parameter its dtype would be taken for the model's
         self.register_buffer("scale", scale)
         self.dtype = dtype
-        self._in_file = weight.device.type == "cpu" and in_file(weight)
+        self._is_mapped = weight.device.type == "cpu" and is_mapped(weight)
 
     def forward(self, ids: Tensor) -> Tensor:
-        look_up = rows_of if self._in_file and not torch.compiler.is_compiling() else _embedding
+        look_up = read_rows if self._is_mapped and not torch.compiler.is_compiling() else _embedding
         rows = look_up(self.weight, ids.to(self.weight.device)).to(ids.device, self.dtype)
         return rows if self.scale is None else rows * self.scale.to(self.dtype)
 

@@ -22,8 +22,14 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import (
     QuantizedFile,
     padded_rows,
 )
-from localgemma_cli.backends.pytorch.weights import quantize_int4
-from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, Array, interleaved, plain, quantized
+from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP, quantize_int4
+from localgemma_cli.backends.pytorch.weights.quantize_nf4 import (
+    BLOCK,
+    Array,
+    pack_interleaved,
+    pack_plain,
+    quantize_nf4,
+)
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.safetensors_file import Stored
 
@@ -96,11 +102,11 @@ class _Piece:
             return _bytes_of(_as_tensor(raw, source).to(dtype))
         values = _cast_values(raw, source, dtype).reshape(self.last - self.first, -1)
         if kind == "int4":
-            levels, factors = quantize_int4.quantized(values)
+            levels, factors = quantize_int4(values)
             self.scales[self.first : self.last] = factors.view(torch.int16).numpy()
             return _pack_int4(levels)
-        levels, self.scales[self.first : self.last] = quantized(values)
-        return interleaved(levels) if kind == "interleaved" else plain(levels)
+        levels, self.scales[self.first : self.last] = quantize_nf4(values)
+        return pack_interleaved(levels) if kind == "interleaved" else pack_plain(levels)
 
     def all_scales(self, dtype: torch.dtype) -> Array:
         """The bytes of the whole tensor's scales, in the layout of `QuantizedFile`."""
@@ -128,7 +134,7 @@ def _split(conversions: Iterable[Conversion]) -> Iterator[_Piece]:
             width = each.source.shape[1]
             step = _ROW_STEP * max(1, _CHUNK // (_ROW_STEP * width))
             scales = (
-                np.zeros((padded_rows(rows), width // quantize_int4.GROUP, 2), dtype=np.int16)
+                np.zeros((padded_rows(rows), width // GROUP, 2), dtype=np.int16)
                 if each.kind == "int4"
                 else np.empty((rows, width // BLOCK), dtype=np.float32)
             )

@@ -14,13 +14,13 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import (
 )
 from localgemma_cli.backends.pytorch.weights.gpu_streaming import (
     Bundle,
-    InPieces,
     Link,
     Ring,
-    row_pieces,
-    take_turns,
+    SplitLinear,
+    add_ring_hooks,
+    split_rows,
 )
-from localgemma_cli.backends.pytorch.weights.mmap_prefetch import reader, releaser, spans_of
+from localgemma_cli.backends.pytorch.weights.mmap_prefetch import find_spans, make_prefetch, make_release
 from localgemma_cli.planning.plan import LoadPlan
 
 _HEAD = "lm_head"
@@ -47,9 +47,9 @@ def attach_on_gpu(link: Link, plan: LoadPlan, model: PreTrainedModel, weights: Q
         for item, names in enumerate(groups):
             tensors |= zip(names, ring.views(item), strict=True)
         pieces = [_head_piece(ring.views(item), model) for item in range(len(groups), len(bundles))]
-        take_turns(ring, [*layers[first:], *pieces])
+        add_ring_hooks(ring, [*layers[first:], *pieces])
         if head:
-            model.lm_head = InPieces(pieces)
+            model.lm_head = SplitLinear(pieces)
     attach_tensors(model, [each for each in conversions if not (head and each.name == _HEAD)], tensors)
 
 
@@ -66,9 +66,9 @@ def _linear_tensors(conversions: Sequence[Conversion], prefix: str) -> list[str]
 def _layer_bundles(
     weights: QuantizedWeights, prefixes: Sequence[str], groups: Sequence[Sequence[str]]
 ) -> Iterator[Bundle]:
-    spans = spans_of(weights.layout.spans, prefixes)
+    spans = find_spans(weights.layout.spans, prefixes)
     for names, span in zip(groups, spans, strict=True):
-        advice = reader(weights.buffer, span), releaser(weights.buffer, span)
+        advice = make_prefetch(weights.buffer, span), make_release(weights.buffer, span)
         yield Bundle(tuple(weights.tensors[name] for name in names), *advice)
 
 
@@ -77,7 +77,7 @@ def _head_bundles(
 ) -> Iterator[Bundle]:
     if names:
         packed, maxima = (weights.tensors[name] for name in names)
-        yield from map(Bundle, row_pieces(packed, maxima, model.config.vocab_size, most_bytes))
+        yield from map(Bundle, split_rows(packed, maxima, model.config.vocab_size, most_bytes))
 
 
 def _head_piece(tensors: Sequence[Tensor], model: PreTrainedModel) -> nn.Module:

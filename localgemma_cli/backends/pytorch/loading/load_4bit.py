@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.layers.int4 import row_block
-from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable, layout
+from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable, nf4_layout
 from localgemma_cli.backends.pytorch.loading.assemble import (
     empty_model,
     has_equal_values,
@@ -34,7 +34,7 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import (
 )
 from localgemma_cli.backends.pytorch.loading.transformers_config import add_generation_config, text_config
 from localgemma_cli.backends.pytorch.weights.gpu_streaming import CudaLink, Link
-from localgemma_cli.backends.pytorch.weights.mmap_prefetch import page_through, spans_of
+from localgemma_cli.backends.pytorch.weights.mmap_prefetch import add_paging_hooks, find_spans
 from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP
 from localgemma_cli.errors import DiskSpaceError, UsageError
 from localgemma_cli.events import ProgressSink
@@ -66,7 +66,7 @@ def load_quantized(
     checkpoint = read_checkpoint(folder)
     model = empty_model(plan, text_config(folder), dtype)
     add_generation_config(model, folder)
-    kind: Kind = "int4" if plan.quantization == "int4" else layout(plan.device)
+    kind: Kind = "int4" if plan.quantization == "int4" else nf4_layout(plan.device)
     file = QuantizedFile(tuple(_conversions(model, checkpoint, folder, kind)), dtype)
     weights = QuantizedWeights(file, _open_or_convert(plan, folder, kind, file, progress))
     if link is not None:
@@ -157,8 +157,8 @@ def _page_layers(plan: LoadPlan, model: PreTrainedModel, weights: QuantizedWeigh
     """Where not all layers fit in memory, read each ahead of its turn and release it afterwards."""
     if plan.resident_layers is not None:
         layers = model.model.layers
-        spans = spans_of(weights.layout.spans, [f"model.layers.{index}." for index in range(len(layers))])
-        page_through(layers, spans, weights.buffer, plan.resident_layers)
+        spans = find_spans(weights.layout.spans, [f"model.layers.{index}." for index in range(len(layers))])
+        add_paging_hooks(layers, spans, weights.buffer, plan.resident_layers)
 
 
 def _attach_embedding(

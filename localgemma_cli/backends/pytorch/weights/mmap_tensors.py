@@ -1,7 +1,7 @@
-"""Tensors in a mapped file: their pages come when touched, and can be let go of without loss.
+"""Tensors in a mapped file: their pages are loaded on access, and can be released without losing data.
 
-A touched row may bring 2 MB with it: Linux maps whole folios, and a file that was written in large pieces
-lies in the largest. A hundred rows of a table added 190 MB to a process that had read half a megabyte.
+Reading one row may load 2 MB: Linux maps whole folios, and a file that was written in large pieces has the
+largest. A hundred rows of a table added 190 MB to a process that had read half a megabyte.
 """
 
 import ctypes
@@ -11,11 +11,11 @@ from functools import cache
 import torch
 
 _MADV_DONTNEED = 4  # Linux: <bits/mman-linux.h>
-_ROWS = 32  # looked up between two times of letting go: 64 MB at most
+_ROWS = 32  # rows that are read before pages are released: 64 MB at most
 
 
-def let_go(tensor: torch.Tensor) -> None:
-    """Drop the resident pages of a mapped file's tensor; they come back from the file where still needed."""
+def release_pages(tensor: torch.Tensor) -> None:
+    """Drop a mapped file's tensor from memory, whole pages only; the next access reads the file again."""
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start:
@@ -24,12 +24,12 @@ def let_go(tensor: torch.Tensor) -> None:
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """Once: each opening leaves classes behind that only a garbage collection frees."""
+    """Open the C library once: every opening creates classes that only garbage collection frees."""
     return ctypes.CDLL(None)
 
 
-def in_file(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's memory belongs to a file: only then may its pages be dropped without loss."""
+def is_mapped(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor's memory is a mapped file: only then can its pages be released safely."""
     try:
         with open("/proc/self/maps", encoding="utf-8") as maps:
             for line in maps:
@@ -42,10 +42,10 @@ def in_file(tensor: torch.Tensor) -> bool:
     return False
 
 
-def rows_of(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Rows of a table in a file, ids [...] -> [..., width]; few of its pages are in memory at a time."""
+def read_rows(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Look up rows of a mapped table, ids [...] -> [..., width], keeping few of its pages in memory."""
     found = []
     for some in ids.flatten().split(_ROWS):
         found.append(torch.nn.functional.embedding(some, table))
-        let_go(table)
+        release_pages(table)
     return torch.cat(found).view(*ids.shape, -1)

@@ -17,7 +17,7 @@ from localgemma_cli.backends.pytorch.layers.cpu_linear import (
     tune_linears,
 )
 from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable
-from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file
+from localgemma_cli.backends.pytorch.weights.mmap_tensors import is_mapped
 
 bf16 = pytest.mark.skipif(
     not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
@@ -63,7 +63,7 @@ def test_a_loaded_models_embedding_stays_in_its_file() -> None:
     tune_linears(model)
     table = model.get_input_embeddings()
     assert isinstance(table, EmbeddingTable)
-    assert in_file(table.weight)
+    assert is_mapped(table.weight)
     assert not [p for p in model.parameters() if p.data_ptr() == table.weight.data_ptr()]
 
 

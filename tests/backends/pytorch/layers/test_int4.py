@@ -47,7 +47,7 @@ def load(folder: Path, kind: str = "int4", dtype: str = "float32") -> PreTrained
 
 def unpacked(rows: np.ndarray) -> torch.Tensor:
     """What the levels and factors of these weights say."""
-    levels, factors = quantize_int4.quantized(rows)
+    levels, factors = quantize_int4.quantize_int4(rows)
     scales, offsets = factors.float().unsqueeze(-1).unbind(2)
     groups = torch.from_numpy(levels).view(*scales.shape[:2], quantize_int4.GROUP).float()
     return ((groups - 8) * scales + offsets).view(rows.shape)
@@ -58,7 +58,7 @@ def error(weights: torch.Tensor, kept: torch.Tensor) -> float:
 
 
 def nf4_error(weights: torch.Tensor) -> float:
-    levels, maxima = quantize.quantized(weights.numpy())
+    levels, maxima = quantize.quantize_nf4(weights.numpy())
     scales = torch.from_numpy(maxima).to(torch.bfloat16).float().unsqueeze(-1)
     kept = torch.from_numpy(quantize.LEVELS[levels]).view(*maxima.shape, quantize.BLOCK) * scales
     return error(weights, kept.view(weights.shape))

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from localgemma_cli.backends.pytorch.generation.kv_cache import Int8Layer, KVCache
 from localgemma_cli.backends.pytorch.layers import kv_int8 as int8_states
 from localgemma_cli.backends.pytorch.layers.attention import grouped_attention, register
-from localgemma_cli.backends.pytorch.layers.kv_int8 import MOST_TOKENS, Int8Keys, quantized
+from localgemma_cli.backends.pytorch.layers.kv_int8 import MOST_TOKENS, Int8Keys, quantize_states
 
 HEADS, KV_HEADS, WIDTH = 6, 3, 32
 CONTEXT = 1024
@@ -38,13 +38,13 @@ def filled(window: int | None, counts: tuple[int, ...]) -> tuple[Int8Layer, torc
 
 def test_a_number_is_off_by_at_most_half_a_step_and_its_scale_by_a_bfloat16() -> None:
     given = states(50, 0)
-    levels, scales = quantized(given)
+    levels, scales = quantize_states(given)
     error = (levels * scales.float().unsqueeze(-1) - given).abs().amax(-1)
     assert (error <= given.abs().amax(-1) * (0.5 / 127 + 2**-8)).all()
 
 
 def test_a_token_of_zeros_stays_zeros() -> None:
-    levels, scales = quantized(torch.zeros(1, 1, 1, WIDTH))
+    levels, scales = quantize_states(torch.zeros(1, 1, 1, WIDTH))
     assert not levels.any()
     assert scales.isfinite().all()
 

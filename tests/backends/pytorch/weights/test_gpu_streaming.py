@@ -1,4 +1,4 @@
-"""The ring through which waiting weights go: on queues that are as late, or as early, as they may be."""
+"""The ring of slots for streamed weights, on queues that run as late, or as early, as they are allowed to."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,10 +18,10 @@ from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.backends.pytorch.weights.gpu_streaming import (
     Bundle,
     CudaLink,
-    InPieces,
     Ring,
-    row_pieces,
-    take_turns,
+    SplitLinear,
+    add_ring_hooks,
+    split_rows,
 )
 from localgemma_cli.errors import DoesNotFitError
 from localgemma_cli.models.resolve import resolve
@@ -67,19 +67,19 @@ class Queues:
         self._last_use[slot] = self._clock
         self.log.append(("use", slot))
 
-    def copied(self) -> int:
+    def mark_copies(self) -> int:
         return len(self._queue)
 
-    def computed(self) -> int:
+    def mark_computing(self) -> int:
         return self._clock
 
-    def copying_waits(self, mark: int) -> None:
+    def delay_copies(self, mark: int) -> None:
         self._known = max(self._known, mark)
 
-    def computing_waits(self, mark: int) -> None:
+    def delay_computing(self, mark: int) -> None:
         self._run(mark)
 
-    def host_waits(self, mark: int) -> None:
+    def wait_on_host(self, mark: int) -> None:
         self._host_knows = max(self._host_knows, mark)
         self._run(mark)
 
@@ -117,7 +117,7 @@ def test_every_item_computes_from_its_own_bytes_round_after_round(
     queues, bundles = Queues(early=early), bundles_of(count)
     ring = Ring(bundles, queues, pinned * bundles[0].size)
     modules = [Sum(ring, queues, item) for item in range(count)]
-    take_turns(ring, modules)
+    add_ring_hooks(ring, modules)
     for _ in range(3):
         found = [module() for module in modules]
         assert found == [[(100 + item) * (item + 1), 7 * (item + 0.5)] for item in range(count)]
@@ -131,7 +131,7 @@ def test_a_round_that_was_cut_short_leaves_nothing_wrong_behind() -> None:
         queues = Queues(early=False)
         ring = Ring(bundles_of(5), queues, 0)
         modules = [Sum(ring, queues, item) for item in range(5)]
-        take_turns(ring, modules)
+        add_ring_hooks(ring, modules)
         for module in modules[:stop]:
             module()
         ring.enter(stop)  # and no more: memory ran out in this one
@@ -142,7 +142,7 @@ def test_copies_run_one_ahead_and_no_further() -> None:
     queues = Queues(early=True)
     ring = Ring(bundles_of(4), queues, 10**6)
     modules = [Sum(ring, queues, item) for item in range(4)]
-    take_turns(ring, modules)
+    add_ring_hooks(ring, modules)
     for module in 2 * modules:
         module()
     first, second = dict.fromkeys(slot for _, slot in queues.log)
@@ -155,7 +155,7 @@ def test_two_items_stay_in_their_slots() -> None:
     queues = Queues(early=True)
     ring = Ring(bundles_of(2), queues, 0)
     modules = [Sum(ring, queues, item) for item in range(2)]
-    take_turns(ring, modules)
+    add_ring_hooks(ring, modules)
     for module in 3 * modules:
         module()
     assert [kind for kind, _ in queues.log].count("copy") == 2
@@ -175,9 +175,9 @@ def test_a_layer_in_pieces_is_the_whole_layer() -> None:
     rows, width = 150, 128
     packed = torch.randint(0, 256, (rows * width // 2, 1), dtype=torch.uint8)
     maxima = torch.rand(rows * width // 64).to(torch.bfloat16)
-    cut = row_pieces(packed, maxima, rows, 40 * (width // 2 + 4))
+    cut = split_rows(packed, maxima, rows, 40 * (width // 2 + 4))
     assert [len(scales) * 64 // width for _, scales in cut] == [40, 40, 40, 30]
-    pieces = InPieces([PlainNF4(*each, len(each[1]) * 64 // width) for each in cut])
+    pieces = SplitLinear([PlainNF4(*each, len(each[1]) * 64 // width) for each in cut])
     x = torch.randn(3, width).to(torch.bfloat16)
     assert torch.equal(pieces(x), PlainNF4(packed, maxima, rows)(x))
 
@@ -265,7 +265,7 @@ def test_answers_do_not_depend_on_where_weights_wait(
     assert torch.equal(logits, whole_answers[0])
     assert tokens == whole_answers[1]
     assert len(set(tokens)) > 10
-    assert isinstance(model.lm_head, InPieces if head_waits else PlainNF4)
+    assert isinstance(model.lm_head, SplitLinear if head_waits else PlainNF4)
 
 
 def test_the_ring_takes_two_layers_of_the_device_and_the_rest_of_it_waits(tiny: Path) -> None:
@@ -356,7 +356,7 @@ def test_on_a_gpu_memory_that_cannot_be_pinned_is_an_error_that_says_so() -> Non
     memory = torch.empty(4096, dtype=torch.uint8)
     link = CudaLink(torch.device("cuda"))
     link.pin(memory)
-    with pytest.raises(DoesNotFitError, match="could not be pinned"):
+    with pytest.raises(DoesNotFitError, match="Cannot pin"):
         link.pin(memory)  # twice
     torch.ones(1, device="cuda").sum().item()  # no error is left behind
 

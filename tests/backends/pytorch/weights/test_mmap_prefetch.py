@@ -15,7 +15,7 @@ from support.patience import patience
 
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies, remove_copy
-from localgemma_cli.backends.pytorch.weights.mmap_prefetch import Span, page_through, spans_of
+from localgemma_cli.backends.pytorch.weights.mmap_prefetch import Span, add_paging_hooks, find_spans
 from localgemma_cli.errors import DiskSpaceError
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.models.safetensors_file import map_file
@@ -61,7 +61,7 @@ def test_only_resident_layers_stay_in_memory(tmp_path: Path, resident: int) -> N
     layers = [Reads(weights, span) for span in spans]
     expected = [layer() for layer in layers]
     assert resident_bytes(path) > 7.9 * 4 * MB
-    page_through(layers, spans, weights, resident)
+    add_paging_hooks(layers, spans, weights, resident)
     most = 0
     for _ in range(2):
         for layer, value in zip(layers, expected, strict=True):
@@ -90,7 +90,7 @@ def test_the_next_layer_is_read_before_its_turn(tmp_path: Path) -> None:
     weights = map_file(path)
     spans = [Span(index * 32 * MB, (index + 1) * 32 * MB) for index in range(3)]
     layers = [torch.nn.Identity() for _ in spans]
-    page_through(layers, spans, weights, 0)
+    add_paging_hooks(layers, spans, weights, 0)
     pages = 32 * MB // mmap.PAGESIZE
     assert [cached_pages(weights, span) for span in spans] == [0, 0, 0]
     layers[0](torch.zeros(1))
@@ -104,7 +104,7 @@ def test_the_next_layer_is_read_before_its_turn(tmp_path: Path) -> None:
 
 def test_a_span_covers_every_tensor_of_its_layer_and_no_other() -> None:
     places = {"layers.1.a": Span(0, 10), "layers.1.b": Span(10, 30), "layers.10.a": Span(30, 40)}
-    assert spans_of(places, ["layers.1.", "layers.10."]) == [Span(0, 30), Span(30, 40)]
+    assert find_spans(places, ["layers.1.", "layers.10."]) == [Span(0, 30), Span(30, 40)]
 
 
 def demo_plan(resident: int | None, kind: str | None = None) -> LoadPlan:

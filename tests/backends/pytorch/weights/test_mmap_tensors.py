@@ -1,4 +1,4 @@
-"""Tensors in a mapped file: let go of without loss, and rows of a large table that leave nothing behind."""
+"""Tensors in a mapped file: released pages are read again, and reading rows keeps few pages in memory."""
 
 import re
 import sys
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from localgemma_cli.backends.pytorch.weights.mmap_tensors import in_file, let_go, rows_of
+from localgemma_cli.backends.pytorch.weights.mmap_tensors import is_mapped, read_rows, release_pages
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
@@ -32,15 +32,15 @@ def resident(tensor: torch.Tensor) -> int:
     raise AssertionError("the tensor is in no mapping")
 
 
-def test_memory_of_ones_own_is_no_files(table: torch.Tensor) -> None:
-    assert in_file(table)
-    assert not in_file(torch.ones(1 << 20))
+def test_allocated_memory_is_not_mapped(table: torch.Tensor) -> None:
+    assert is_mapped(table)
+    assert not is_mapped(torch.ones(1 << 20))
 
 
-def test_what_was_let_go_comes_back(table: torch.Tensor) -> None:
+def test_released_pages_are_read_again(table: torch.Tensor) -> None:
     total = float(table.sum(dtype=torch.float64))
     assert resident(table) > table.nbytes // 2
-    let_go(table)
+    release_pages(table)
     assert resident(table) < 1 << 20
     assert float(table.sum(dtype=torch.float64)) == total
 
@@ -49,8 +49,8 @@ def test_what_was_let_go_comes_back(table: torch.Tensor) -> None:
 def test_rows_are_an_embeddings_and_their_pages_do_not_stay(
     table: torch.Tensor, shape: tuple[int, int]
 ) -> None:
-    let_go(table)
+    release_pages(table)
     ids = torch.randint(0, len(table), shape, generator=torch.Generator().manual_seed(0))
-    found = rows_of(table, ids)
+    found = read_rows(table, ids)
     assert resident(table) < 1 << 20
     assert torch.equal(found, torch.nn.functional.embedding(ids, table))

@@ -17,7 +17,7 @@ from support.models import DEMO, demo_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma2ForCausalLM
 
-from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4, layout
+from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4, nf4_layout
 from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.backends.pytorch.loading.quantized_file import Conversion, QuantizedFile
@@ -85,18 +85,18 @@ def awkward(dtype: torch.dtype) -> torch.Tensor:
 def test_every_bit_is_bitsandbytes_own(dtype: torch.dtype) -> None:
     weight = awkward(dtype)
     reference, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)
-    levels, maxima = quantize.quantized(weight.float().numpy())
+    levels, maxima = quantize.quantize_nf4(weight.float().numpy())
     assert np.array_equal(quantize.LEVELS, state.code.numpy())
     assert np.array_equal(maxima.reshape(-1), state.absmax.numpy())
-    assert np.array_equal(quantize.plain(levels).reshape(-1, 1), reference.numpy())
+    assert np.array_equal(quantize.pack_plain(levels).reshape(-1, 1), reference.numpy())
 
 
 def test_rows_are_interleaved_as_bitsandbytes_does_it_at_the_first_forward() -> None:
     weight = awkward(torch.bfloat16)
     packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)
     expected, _ = bnb._convert_weight_packed_for_cpu(packed, state)
-    levels, _ = quantize.quantized(weight.float().numpy())
-    assert np.array_equal(quantize.interleaved(levels), expected.numpy())
+    levels, _ = quantize.quantize_nf4(weight.float().numpy())
+    assert np.array_equal(quantize.pack_interleaved(levels), expected.numpy())
 
 
 def reference_model(folder: Path, dtype: str) -> nn.Module:
@@ -178,7 +178,7 @@ def test_a_layer_and_the_head_compute_what_their_numbers_say(tiny: Path) -> None
     model = load_model(plan_for(tiny), tiny, silent)
     checkpoint = read_checkpoint(tiny)
     layer, head = model.model.layers[1].mlp.down_proj, model.lm_head
-    assert isinstance(layer, InterleavedNF4 if layout() == "interleaved" else PlainNF4)
+    assert isinstance(layer, InterleavedNF4 if nf4_layout() == "interleaved" else PlainNF4)
     assert isinstance(head, PlainNF4)
     for module, name in ((layer, "model.layers.1.mlp.down_proj"), (head, "model.embed_tokens")):
         stored = checkpoint[f"{name}.weight"]
