@@ -6,12 +6,15 @@ with ChatServer() as server:
 """
 
 import json
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from support.program import Program
 
 MODELS = {"object": "list", "data": [{"id": "gemma-test", "object": "model", "owned_by": "vllm"}]}
 
@@ -155,3 +158,10 @@ def _handler(chat: ChatServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(b"0\r\n\r\n")
 
     return Handler
+
+
+PARTIAL = (event(delta("The beginning")), event(delta(" of it")))  # an answer that breaks off
+
+
+def ask_server(program: Program, server: ChatServer, *words: str) -> subprocess.CompletedProcess[str]:
+    return program("--endpoint", server.url, *words, stdin="")
