@@ -158,7 +158,7 @@ def test_an_adapter_alone_finds_its_base(base: Path, adapter: Path, tmp_path: Pa
     (elsewhere / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": "/gone/away"})
     )
-    with pytest.raises(NotFoundError, match="base of the adapter") as caught:
+    with pytest.raises(NotFoundError, match="base model of adapter") as caught:
         resolve(str(elsewhere), revision=None, offline=True)
     assert "-m" in caught.value.hint
     assert resolve_adapted(str(base), str(elsewhere), revision=None, offline=True).folder == base
