@@ -12,7 +12,7 @@ _CORRECT = "Correct the file, or move it away."
 
 
 def read_toml(path: Path) -> dict[str, object]:
-    """Its values; {} without a file, UsageError for an unreadable one."""
+    """Read a TOML file; {} without a file, UsageError for an unreadable one."""
     try:
         text = decode_text(read_bytes(path, TEXT_LIMIT), str(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -25,7 +25,7 @@ def read_toml(path: Path) -> dict[str, object]:
 
 
 def parse_toml(text: str, name: str) -> dict[str, object]:
-    """Its values; UsageError with `name` and line for invalid TOML."""
+    """Parse TOML; UsageError with `name` and line for invalid TOML."""
     try:
         values = tomllib.loads(text)
         require_shallow(values)

@@ -10,7 +10,10 @@ FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 @dataclass(frozen=True)
 class Message:
-    """`token_ids` are the ids that the model generated, kept so that history is never tokenized again."""
+    """One message.
+
+    `token_ids` are the ids that the model generated, kept so that history is never tokenized again.
+    """
 
     role: Role
     content: str
@@ -33,7 +36,7 @@ def fold_system(messages: Sequence[Message]) -> Sequence[Message]:
 
 @dataclass(frozen=True)
 class Turn:
-    """`saved` is its id in the saved conversations, if it is saved."""
+    """A question and its answer; `saved` is its id in the saved conversations, if it is saved."""
 
     question: Message
     answer: Message
@@ -43,7 +46,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Conversation:
-    """`title` is None unless the user has set one."""
+    """A system text and turns; `title` is None unless the user has set one."""
 
     system: str | None = None
     turns: tuple[Turn, ...] = ()

@@ -59,7 +59,10 @@ def parse_json_object(data: bytes) -> dict[str, object]:
 
 
 def parse_bounded_json(data: bytes) -> object:
-    """Raises Unreadable for invalid JSON, too many or too deeply nested values, NaN, and lone surrogates."""
+    """Parse JSON from outside.
+
+    Raises Unreadable for invalid JSON, too many or too deeply nested values, NaN, and lone surrogates.
+    """
     if sum(map(data.count, (b"[", b"{", b","))) > _VALUES:
         raise Unreadable("it contains too many values")
     try:
@@ -130,7 +133,7 @@ def _reject_constant(name: str) -> None:
 
 
 def require_shallow(value: object) -> None:
-    """Raises Unreadable for lists and objects that are nested more than 48 deep."""
+    """Raise Unreadable for lists and objects that are nested more than 48 deep."""
     level = [value]
     for _ in range(_DEPTH):
         level = [child for each in level for child in _children(each)]

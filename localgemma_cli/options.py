@@ -312,8 +312,8 @@ class Options:
         default="auto",
         metavar="KIND",
         group=_MODEL,
-        help="Speak openai, or for RK3588 boards rkllama, rkllama-api, rkllm or rkllm-1.2. Default: auto,"
-        " which asks the server.",
+        help="Use the API openai, or for RK3588 boards rkllama, rkllama-api, rkllm or rkllm-1.2. Default:"
+        " auto, which asks the server.",
     )
     endpoint_timeout: float = _option(
         "--endpoint-timeout",

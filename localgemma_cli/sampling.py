@@ -23,7 +23,10 @@ class OnOverflow(StrEnum):
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy, None turns a filter off; `max_new_tokens` None fills the context."""
+    """Sampling parameters: `temperature` 0 is greedy, None turns a filter off.
+
+    `max_new_tokens` None fills the context.
+    """
 
     temperature: float = 0.7
     top_p: float | None = None

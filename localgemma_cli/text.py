@@ -101,7 +101,7 @@ def read_file(path: str | Path, limit: int, *, pipes: bool = False) -> bytes:
 
 
 def parse_json(text: str | bytes) -> object:
-    """Raises ValueError for invalid JSON, also if it is nested too deeply."""
+    """Parse JSON; ValueError if it is invalid, also if it is nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:

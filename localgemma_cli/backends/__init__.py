@@ -1,1 +1,1 @@
-"""Where answers come from: one seam (`base`), a local and, later, a remote side."""
+"""Where answers come from: the interface in `base`, PyTorch in this process, or a server over HTTP."""

@@ -27,7 +27,7 @@ WARM_UP = Workload(prompt_tokens=16, new_tokens=8)
 
 @dataclass(frozen=True)
 class ChatWorkload:
-    """`CHAT_TURNS` turns; the last asks `question_tokens` on top of about `history_tokens`."""
+    """A chat of `CHAT_TURNS` turns; the last asks `question_tokens` on top of about `history_tokens`."""
 
     history_tokens: int
     question_tokens: int
@@ -102,7 +102,10 @@ class ChatResult:
 
 @dataclass(frozen=True)
 class JobResult:
-    """`read_bytes`: of weights, per decoded token. The stream's seconds are from an id to flushed text."""
+    """The results of one job.
+
+    `read_bytes`: of weights, per decoded token. The stream's seconds are from an id to flushed text.
+    """
 
     loaded: LoadResult
     read_bytes: int

@@ -120,7 +120,7 @@ def write_checkpoint(architecture: Architecture, folder: Path, seed: int) -> Non
         return
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise UsageError(f"{folder} is not empty and holds another checkpoint.", "Name a new folder.")
+        raise UsageError(f"{folder} is not empty and holds another checkpoint.", "Use a new folder.")
     _require_space(folder, 2 * architecture.parameters)
     config = config_of(architecture)
     skeleton = _skeleton(config)
@@ -168,7 +168,7 @@ def _require_space(folder: Path, needed: int) -> None:
     if needed > free:
         raise DiskSpaceError(
             f"The dummy checkpoint needs {format_bytes(needed)}; {format_bytes(free)} are free in {folder}.",
-            "Name a folder on a larger disk, or use --load-format dummy.",
+            "Use a folder on a larger disk, or use --load-format dummy.",
         )
 
 

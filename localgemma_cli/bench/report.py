@@ -71,7 +71,10 @@ class ChatFigures:
 
 @dataclass(frozen=True)
 class Row:
-    """`step_share`: the cost of turning an id into text, as a share of the first workload's decode step."""
+    """One line of the report.
+
+    `step_share`: the cost of turning an id into text, as a share of the first workload's decode step.
+    """
 
     label: str
     plan: dict[str, object] | None

@@ -37,14 +37,14 @@ class BenchRequest:
 
 
 def check_request(request: BenchRequest, plans: Sequence[LoadPlan]) -> None:
-    """UsageError for lengths that give no rate or exceed the context."""
+    """Raise UsageError for lengths that give no rate or exceed the context."""
     if request.repeats < 1:
-        raise UsageError("--repeats must be at least 1.", "Give a value of 1 or more.")
+        raise UsageError("--repeats must be at least 1.", "Use 1 or more.")
     for workload in request.workloads:
         if workload.prompt_tokens < 1 or workload.new_tokens < 2:
             raise UsageError(
                 "A rate needs a prompt of at least 1 token and an answer of at least 2.",
-                "Give a larger --prompt-tokens or --new-tokens.",
+                "Use a larger --prompt-tokens or --new-tokens.",
             )
     longest = max(each.context for each in (*request.workloads, request.chat) if each)
     context = min(plan.context_length for plan in plans)

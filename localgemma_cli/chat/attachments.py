@@ -27,13 +27,13 @@ class Attachment:
 
     @property
     def block(self) -> str:
-        """As the model reads it; the fence is longer than any in the text."""
+        """The file as the model reads it; the fence is longer than any in the text."""
         longest = max(map(len, re.findall(r"`{3,}", self.text)), default=2)
         fence = "`" * (longest + 1)
         return f"File {one_line(self.name)}:\n{fence}\n{self.text.removesuffix(chr(10))}\n{fence}"
 
     def size(self, backend: Backend | None) -> str:
-        """Its tokens, in words."""
+        """The number of its tokens, in words."""
         return format_tokens(*self.count_tokens(backend))
 
     def count_tokens(self, backend: Backend | None) -> tuple[int, bool]:

@@ -29,7 +29,7 @@ def load_and_wait(load: Callable[[ProgressSink], Backend], progress: ProgressSin
 
 
 class BackgroundLoad:
-    """`progress` is the latest report; `done` is set when the load ends, also by an error."""
+    """One load; `progress` is the latest report; `done` is set when the load ends, also by an error."""
 
     def __init__(self, load: Callable[[ProgressSink], Backend]) -> None:
         self.progress = LoadProgress("starting")

@@ -14,7 +14,10 @@ if TYPE_CHECKING:  # each engine imports only what it needs
 
 
 class ChatEngine(Protocol):
-    """`label` is for the toolbar, `introduction` for the first line; `warnings` and `reasons` for stderr."""
+    """A model or a server, and how a chat describes it.
+
+    `label` is for the toolbar, `introduction` for the first line; `warnings` and `reasons` for stderr.
+    """
 
     @property
     def label(self) -> str: ...

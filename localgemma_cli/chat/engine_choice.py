@@ -16,7 +16,10 @@ _PLACES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # of an opti
 
 
 class EngineChoice:
-    """`places` says where each option's value comes from; `processes` share a local model's layers."""
+    """Chooses an engine by the options.
+
+    `places`: where each option's value comes from. `processes`: how many share a local model's layers.
+    """
 
     def __init__(
         self, options: "Options", places: Mapping[str, str], say: Callable[[str], None], processes: int = 1

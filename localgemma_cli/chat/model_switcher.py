@@ -10,7 +10,10 @@ from localgemma_cli.events import LoadProgress, ProgressSink
 
 
 class ModelSwitcher:
-    """`choose` plans the engine of a model's name; it may be slow, and raises LocalGemmaError."""
+    """The present engine and its load.
+
+    `choose` plans the engine of a model's name; it may be slow, and raises LocalGemmaError.
+    """
 
     def __init__(self, engine: ChatEngine, choose: Callable[[str], ChatEngine]) -> None:
         self.engine, self._choose = engine, choose

@@ -8,7 +8,7 @@ _LONGEST = 40  # characters
 
 
 def format_count(count: int, noun: str) -> str:
-    """`1 turn`, `3 turns`."""
+    """A count with its noun: `1 turn`, `3 turns`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 

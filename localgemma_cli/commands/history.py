@@ -168,7 +168,7 @@ def remove(
 
 
 def _nothing_found(words: list[str] | None) -> str:
-    return "No saved conversation matches." if words else "Nothing is saved yet."
+    return "No saved conversation matches." if words else "There are no saved conversations yet."
 
 
 def _counted(each: Summary) -> str:

@@ -36,7 +36,7 @@ _RUN = ("run", "chat")  # in other programs, followed by a model
 
 
 def refuse_near_commands(words: Sequence[str]) -> None:
-    """UsageError if the first word is a misspelled command, or a subcommand without its command."""
+    """Raise UsageError if the first word is a misspelled command, or a subcommand without its command."""
     if not words or not _BARE.fullmatch(words[0]) or words[0] in COMMANDS:
         return
     meant = _command_meant(words)
@@ -45,7 +45,7 @@ def refuse_near_commands(words: Sequence[str]) -> None:
 
 
 def refuse_bare_word(word: str) -> None:
-    """UsageError if the whole prompt is one word, which is probably a command that does not exist."""
+    """Raise UsageError if the whole prompt is one word, which is probably a command that does not exist."""
     if not _BARE.fullmatch(word):
         return
     meant = _ELSEWHERE.get(word.lower(), _command_meant([word]) or _model_meant(word))
@@ -64,7 +64,7 @@ def _not_a_command(word: str, meant: str | None, words: Sequence[str]) -> UsageE
         hint = f"List the commands with: localgemma --help. {as_prompt}"
     else:
         hint = f"Did you mean: {f'localgemma {meant}'.strip()}? {as_prompt}"
-    return UsageError(f"There is no command {word!r}.", hint)
+    return UsageError(f"Unknown command: {word!r}.", hint)
 
 
 def _command_meant(words: Sequence[str]) -> str | None:

@@ -18,7 +18,7 @@ _SENTENCES = (
     (r"Option '(.+)' requires .*", r"\1 needs a value."),
     (r"Option '(.+)' does not \w+ a value\.", r"\1 does not accept a value."),
     (r"Got unexpected extra argument(?:s|\(s\))? \((.+)\)", r"Unexpected argument: \1."),
-    (r"No such command '(.+?)'.*", r"There is no command '\1'."),
+    (r"No such command '(.+?)'.*", r"Unknown command: '\1'."),
     (r"Missing command\.?", "A command is missing."),
 )
 
@@ -41,7 +41,7 @@ def _nearest(error: Any) -> str | None:
 
 def _message(error: Any) -> str:
     if hasattr(error, "possibilities"):
-        return f"There is no option {error.option_name}."
+        return f"Unknown option: {error.option_name}."
     parameter = getattr(error, "param", None)
     if parameter is None:
         return _sentence(error.format_message())

@@ -25,8 +25,9 @@ _MAX_RANK = 65_536  # a rank above a matrix's width adds nothing
 
 @dataclass(frozen=True)
 class Adapter:
-    """`rank`: the largest `r`. `base`: the repository or folder that it was trained on.
+    """What an adapter changes.
 
+    `rank`: the largest `r`. `base`: the repository or folder that it was trained on.
     `targets`: the matrices that it changes, by the last part of their name; None: all in the layers.
     `replaced`: matrices that it contains in full. `ends`: the embedding and the head, if it changes them;
     `keeps_tied`: a head tied to the embedding stays tied.
@@ -56,7 +57,10 @@ class Adapter:
 
 
 def adapter_of(config: Mapping[str, object], id: str) -> Adapter:
-    """Raises NotFoundError for other kinds of adapters, and for a damaged config."""
+    """The adapter that a config describes.
+
+    NotFoundError for other kinds of adapters, and for a damaged config.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise NotFoundError(

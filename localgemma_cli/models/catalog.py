@@ -30,7 +30,10 @@ from localgemma_cli.types import PromptForm
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """`form`: the prompt form if the repository's tokenizer has no template."""
+    """What is known of a model before it is downloaded.
+
+    `form`: the prompt form if the repository's tokenizer has no template.
+    """
 
     name: str
     id: str
@@ -124,7 +127,7 @@ MORE_MODELS: tuple[ModelFacts, ...] = (
         "codegemma-2-9b-ultra",
         "EpistemeAI/EpistemeAI-codegemma-2-9b-ultra",
         GEMMA_2_9B,
-        "Apache-2.0, says its card; Gemma for the weights it was tuned from",
+        "Apache-2.0 (model card); the weights it was tuned from: Gemma",
         gated=False,
         summary="Gemma 2 9b tuned for code, prompted in Alpaca's form.",
         form="alpaca",

@@ -113,7 +113,7 @@ def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
 
 
 def fetch_assistant(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:
-    """As `fetch_model`, for the assistant model; None without one."""
+    """The folder of the assistant model, fetched as by `fetch_model`; None without one."""
     if source.assistant is None:
         return None
     with naming_the_assistant():

@@ -42,7 +42,7 @@ _SHORT = 1024  # items; a list of numbers up to this length is kept, such as one
 
 @dataclass(frozen=True)
 class Tensor:
-    """`type` as ggml numbers it, `shape` in PyTorch's order, `offset` in bytes from the start of the file."""
+    """The place of one tensor: `type` by ggml's number, `shape` in PyTorch's order, `offset` in the file."""
 
     type: int
     shape: tuple[int, ...]
@@ -108,7 +108,10 @@ class Gguf:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """Raises NotFoundError for a file that is not GGUF, is truncated, or is one of several pieces."""
+    """Read the header.
+
+    NotFoundError for a file that is not GGUF, is truncated, or is one of several pieces.
+    """
     try:
         with open_file(path) as file:
             found = _read(path, file)

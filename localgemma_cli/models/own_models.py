@@ -62,7 +62,7 @@ def _own_model(name: str, table: object, path: Path) -> OwnModel:
     for key, value in table.items():
         if key not in allowed:
             raise UsageError(
-                f"{path}: [{name}] has no key {format_value(key)}.", f"Allowed: {', '.join(allowed)}."
+                f"{path}: unknown key {format_value(key)} in [{name}].", f"Allowed: {', '.join(allowed)}."
             )
         if key in _TEXTS and (not isinstance(value, str) or not value.strip()):
             raise UsageError(f"{path}: {key} of [{name}] must be text.", "Correct the value.")
@@ -96,7 +96,7 @@ def _sampling(table: object, name: str, path: Path) -> dict[str, float]:
         if key not in _NUMBERS:
             known = ", ".join(_NUMBERS).replace("_", "-")
             raise UsageError(
-                f"{path}: sampling of [{name}] has no key {format_value(key)}.", f"Allowed: {known}."
+                f"{path}: unknown key {format_value(key)} in sampling of [{name}].", f"Allowed: {known}."
             )
         if not is_number(value) or (key in _WHOLE and not isinstance(value, int)):
             raise UsageError(f"{path}: {key} in sampling of [{name}] must be a number.", "Correct the value.")

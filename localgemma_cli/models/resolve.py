@@ -37,7 +37,7 @@ class Source:
 
 
 def resolve_assistant(model: str, *, offline: bool) -> Source:
-    """As `resolve`; `--revision` applies to the larger model only."""
+    """Resolve --assistant as `resolve` does; `--revision` applies to the larger model only."""
     with naming_the_assistant():
         source = resolve(model, revision=None, offline=offline)
         if source.facts.adapter is not None:
@@ -48,7 +48,10 @@ def resolve_assistant(model: str, *, offline: bool) -> Source:
 
 
 def resolve(model: str, *, revision: str | None, offline: bool, force: bool = False) -> Source:
-    """Raises NotFoundError, with the nearest known name, for a model that does not exist."""
+    """The model that a name means.
+
+    NotFoundError, with the nearest known name, for a model that does not exist.
+    """
     own = own_models()
     if model in own:
         return _resolve_own(own[model], revision, offline, force)

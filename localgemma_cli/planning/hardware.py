@@ -200,7 +200,7 @@ def parse_size(text: str) -> int:
         bytes_ = float(number) * base ** ("kmgt".index(prefix.lower()) + 1)
         size = int(bytes_) if bytes_ < _TOO_MUCH else 0
     if size == 0:
-        raise UsageError(f"Not an amount of memory: {text!r}.", "Write it like 24GiB, 24GB or 512MiB.")
+        raise UsageError(f"Invalid amount of memory: {text!r}.", "Write it like 24GiB, 24GB or 512MiB.")
     return size
 
 

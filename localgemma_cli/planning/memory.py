@@ -18,8 +18,9 @@ _PIECE_BYTES = 16_000_000  # int4.py unpacks an int4 or AWQ matrix in pieces of 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """`dtype` is that of embeddings, norms and arithmetic, and of the layers if nothing is quantized.
+    """How the weights are kept in memory.
 
+    `dtype` is that of embeddings, norms and arithmetic, and of the layers if nothing is quantized.
     `nested`: bitsandbytes quantizes the scales of NF4 as well.
     `streamed`: NF4 or int4 as this program makes and keeps it. Scales are in 16 bits, which is exact for the
     NF4 scales of 16-bit weights; the head is quantized like a layer; embedding rows are read from the

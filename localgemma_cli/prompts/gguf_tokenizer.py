@@ -22,7 +22,10 @@ _NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_t
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:
-    """Raises NotFoundError where `read_gguf` does, and ValueError for a vocabulary that is not Gemma's."""
+    """The tokenizer of a GGUF file.
+
+    Raises as `read_gguf` does, and ValueError for a vocabulary that is not Gemma's.
+    """
     file = read_gguf(path)
     kind = file.values.get("tokenizer.ggml.model")
     if kind not in _KINDS:

@@ -68,8 +68,9 @@ CONTINUES = "This is a base model: it continues your text, and each text is inde
 
 @dataclass(frozen=True)
 class Form:
-    """`template`: None for the tokenizer's own. `stops`: stop strings, in addition to stop tokens.
+    """A prompt form.
 
+    `template`: None for the tokenizer's own. `stops`: stop strings, in addition to stop tokens.
     `is_raw`: the text is continued, without turns or system text. `file`: the path of a user's own template.
     """
 

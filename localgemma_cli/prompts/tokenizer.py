@@ -19,8 +19,9 @@ _GEMMA_NAMES = {
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`library`: the tokenizers library's own object, without truncation, padding or a post-processor in use.
+    """A tokenizer and its chat templates.
 
+    `library`: the tokenizers library's own object, without truncation, padding or a post-processor in use.
     `names`: the special tokens by the attribute that chat templates know them by, such as `bos_token`.
     `templates`: the chat templates by name; the one in use is `default`.
     """
@@ -90,8 +91,9 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """`names`: special tokens by attribute, such as `bos_token`; None where a file says that there is none.
+    """What the small files beside tokenizer.json define.
 
+    `names`: special tokens by attribute, such as `bos_token`; None for one that a file sets to null.
     `added_tokens`: tokens to match whole in a text, in the order of their ids. `templates`: by name.
     """
 

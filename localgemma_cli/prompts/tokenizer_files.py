@@ -27,7 +27,7 @@ _FIELDS = ("content", "lstrip", "rstrip", "single_word", "normalized", "special"
 
 
 def read_tokenizer_settings(folder: Path) -> TokenizerSettings:
-    """Raises NotFoundError naming file and key where a file is malformed or too large."""
+    """Read the files in `folder`; NotFoundError, with file and key, if one is malformed or too large."""
     size = (folder / "tokenizer.json").stat().st_size
     if size > _TOKENIZER_LIMIT:
         too_large = ValueError(f"it is larger than {format_bytes(_TOKENIZER_LIMIT)}")

@@ -15,7 +15,10 @@ _PROBE = "Hello, wörld 12\n  <eos>\t東京 😀 ﷺ\u0301"
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Raises NotFoundError where the folder or GGUF file has no tokenizer, or it cannot be read."""
+    """Load the tokenizer.
+
+    NotFoundError where the folder or GGUF file has no tokenizer, or it cannot be read.
+    """
     with loading("tokenizer", path), suppress_panics():
         tokenizer = read_gguf_tokenizer(path) if path.is_file() else _read_folder(path)
         _require_usable(tokenizer)

@@ -43,7 +43,7 @@ _WRAP_OFF, _WRAP_ON = "\x1b[?7l", "\x1b[?7h"
 
 
 class MarkdownRenderer:
-    """`redraw` False: only complete rows are shown, and the cursor never moves back (screen readers)."""
+    """Renders one answer; without `redraw` only whole rows, and the cursor never moves (screen readers)."""
 
     def __init__(
         self, stdout: TextIO, *, redraw: bool = True, clock: Callable[[], float] = time.monotonic

@@ -8,7 +8,10 @@ from localgemma_cli.sanitize import visible
 
 
 class PlainRenderer:
-    """`sanitize` makes control characters visible; thinking is only shown on a terminal."""
+    """Writes one answer.
+
+    `sanitize` makes control characters visible; thinking is only shown on a terminal.
+    """
 
     def __init__(self, stdout: TextIO, *, sanitize: bool = False) -> None:
         self._stdout, self._sanitize = stdout, sanitize

@@ -6,7 +6,7 @@ from localgemma_cli.sanitize import visible
 
 
 class Thoughts:
-    """`write` writes to the terminal; thinking after the answer has begun is not shown."""
+    """Shows the thinking of one answer with `write`; none after the answer has begun."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write

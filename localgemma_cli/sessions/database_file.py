@@ -117,7 +117,7 @@ def _passes(connection: sqlite3.Connection, check: str) -> bool:
 
 
 def _decode(data: bytes) -> str:
-    """A damaged byte costs one character, not the conversation."""
+    """Decode UTF-8; a damaged byte becomes U+FFFD, so the rest of the conversation can be read."""
     return data.decode("utf-8", "replace")
 
 

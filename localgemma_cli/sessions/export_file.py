@@ -9,7 +9,7 @@ from localgemma_cli.errors import SavingError, UsageError
 
 
 def write_new_file(path: Path, text: str) -> None:
-    """Raises UsageError if the file exists, SavingError if it cannot be written."""
+    """Write a new file; UsageError if it exists, SavingError if it cannot be written."""
     try:
         if os.path.lexists(path):
             raise FileExistsError

@@ -51,7 +51,10 @@ def format_for_display(conversation: Conversation) -> str:
 
 
 def parse_conversation(text: str, format: Format) -> Conversation:
-    """Raises UsageError if `text` is not a conversation in that format."""
+    """The conversation in the text of a file.
+
+    Raises UsageError if `text` is not a conversation in that format.
+    """
     if format == "markdown":
         return _parse_markdown(text)
     try:
@@ -155,5 +158,5 @@ def _without_end(part: str, *, last: bool) -> str:
 
 def _invalid(why: str) -> UsageError:
     return UsageError(
-        f"Not a conversation: {why}.", "Use a file that was written by: localgemma history export"
+        f"The file is not a conversation: {why}.", "Use a file that was written by: localgemma history export"
     )

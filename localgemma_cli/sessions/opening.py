@@ -7,7 +7,7 @@ from localgemma_cli.sessions.store import Store, default_path
 
 
 def open_store() -> Store:
-    """Raises SavingError if the database cannot be opened.
+    """Open the saved conversations; raises SavingError if that is not possible.
 
     A damaged file is moved away, and a warning on stderr names its new place.
     """

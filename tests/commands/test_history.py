@@ -48,7 +48,7 @@ def test_list_is_latest_first_and_cannot_drive_the_terminal(program: Program, st
 
 def test_where_nothing_is_found_that_is_said(program: Program) -> None:
     for words, said in (
-        ([], "Nothing is saved yet."),
+        ([], "There are no saved conversations yet."),
         (["list", "danube"], "No saved conversation matches."),
         (["search", "danube"], "No saved conversation matches."),
     ):

@@ -60,7 +60,7 @@ def test_the_program_asks_no_model(program: Program) -> None:
     for words in (["plna"], ["pull", "2b"], ["hello"], ["-q", "list"]):
         done = program(*words)
         assert (done.returncode, done.stdout) == (2, "")
-        assert "There is no command" in done.stderr
+        assert "Unknown command" in done.stderr
     # behind --, or with what was piped, one word is a question: the default model is what is missing
     assert program("--", "hello").returncode == 4
     assert program("Summarize", stdin="A text.").returncode == 4

@@ -12,10 +12,10 @@ from support.program import Program
         (["--mode", "wild"], "--mode must be one of chat, factual, creative (got 'wild').", ""),
         (["--top-p"], "--top-p needs a value.", ""),
         (["--json=yes"], "--json does not accept a value.", ""),
-        (["--temprature", "1"], "There is no option --temprature.", "Did you mean --temperature?"),
+        (["--temprature", "1"], "Unknown option: --temprature.", "Did you mean --temperature?"),
         (["models", "rm"], "NAME is missing.", "localgemma models rm --help"),
         (["models", "list", "x"], "Unexpected argument: x.", "localgemma models list --help"),
-        (["models", "lst"], "There is no command 'lst'.", "localgemma models --help"),
+        (["models", "lst"], "Unknown command: 'lst'.", "localgemma models --help"),
     ],
 )
 def test_a_wrong_command_line(program: Program, words: list[str], message: str, hint: str) -> None:

@@ -39,7 +39,7 @@ def test_sizes_are_parsed_in_decimal_and_binary_units(text, size):
     "text", ["9" * 500 + "GiB", "", "24", "GiB", "-1GiB", "0GiB", "24 gigs", "1e3GB", "24GiBs", "nanGiB"]
 )
 def test_an_invalid_size_is_refused_with_an_example(text):
-    with pytest.raises(UsageError, match="Not an amount of memory") as caught:
+    with pytest.raises(UsageError, match="Invalid amount of memory") as caught:
         parse_size(text)
     assert "24GiB" in caught.value.hint
 

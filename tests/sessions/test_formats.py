@@ -193,7 +193,7 @@ def test_the_openai_form_is_a_list_of_messages() -> None:
     ],
 )
 def test_another_file_is_refused_with_its_reason(text: str, form: Format) -> None:
-    with pytest.raises(UsageError, match="Not a conversation"):
+    with pytest.raises(UsageError, match="not a conversation"):
         parse_conversation(text, form)
 
 

@@ -49,7 +49,7 @@ class ServerInfo:
 
 
 def detect_server(endpoint: Endpoint, notices: Notices, cancel: Event) -> ServerInfo:
-    """Raises EndpointError if the server cannot be reached or rejects the key."""
+    """The server's dialect and models; raises EndpointError if it cannot be reached or rejects the key."""
     dialect = DIALECTS.get(endpoint.dialect)
     if dialect is None:
         server = _detect_dialect(endpoint, notices, cancel)

@@ -11,7 +11,10 @@ _LONGEST_RETRY_SECONDS = 30.0  # no wait for a server that asks for more
 
 
 class Notices:
-    """`say` is for everybody, `detail` for `--verbose`; both keep their lines until `open` is called."""
+    """Lines for the user: `say` for everybody, `detail` for `--verbose`.
+
+    Both keep their lines until `open` is called.
+    """
 
     def __init__(self, say: Callable[[str], None], detail: Callable[[str], None]) -> None:
         self._say, self._detail = say, detail

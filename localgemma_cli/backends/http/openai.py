@@ -114,7 +114,7 @@ OPENAI = Dialect(
 )
 RKLLAMA = Dialect(
     "rkllama",
-    "rkllama; it drops a system message, so its text is folded into the first turn",
+    "rkllama; it ignores a system message, so the first user message starts with its text",
     "/chat/completions",
     "/models",
     fold_system,

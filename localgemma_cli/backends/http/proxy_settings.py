@@ -11,7 +11,7 @@ _SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
 def proxy_of(endpoint: Endpoint) -> str | None:
-    """`VARIABLE=PROXY` for this server, without the proxy's password; None for a direct connection."""
+    """The proxy for this server as `VARIABLE=PROXY`, without its password; None for a direct connection."""
     parts = urlsplit(endpoint.root)
     if endpoint.loopback or proxy_bypass(parts.hostname or ""):
         return None

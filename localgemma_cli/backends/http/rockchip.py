@@ -26,7 +26,10 @@ from localgemma_cli.events import Usage
 
 
 def rkllama_body(request: ChatRequest) -> dict[str, object]:
-    """`/api/chat`; the token limit is `max_new_tokens` in rkllama and `num_predict` in Ollama."""
+    """The JSON of a request to `/api/chat`.
+
+    The token limit is `max_new_tokens` in rkllama and `num_predict` in Ollama.
+    """
     fields = sampling_fields(request.sampling, "repeat_penalty", "max_new_tokens", "num_predict")
     return {
         "model": request.model,
@@ -54,7 +57,7 @@ def read_rkllama_stream(chunks: Iterable[bytes]) -> Iterator[Piece]:
 
 
 def rkllm_body(request: ChatRequest) -> dict[str, object]:
-    """`/rkllm_chat` has no sampling options."""
+    """The JSON of a request to `/rkllm_chat`, which has no sampling options."""
     return {"model": request.model or "rkllm", "messages": message_objects(request.messages), "stream": True}
 
 
@@ -78,7 +81,7 @@ def read_rkllm_stream(chunks: Iterable[bytes]) -> Iterator[Piece]:
 
 RKLLAMA_API = Dialect(
     "rkllama-api",
-    "rkllama's /api/chat; it drops a system message, so its text is folded into the first turn",
+    "rkllama's /api/chat; it ignores a system message, so the first user message starts with its text",
     "/api/chat",
     "/api/tags",
     fold_system,

@@ -68,7 +68,7 @@ class LocalBackend:
         meter = RateMeter()
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
-            raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again when you like.")
+            raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
         limit = self._answer_limit(len(prompt), sampling.max_new_tokens)
         cached = self._kv.reuse(prompt)
         text = _AnswerText(self._prompter, self._stop_ids)

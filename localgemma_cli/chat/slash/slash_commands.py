@@ -10,7 +10,10 @@ from localgemma_cli.chat.prompt_text import PromptText
 
 @dataclass(frozen=True)
 class CommandHelp:
-    """`argument` as it is typed after the command; `choices` if it is one of a few words."""
+    """The help of one command: `argument` as it is typed after the command.
+
+    `choices` if it is one of a few words.
+    """
 
     argument: str
     what: str

@@ -17,7 +17,10 @@ _MENTION = re.compile(r"(?<!\S)@(\S*)$")
 
 
 class ChatCompleter(Completer):
-    """`keys` are for /set and /retry; `names` returns the saved conversations when they are needed."""
+    """Completes the line at the prompt.
+
+    `keys` are for /set and /retry; `names` returns the saved conversations when they are needed.
+    """
 
     def __init__(self, keys: Iterable[str], names: Callable[[], list[str]]) -> None:
         self._keys, self._names = tuple(keys), names

@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 
 class ModelRunner:
-    """`cancel` is set by Ctrl-C during the latest action; `status` shows what is waited for."""
+    """Runs actions. `cancel` is set by Ctrl-C during the latest action; `status` shows what is waited for."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ from localgemma_cli.render.messages import has_colour
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """`input_history` is None if what is typed is not kept."""
+    """How the prompt looks and works; `input_history` is None if what is typed is not kept."""
 
     accessible: bool
     vi: bool
@@ -42,8 +42,9 @@ class PromptOptions:
 
 
 class ChatPrompt:
-    """`toolbar` returns the text below the prompt; `say` prints a line, `report` an error.
+    """The prompt of one chat.
 
+    `toolbar` returns the text below the prompt; `say` prints a line, `report` an error.
     `on_clear` is called when Ctrl-C clears the line.
     """
 

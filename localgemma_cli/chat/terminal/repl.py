@@ -39,7 +39,9 @@ _LISTED_SESSIONS = 20  # that completion offers
 
 @dataclass(frozen=True)
 class ReplConfig:
-    """`plan` returns the loading decisions in words; `report` prints an error, `status` a spinner."""
+    """What the loop uses: `plan` returns the loading decisions in words, `report` prints an error, `status`
+    a spinner.
+    """
 
     prompt: PromptOptions
     plan: Callable[[], str]

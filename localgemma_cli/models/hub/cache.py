@@ -55,7 +55,10 @@ class Repo:
 
 @dataclass(frozen=True)
 class RepoFile:
-    """`digest` names the blob: the sha256 of a large file, git's sha1 of a small one; `size` in bytes."""
+    """A file on the hub.
+
+    `digest` names its blob: the sha256 of a large file, git's sha1 of a small one; `size` in bytes.
+    """
 
     name: str
     size: int

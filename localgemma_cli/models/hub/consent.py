@@ -44,7 +44,7 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
 
 
 def refuse_unasked_download(source: "Source", how: str) -> None:
-    """NotFoundError for a large download where no question can be asked; the hint `how` names the consent."""
+    """Raise NotFoundError for a large download; the hint `how` says how a script agrees to it."""
     from localgemma_cli.models.fetch import CONFIRM_ABOVE, list_downloads, missing_from_disk
     from localgemma_cli.models.hub.cache import offline_by
 

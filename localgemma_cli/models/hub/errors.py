@@ -199,7 +199,7 @@ def not_a_revision(repo: Repo) -> UsageError:
 
 
 def not_on_disk(model_id: str, offline: str | None) -> NetworkError:
-    """`offline`: the option or variable that forbids the download."""
+    """The error without network access; `offline`: the option or variable that forbids the download."""
     return NetworkError(
         f"{model_id} is not completely on disk, and {offline} forbids the download.",
         f"{going_online(offline)}, {_TRY_DEMO}.",
@@ -212,7 +212,7 @@ def going_online(offline: str | None) -> str:
 
 
 def no_space(repo: Repo, needed: int, free: int) -> DiskSpaceError:
-    """`needed` and `free` in bytes."""
+    """The error for a full disk; `needed` and `free` in bytes."""
     return DiskSpaceError(
         f"{repo.model_id} needs {format_bytes(needed)} of disk space;"
         f" {format_bytes(free)} are free in {repo.folder.parent}.",

@@ -84,7 +84,7 @@ def prefill(
 def prefill_in_chunks(
     model: PreTrainedModel, kv: KVCache, prompt: Sequence[int], device: torch.device, cancel: Cancel
 ) -> Generator[Reading, None, torch.Tensor | None]:
-    """`prefill`, which yields its progress before each chunk."""
+    """Run `prefill`, and yield its progress before each chunk."""
     logits = None
     kv.reserve(len(prompt))
     for start in range(len(kv.tokens), len(prompt), PREFILL_CHUNK):

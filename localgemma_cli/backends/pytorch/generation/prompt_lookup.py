@@ -26,7 +26,7 @@ class Guesses(Protocol):
         ...
 
     def report(self, count: int, length: int) -> None:
-        """`count` guessed tokens were right; the history now has `length` tokens."""
+        """Report that `count` guessed tokens were right; the history now has `length` tokens."""
         ...
 
 

@@ -1,1 +1,1 @@
-"""Stored forms that transformers does not load by itself, or not without another package."""
+"""Loading models: through transformers, or by loaders of our own for formats that it does not load."""

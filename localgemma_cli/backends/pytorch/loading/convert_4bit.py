@@ -206,5 +206,5 @@ class _Files:
             file = self._open[stored.file]
             file.seek(stored.offset + first * row)
             if file.readinto(raw.data) != raw.nbytes:
-                raise ValueError(f"{stored.file.name} is cut short")
+                raise ValueError(f"{stored.file.name} is truncated")
         return raw

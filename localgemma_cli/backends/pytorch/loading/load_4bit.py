@@ -55,8 +55,9 @@ _FLOATS = ("BF16", "F16", "F32")
 def load_quantized(
     plan: LoadPlan, folder: Path, progress: ProgressSink, link: Link | None = None
 ) -> PreTrainedModel:
-    """NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged.
+    """Load the model from its 4-bit copy, which is made first if it is missing.
 
+    NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged.
     `link`: the connection to the plan's device; None where that is the CPU, which computes from the mapped
     file, or a CUDA device.
     """

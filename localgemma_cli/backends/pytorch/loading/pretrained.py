@@ -27,7 +27,10 @@ _ENDS = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head")  # a
 
 
 def load_pretrained(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
-    """NotFoundError where tensors are missing or have another shape than config.json describes."""
+    """Load with transformers.
+
+    NotFoundError where tensors are missing or have another shape than config.json describes.
+    """
     # bitsandbytes warns at every int8 product that it computes in float16; the plan has a reason for that.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     with _progress_bars_to(progress):

@@ -64,7 +64,7 @@ def _multiply(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def load_w8a8(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
-    """NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged."""
+    """Load a W8A8 checkpoint; NotFoundError where it lacks tensors, ValueError where it is damaged."""
     checkpoint = read_checkpoint(folder)
     config = unquantized_config(folder)
     names = [name.removesuffix(_SUFFIX) for name in checkpoint if name.endswith(_SUFFIX)]

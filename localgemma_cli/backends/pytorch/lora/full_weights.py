@@ -14,7 +14,10 @@ from localgemma_cli.models.safetensors_file import EMBEDDING, HEAD
 def replace_weights(
     model: PreTrainedModel, weights: AdapterWeights, rules: Rules, folder: Path, *, tied: bool
 ) -> None:
-    """`tied`: a head that is tied to the embedding stays so, as the adapter's config says."""
+    """Replace whole matrices and single rows.
+
+    `tied`: a head that is tied to the embedding stays so, as the adapter's config says.
+    """
     _check_saved(model, weights, rules, folder)
     whole = dict(weights.whole)
     both = {EMBEDDING, HEAD}
