@@ -1,15 +1,16 @@
-/* Rows times bfloat16 weights, summed in float32.
+/* Multiply rows by bfloat16 weights, with sums in float32.
 
-   Every output is the sum of DEEP * GROUP input features at a time, each in the same order whatever comes with it: a
-   row's result is the same bits however many rows there are, and however many threads.
+   Every output is summed over DEEP * GROUP input features at a time, always in the same order, so that a row's result
+   is the same bits for any number of rows and threads.
 
-   A vector holds 2 * LANES weights, two in each lane of 32 bits. Shifted and masked they are two vectors of float32,
-   of the even and the odd features; the rows multiplied with are brought into that order first.
+   A vector holds 2 * LANES weights, two in each lane of 32 bits. A shift and a mask make two float32 vectors of them,
+   one of the even and one of the odd features; the rows are brought into that order first.
 
-   Weights may be packed into 12 bits without loss, since the exponents of neighbours are alike. Of GROUP along a row:
-   the low byte of each (the exponent's last bit and the mantissa), then half a byte each: the sign, and how far the
-   exponent's other bits are above those of the smallest, the group's base. A group whose exponents are too far apart
-   has the base RAW, is kept as it is, and has its index among those where its bytes would be. */
+   Weights can be packed into 12 bits without loss, since the exponents of neighbours are similar. A packed group of
+   GROUP weights along a row has the low byte of each weight (the exponent's last bit and the mantissa), then half a
+   byte for each: its sign, and its exponent's other bits minus the group's base, which is 7 below the largest of them
+   (at least 0). A group whose exponents differ by more has the base RAW: its weights are stored unpacked in `raw`, and
+   its packed bytes begin with their index there. */
 
 enum {
     GROUP = 64,
@@ -17,18 +18,18 @@ enum {
     RAW = 255,
     PAIRS = 2 * LANES,        /* bfloat16 numbers in a vector */
     VECTORS = GROUP / PAIRS,
-    OUTS = 4,                 /* output features at once */
-    ROWS = LANES == 16 ? 6 : 3, /* rows at once: with OUTS, their sums fill the registers */
+    OUTS = 4,                 /* output features that are computed together */
+    ROWS = LANES == 16 ? 6 : 3, /* rows that are computed together; their sums with OUTS fill the registers */
     DEEP = 12,                /* groups that are summed at a time */
     TOGETHER = 48,            /* rows that share a block's weights in the cache */
-    FEW = 16,                 /* rows; up to so many, weights are read row by row, as they lie in memory */
+    FEW = 16,                 /* up to this many rows, weights are read row by row, in the order of memory */
     BLOCK = 32,               /* output features of a thread's block */
-    AHEAD = 2048,             /* bytes between a weight and what is prefetched */
+    AHEAD = 2048,             /* prefetch distance in bytes */
 };
 
-typedef struct { /* [n, k]; k by GROUP where they are packed */
-    const Half *plain;     /* NULL where they are packed */
-    long stride;           /* between the rows of plain ones */
+typedef struct { /* [n, k]; if packed, k is a multiple of GROUP */
+    const Half *plain;     /* NULL if packed */
+    long stride;           /* between the rows of `plain`, in numbers */
     const uint8_t *packed; /* [n, k / GROUP, PACKED] */
     const uint8_t *bases;  /* [n, k / GROUP] */
     const Half *raw;       /* [groups without a base, GROUP] */
@@ -36,7 +37,7 @@ typedef struct { /* [n, k]; k by GROUP where they are packed */
 
 /* ---- Packing ---- */
 
-/* Where the i-th low byte of a group lies, so that `merge_bytes` brings its numbers into their order. */
+/* The position of a group's i-th low byte, such that `merge_bytes` restores the order of its weights. */
 INLINED int place_of(int i) {
     int within = i % PAIRS;
     return i / (2 * PAIRS) * (2 * PAIRS) + within / 8 * 16 + within % 8 + i / PAIRS % 2 * 8;
@@ -60,7 +61,7 @@ static int pack_group(const Half *from, uint8_t *to, uint8_t *base) {
     return *base == RAW;
 }
 
-/* Pack w [n, k]; `counts` [n] of the groups in each row that have no base. */
+/* Pack w [n, k]; `counts` [n] is the number of groups without a base in each row. */
 void NAMED(pack)(long threads, long n, long k, const Half *w, uint8_t *packed, uint8_t *bases, int64_t *counts) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long row = 0; row < n; row++) {
@@ -70,7 +71,7 @@ void NAMED(pack)(long threads, long n, long k, const Half *w, uint8_t *packed, u
     }
 }
 
-/* Write groups without a base one after the other to `raw`; those of a row begin at its `firsts` [n]. */
+/* Write the groups without a base to `raw`, one after the other; `firsts` [n] is the index of each row's first. */
 void NAMED(keep_raw)(long threads, long n, long k, const Half *w, uint8_t *packed, const uint8_t *bases,
                      const int64_t *firsts, Half *raw) {
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -95,7 +96,7 @@ INLINED void unpack_group(const uint8_t *packed, uint8_t base, Ints out[VECTORS]
 
 /* ---- Products ---- */
 
-/* A group of a row's weights; past the end of the row they are zero. */
+/* Load a group of a row's weights; past the end of the row they are zero. */
 INLINED void open_group(const int packed, const Weights *w, long k, long row, long group, Ints out[VECTORS]) {
     const Half *from;
     Half rest[GROUP];
@@ -122,7 +123,7 @@ INLINED void open_group(const int packed, const Weights *w, long k, long row, lo
         out[i] = load(from + i * PAIRS);
 }
 
-/* Prefetch what comes AHEAD bytes after a group: of its row, or of the row that follows OUTS further on. */
+/* Prefetch what is AHEAD bytes after a group: in its row, or else in the row that this loop reads next. */
 INLINED void prefetch_after(const int packed, const Weights *w, long k, long row, long group) {
     long bytes = packed ? PACKED : GROUP * (long)sizeof(Half);
     long all_bytes = packed ? k / GROUP * PACKED : w->stride * (long)sizeof(Half);
@@ -134,7 +135,7 @@ INLINED void prefetch_after(const int packed, const Weights *w, long k, long row
 INLINED Floats even(Ints pairs) { return as_floats(shifted_up(pairs)); }
 INLINED Floats odd(Ints pairs) { return as_floats(both(pairs, all((int32_t)0xffff0000))); }
 
-/* OUTS rows of weights, `count` groups of each, to float32 in the order of x; rows are DEEP * GROUP apart. */
+/* Convert `count` groups of OUTS rows of weights to float32, in the order of x; rows are DEEP * GROUP apart. */
 INLINED void widen(const int packed, const Weights *w, long k, const long rows[OUTS], long first, long count, int ahead,
                    float *to) {
     for (int i = 0; i < OUTS; i++)
@@ -151,7 +152,7 @@ INLINED void widen(const int packed, const Weights *w, long k, const long rows[O
         }
 }
 
-/* Add to `parts` the products of `rows` rows of x with weights as they lie. */
+/* Add to `parts` the products of `rows` rows of x with stored weights. */
 INLINED void multiply_stored(const int packed, const int rows, const Weights *w, long k, const long outs[OUTS],
                              long first, long count, const float *x, long width, Floats parts[ROWS][OUTS]) {
     for (long g = first; g < first + count; g++)
@@ -168,7 +169,7 @@ INLINED void multiply_stored(const int packed, const int rows, const Weights *w,
         }
 }
 
-/* The same, in the same order, with weights that `widen` wrote. */
+/* The same, in the same order, with weights converted by `widen`. */
 INLINED void multiply_wide(const int rows, const float *wide, long first, long count, const float *x, long width,
                            Floats parts[ROWS][OUTS]) {
     for (long at = 0; at < count * GROUP; at += LANES) {
@@ -200,7 +201,7 @@ INLINED void multiply_tile(const int packed, const int rows, const Weights *w, l
     }
 }
 
-/* `multiply_tile` for a number of rows that the compiler knows, so that sums stay in registers. */
+/* `multiply_tile` with a constant number of rows, so that sums stay in registers. */
 INLINED void multiply_rows(const int packed, int rows, const Weights *w, long k, const long outs[OUTS], long first,
                            long count, const float *wide, const float *x, long width, float *sums) {
     switch (rows) {
@@ -215,7 +216,8 @@ INLINED void multiply_rows(const int packed, int rows, const Weights *w, long k,
     }
 }
 
-/* x [m, width] in float32, m at most TOGETHER, times output features `begin` to `end`, at most BLOCK -> out [m, n]. */
+/* Multiply x [m, width] in float32, m at most TOGETHER, by output features `begin` to `end`, at most BLOCK
+   -> out [m, n]. */
 INLINED void multiply_block(const int packed, long m, long n, long k, long begin, long end, const float *x, long width,
                             const Weights *w, Half *out) {
     float sums[TOGETHER * BLOCK], wide[OUTS * DEEP * GROUP];
@@ -229,7 +231,7 @@ INLINED void multiply_block(const int packed, long m, long n, long k, long begin
                     outs[i] = least(o + i, end - 1);
                 if (tiles > 1)
                     widen(packed, w, k, outs, first, count, m <= FEW, wide);
-                for (long t = 0; t < tiles; t++) { /* of even sizes */
+                for (long t = 0; t < tiles; t++) { /* of equal sizes, or one row more */
                     long row = m * t / tiles, rows = m * (t + 1) / tiles - row;
                     const float *from = tiles > 1 ? wide : NULL;
                     float *to = sums + row * BLOCK + (o - begin);
@@ -251,14 +253,14 @@ static void multiply_packed(long m, long n, long k, long begin, long end, const 
     multiply_block(1, m, n, k, begin, end, x, width, w, out);
 }
 
-/* A row of x in float32, of each vector's numbers the even ones before the odd ones, zeros up to `width`. */
+/* Convert a row of x to float32, each vector's even numbers before its odd ones, with zeros up to `width`. */
 static void widen_row(const Half *x, long k, long width, float *to) {
     for (long i = 0; i < width; i++)
         to[i / PAIRS * PAIRS + i % 2 * LANES + i % PAIRS / 2] = i < k ? widened(x[i]) : 0;
 }
 
-/* x [heads, m, k] times w [n, k] of each head, plain ones `next` numbers apart -> out [heads, m, n]. Scratch: numbers
-   [heads, m, k up to the next GROUP]. */
+/* Multiply x [heads, m, k] by w [n, k] of each head -> out [heads, m, n]; plain weights of heads are `next` numbers
+   apart. Scratch: numbers [heads, m, k rounded up to GROUP]. */
 void NAMED(bfloat16_rows)(long threads, long heads, long m, long n, long k, const Half *x, const Weights *w, long next,
                           Half *out, float *numbers) {
     long width = (k + GROUP - 1) / GROUP * GROUP;

@@ -1,6 +1,7 @@
-"""Rows times bfloat16 weights, summed in float32, for CPUs without bfloat16 instructions; see bfloat16.h.
+"""Multiply rows by bfloat16 weights in float32, on x86-64 CPUs without bfloat16 instructions; see bfloat16.h.
 
-A row's result is the same bits however many rows there are, so that guesses at the next tokens change none.
+A row's result is the same bits for any number of rows, so that checking proposed tokens together changes no
+answer.
 """
 
 import ctypes
@@ -95,7 +96,7 @@ def _is_close(product: Tensor, x: Tensor, weight: Tensor) -> bool:
 
 
 def compact_weights(weight: Tensor, functions: _Functions | None = None) -> CompactWeights:
-    """Pack [n, k] bfloat16, contiguous; k divides by 64."""
+    """Pack [n, k] bfloat16, contiguous, into 12 bits each; k is a multiple of 64."""
     functions = functions or _available()
     threads, (n, k) = torch.get_num_threads(), weight.shape
     packed = torch.empty((n, k // GROUP, _PACKED), dtype=torch.uint8)
@@ -110,10 +111,9 @@ def compact_weights(weight: Tensor, functions: _Functions | None = None) -> Comp
 
 
 def bfloat16_rows(x: Tensor, weight: Tensor | CompactWeights) -> Tensor:
-    """x [heads, m, k] times weight [heads, n, k], or for one head [n, k] in 12 bits
-    -> bfloat16 [heads, m, n].
+    """Multiply x [heads, m, k] by a weight [heads, n, k], or for one head [n, k] in 12 bits -> [heads, m, n].
 
-    x and the weight's last dimension are contiguous.
+    All are in bfloat16; x and the weight's last dimension are contiguous.
     """
     return run(_available(), x, weight)
 

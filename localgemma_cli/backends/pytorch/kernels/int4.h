@@ -1,28 +1,28 @@
-/* Rows times 4-bit weights. A row's result is the same bits however many rows there are, on AVX-512 and on AVX2.
+/* Multiply rows by 4-bit weights. A row's result is the same bits for any number of rows, with AVX-512 and with AVX2.
 
-   A weight is (q - 8) * scale + offset, q in 0..15. The rows multiplied with are rounded to 8 bits, by one step for
-   each row and group of input features, so that sums are exact, on the integer dot products.
+   A weight is (q - 8) * scale + offset, q in 0..15. The rows are rounded to 8 bits, with one step for each row and
+   group of input features, so that integer dot products sum exactly.
 
-   Packed weights lie in blocks of output features, as PyTorch packs them, 64 with AVX-512 and 32 without: for every
-   input feature a block's first half in the low halves of bytes, its second half in the high ones. */
+   Weights are packed in blocks of output features as PyTorch packs them, 64 with AVX-512 and 32 without: for every
+   input feature, a block's first half is in the low half bytes and its second half in the high ones. */
 
 typedef struct { /* of one row and one group */
-    float step;   /* what 1 stands for in the rounded numbers */
-    float sum;    /* of the numbers before they were rounded */
+    float step;   /* the value of 1 in the rounded numbers */
+    float sum;    /* of the numbers before rounding */
     int32_t zero; /* -8 times the sum of the rounded numbers */
 } Part;
 
 enum {
-    INT4_BLOCK = 4 * LANES,  /* output features that lie together */
-    FOUR = 2 * INT4_BLOCK,   /* bytes of their weights of four input features */
-    INT4_ROWS = 5,           /* rows at once: their sums fill the registers */
-    INT4_AHEAD = 3072,       /* bytes between a weight and what is prefetched */
+    INT4_BLOCK = 4 * LANES,  /* output features in a block */
+    FOUR = 2 * INT4_BLOCK,   /* bytes of a block's weights for four input features */
+    INT4_ROWS = 5,           /* rows that are computed together; their sums fill the registers */
+    INT4_AHEAD = 3072,       /* prefetch distance in bytes */
     GROUPS_AHEAD = 8,
 };
 
-/* Round one row's numbers of one group to -127..127; the step is NaN where one of them is not finite. */
+/* Round one row's numbers of one group to -127..127; the step is NaN if one of them is not finite. */
 static Part round_group(long group, const Half *x, int8_t *rounded) {
-    Half largest = 0; /* as bits: those of greater numbers are greater, and infinity's are 0x7f80 */
+    Half largest = 0; /* compared as bits: larger numbers have larger ones, and infinity has 0x7f80 */
     for (long i = 0; i < group; i++) {
         Half size = x[i] & 0x7fff;
         largest = size > largest ? size : largest;
@@ -44,7 +44,7 @@ static Part round_group(long group, const Half *x, int8_t *rounded) {
     return (Part){step, sum, -8 * total};
 }
 
-/* Weights of four input features, one after the other in a lane, for four vectors of output features. */
+/* Unpack the weights of four input features, side by side in a lane, for four vectors of output features. */
 INLINED void open_weights(const uint8_t *packed, Ints weights[4]) {
     Ints pairs[2];
     interleave(load(packed), load(packed + INT4_BLOCK), pairs);
@@ -54,7 +54,7 @@ INLINED void open_weights(const uint8_t *packed, Ints weights[4]) {
     }
 }
 
-/* Output features of one block for `count` rows of x, which lie `k` apart, as their parts lie `k / group`. */
+/* Compute one block's output features for `count` rows of x; the rows are `k` apart, their parts `k / group`. */
 INLINED void multiply_int4(const int count, long n, long k, long group, const int8_t *x, const Part *parts,
                            const uint8_t *packed, const Half *factors, Half *out) {
     Floats results[INT4_ROWS][4];
@@ -97,7 +97,7 @@ INLINED void multiply_int4(const int count, long n, long k, long group, const in
     }
 }
 
-/* `multiply_int4` for a count that the compiler knows, so that sums stay in registers. */
+/* `multiply_int4` with a constant count, so that sums stay in registers. */
 static void multiply_int4_rows(int count, long n, long k, long group, const int8_t *x, const Part *parts,
                                const uint8_t *packed, const Half *factors, Half *out) {
     switch (count) {
@@ -109,8 +109,9 @@ static void multiply_int4_rows(int count, long n, long k, long group, const int8
     }
 }
 
-/* x [m, k] and out [m, n] in bfloat16; packed [n, k / 2]; factors [k / group, n, 2] in bfloat16, scale and
-   offset. Scratch: rounded [m, k], parts [m, k / group]. n by the block, groups by 32. */
+/* Multiply x [m, k] by packed weights [n, k / 2] -> out [m, n], x and out in bfloat16; factors [k / group, n, 2] are
+   scale and offset in bfloat16. n is a multiple of the block, `group` of 32. Scratch: rounded [m, k], parts
+   [m, k / group]. */
 void NAMED(int4_rows)(long threads, long m, long n, long k, long group, const Half *x, const uint8_t *packed,
                       const Half *factors, Half *out, int8_t *rounded, Part *parts) {
     long tiles = (m + INT4_ROWS - 1) / INT4_ROWS;
@@ -121,7 +122,7 @@ void NAMED(int4_rows)(long threads, long m, long n, long k, long group, const Ha
             parts[g] = round_group(group, x + g * group, rounded + g * group);
 #pragma omp for schedule(static)
         for (long first = 0; first < n; first += INT4_BLOCK)
-            for (long tile = 0; tile < tiles; tile++) { /* of even sizes; the block stays in the cache */
+            for (long tile = 0; tile < tiles; tile++) { /* the block stays in the cache */
                 long row = m * tile / tiles, count = m * (tile + 1) / tiles - row;
                 multiply_int4_rows(count, n, k, group, rounded + row * k, parts + row * (k / group),
                              packed + first * (k / 2), factors + 2 * first, out + row * n + first);

@@ -1,7 +1,7 @@
-"""Rows times int4 weights for x86-64 CPUs; see int4.h.
+"""Multiply rows by int4 weights on x86-64 CPUs; see int4.h.
 
-PyTorch's product converts weights to bfloat16 or float32, and its arithmetic limits it to half of the
-memory's bandwidth. This one multiplies them as integers, with rows rounded to 8 bits.
+PyTorch's product converts weights to bfloat16 or float32, and so reaches only half of the memory's bandwidth.
+This one multiplies integers, with the rows rounded to 8 bits.
 """
 
 import functools
@@ -53,7 +53,7 @@ def _passes_int4_check(product: Function, block: int) -> bool:
 
 
 def interleave_levels(levels: Tensor, block: int) -> Tensor:
-    """Pack [n, k] -> [n, k / 2] as PyTorch does, three times as fast; n divides by `block`.
+    """Pack [n, k] -> [n, k / 2] as PyTorch does, three times as fast; n is a multiple of `block`.
 
     For every input feature, a block's first rows are the low halves of bytes, the others the high ones.
     """
@@ -75,7 +75,7 @@ def run_int4(product: Function, x: Tensor, packed: Tensor, factors: Tensor) -> T
 
 
 def multiply_int4(x: Tensor, packed: Tensor, factors: Tensor, block: int) -> Tensor:
-    """`run_int4` with the product for this processor."""
+    """Call `run_int4` with the product for this processor."""
     product = find_int4_rows(block)
     assert product is not None  # callers ask `find_int4_rows` first
     return run_int4(product, x, packed, factors)

@@ -1,11 +1,12 @@
-/* Rows times keys or values in 8 bits, summed in float32. A row's result is the same bits however many rows there are. */
+/* Multiply rows by keys or values in 8 bits, with sums in float32. A row's result is the same bits for any number of
+   rows. */
 
 enum {
-    INT8_ROWS = 4, /* rows at once, with four keys, or four dimensions of values */
-    INT8_AHEAD = 1024,
+    INT8_ROWS = 4, /* rows that are computed together, with four keys or four dimensions of values */
+    INT8_AHEAD = 1024, /* prefetch distance in bytes */
 };
 
-/* Four rows of k levels for `count` rows of x, which lie `k` apart. */
+/* Multiply `count` rows of x, which are `k` apart, by four rows of k levels. */
 INLINED void multiply_int8(const int count, long k, const float *x, const int8_t *const levels[4],
                            float sums[INT8_ROWS][4]) {
     Floats parts[INT8_ROWS][4];
@@ -29,7 +30,7 @@ INLINED void multiply_int8(const int count, long k, const float *x, const int8_t
     }
 }
 
-/* `multiply_int8` for a count that the compiler knows, so that sums stay in registers. */
+/* `multiply_int8` with a constant count, so that sums stay in registers. */
 static void multiply_int8_rows(int count, long k, const float *x, const int8_t *const levels[4],
                                float sums[INT8_ROWS][4]) {
     switch (count) {
@@ -40,8 +41,9 @@ static void multiply_int8_rows(int count, long k, const float *x, const int8_t *
     }
 }
 
-/* x [heads, rows, k] in float32 times levels [n, k] of each head, whose rows lie `stride` and whose heads `next` apart
-   -> out [heads, rows, n] in float32; times scales [heads, n] in bfloat16 unless they are NULL, heads `far` apart. */
+/* Multiply x [heads, rows, k] in float32 by levels [n, k] of each head -> out [heads, rows, n] in float32, and that by
+   scales [heads, n] in bfloat16 unless NULL. Rows of levels are `stride` apart, their heads `next`, those of scales
+   `far`. */
 void NAMED(int8_rows)(long threads, long heads, long rows, long n, long k, const float *x, const int8_t *levels,
                       long next, long stride, const Half *scales, long far, float *out) {
 #pragma omp parallel for schedule(static) collapse(2) num_threads(threads) if (heads * n * k >= 200000)

@@ -1,4 +1,4 @@
-"""Rows times keys or values in 8 bits for x86-64 CPUs; see int8.h."""
+"""Multiply rows by keys or values in 8 bits on x86-64 CPUs; see int8.h."""
 
 import functools
 
@@ -32,10 +32,10 @@ def has_int8_rows() -> bool:
 
 
 def int8_rows(x: Tensor, levels: Tensor, scales: Tensor | None = None) -> Tensor:
-    """x [heads, rows, k] float32 times levels [heads, n, at least k] int8 -> [heads, rows, n] float32.
+    """Multiply x [heads, rows, k] float32 by levels [heads, n, at least k] int8 -> [heads, rows, n] float32.
 
-    Times scales [heads, n] bfloat16, if given. x is contiguous, as are levels and scales in their last
-    dimension. A row's result is the same bits however many rows there are.
+    The result is multiplied by scales [heads, n] bfloat16, if given. x is contiguous, as are levels and
+    scales in their last dimension. A row's result is the same bits for any number of rows.
     """
     product = _find_int8_rows()
     assert product is not None  # callers ask `has_int8_rows` first

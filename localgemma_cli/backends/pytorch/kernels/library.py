@@ -1,7 +1,7 @@
 """Load the C products of the package's extension, in the variant for this processor's vector instructions.
 
 The extension has a variant of each product for every instruction set below, chosen at run time. A product
-that gives a wrong result on this machine is not used; PyTorch's own takes its place.
+that gives a wrong result on this machine is not used; PyTorch's product is used instead.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ import torch  # noqa: F401  (first: the extension shares the OpenMP runtime that
 
 from localgemma_cli.planning.host import extension_file
 
-# fastest first: the bit in `runnable_variants`, and the output features that lie together in int4 weights
+# fastest first: the bit in `runnable_variants`, and the output features in a block of int4 weights
 _VARIANTS = {"avx512_vnni": (8, 64), "avx512": (4, 64), "avx_vnni": (2, 32), "avx2": (1, 32)}
 
 LONG, POINTER = ctypes.c_long, ctypes.c_void_p
@@ -34,7 +34,7 @@ def _library() -> ctypes.CDLL | None:
 def variants(block: int | None = None) -> tuple[str, ...]:
     """Return the variants that this processor can run, fastest first; none without the extension.
 
-    With `block`, only those for int4 weights that lie together by so many output features.
+    With `block`, only those for int4 weights in blocks of this many output features.
     """
     library = _library()
     runnable = library.runnable_variants() if library is not None else 0

@@ -1,6 +1,7 @@
-/* bfloat16 numbers as their bits, and vectors of LANES numbers of 32 bits, for one instruction set.
+/* bfloat16 numbers as bits, and vectors of LANES numbers of 32 bits, for one instruction set.
 
-   The source file of an instruction set defines VARIANT, and WITH_AVX512, WITH_VNNI and WITH_VBMI where it has them. */
+   The source file of an instruction set defines VARIANT, and which of WITH_AVX512, WITH_VNNI and WITH_VBMI
+   it has. */
 
 #include <immintrin.h>
 #include <stdint.h>
@@ -71,7 +72,7 @@ INLINED Ints add_products(Ints sums, Ints weights, Ints x) {
 #endif
 }
 
-/* Bytes of four input features, `a` two and `b` two, to one feature after the other for each output feature. */
+/* Bring bytes of four input features, two in `a` and two in `b`, side by side for each output feature. */
 INLINED void interleave(Ints a, Ints b, Ints out[2]) {
 #ifdef WITH_VBMI
     const Ints lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -88,16 +89,16 @@ INLINED void interleave(Ints a, Ints b, Ints out[2]) {
 #endif
 }
 
-/* Vectors of bfloat16 from vectors of their low bytes and of their high ones. */
+/* Make vectors of bfloat16 from a vector of low bytes and one of high bytes. */
 INLINED void merge_bytes(Ints low, Ints high, Ints out[2]) {
     out[0] = _mm512_unpacklo_epi8(low, high);
     out[1] = _mm512_unpackhi_epi8(low, high);
 }
-/* `table`, 16 bytes, at each of the indices 0..15. */
+/* Look up each of the indices 0..15 in a table of 16 bytes. */
 INLINED Ints look_up(__m128i table, Ints indices) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), indices);
 }
-/* 64 half bytes as bytes: the low halves of 32 bytes, then the high ones. */
+/* Unpack 64 half bytes to bytes: the low halves of 32 bytes, then the high ones. */
 INLINED void open_halves(const uint8_t *from, Ints out[1]) {
     __m256i pairs = _mm256_loadu_si256((const __m256i *)from);
     Ints apart = _mm512_inserti64x4(_mm512_castsi256_si512(pairs), _mm256_srli_epi16(pairs, 4), 1);
@@ -159,7 +160,7 @@ INLINED void open_halves(const uint8_t *from, Ints out[2]) {
 
 #endif
 
-/* The sums of four vectors. */
+/* Sum each of four vectors. */
 INLINED __m128 totals(const Floats a[4]) {
     __m256 twos = _mm256_hadd_ps(folded(a[0]), folded(a[1])), others = _mm256_hadd_ps(folded(a[2]), folded(a[3]));
     __m256 fours = _mm256_hadd_ps(twos, others);

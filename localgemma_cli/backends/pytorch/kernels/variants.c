@@ -1,4 +1,4 @@
-/* Which variants of the products this processor can run; a build for other processors than x86-64 has none. */
+/* Detect which variants of the products this processor can run; a build for another processor than x86-64 has none. */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 

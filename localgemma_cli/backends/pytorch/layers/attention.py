@@ -1,6 +1,6 @@
-"""Eager attention without its copies: grouped queries share their keys and values in place.
+"""Eager attention without copies: grouped queries read their shared keys and values in place.
 
-It computes what transformers' `eager_attention_forward` (modeling_gemma2.py) does, which first copies every
+It computes the same as transformers' `eager_attention_forward` (modeling_gemma2.py), which first copies every
 key and value for each query head: at 6,000 tokens that moves more bytes than the weights of 2b.
 """
 
@@ -15,7 +15,7 @@ from localgemma_cli.backends.pytorch.layers.kv_int8 import Int8Keys, Int8Values
 from localgemma_cli.planning.plan import LoadPlan
 
 NAME = "eager_grouped"
-_WIDE_FROM = 8  # rows; PyTorch multiplies fewer as bfloat16 as fast as it reads keys and values
+_WIDE_FROM = 8  # rows; for fewer, the bfloat16 product is as fast as reading the keys and values
 
 
 def grouped_attention(
@@ -30,7 +30,7 @@ def grouped_attention(
 ) -> tuple[torch.Tensor, None]:
     """query [1, heads, q, d], key and value [1, kv_heads, n, d], mask [1, 1, q, n] -> [1, q, heads, d].
 
-    A chunk of a prompt is computed one key head at a time: the scores of all would be the peak of memory.
+    A chunk of a prompt is computed one key head at a time: the scores of all heads would raise peak memory.
     """
     batch, heads, length, width = query.shape
     if isinstance(key, Int8Keys) and isinstance(value, Int8Values):
@@ -59,14 +59,14 @@ def _attend(
     scaling: float,
     softcap: float | None,
 ) -> torch.Tensor:
-    """query [some, rows, d], a row for each query head and token; key and value [some, n, d] -> as query."""
+    """Attend with query [some, rows, d], a row per query head and token, to key and value [some, n, d]."""
     scores = _capped(_multiply_heads(query, key), mask, scaling, softcap)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     return _multiply_heads(weights, value.mT)
 
 
 def _multiply_heads(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """x [some, rows, k] times other [some, n, k] -> [some, rows, n]."""
+    """Multiply x [some, rows, k] by other [some, n, k] -> [some, rows, n]."""
     widened = x.dtype == torch.bfloat16 and x.device.type == "cpu" and is_widened()
     if widened and other.stride(2) == 1 and has_bfloat16_rows() and not torch.compiler.is_compiling():
         return bfloat16_rows(x.contiguous(), other)
@@ -82,7 +82,7 @@ def _multiply_heads(x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def _capped(
     scores: torch.Tensor, mask: torch.Tensor | None, scaling: float, softcap: float | None
 ) -> torch.Tensor:
-    """[kv_heads, rows, n], changed in place: scaled, capped and masked."""
+    """Scale, cap and mask [kv_heads, rows, n] in place."""
     scores.mul_(scaling)
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)

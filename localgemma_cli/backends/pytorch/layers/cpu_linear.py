@@ -1,6 +1,6 @@
-"""Linear layers of a bfloat16 model on a CPU, by what its processor multiplies fastest.
+"""Linear layers of a bfloat16 model on a CPU, in the form that its processor multiplies fastest.
 
-With bfloat16 instructions, weights are reordered once into oneDNN's blocked layout: the products are the same
+With bfloat16 instructions, weights are reordered once into oneDNN's blocked layout: products have the same
 bits, and one row reads 42 GB/s of weights instead of 30 on two cores of an AVX512-BF16 server. Without them,
 weights are read as bfloat16 and multiplied in float32, by the C extension's product or by PyTorch's. See
 docs/benchmarks.md.
@@ -25,7 +25,7 @@ from localgemma_cli.backends.pytorch.weights.mmap_tensors import is_mapped, rele
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.planning.host import CPU_BF16_FLAGS, cpu_flags
 
-_ONE_BY_ONE = 3  # rows; PyTorch reads the weights for each of so many faster than it widens them
+_ONE_BY_ONE = 3  # rows; for up to this many, reading the weights for each is faster than widening them
 _WIDENED = 1 << 20  # weights at a time: 4 MB, which the processor's caches hold
 
 
@@ -71,7 +71,7 @@ class CompactLinear(nn.Module):
 class WidenedLinear(nn.Module):
     """`nn.Linear` without a bias over the same weight; [..., in] -> [..., out], bfloat16, no gradient.
 
-    Sums are in float32 and rounded once, as in a bfloat16 product; the order of their terms is another.
+    Sums are in float32 and rounded once, as in PyTorch's bfloat16 product, but in another order of terms.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -107,10 +107,10 @@ class WidenedLinear(nn.Module):
 def tune_linears(
     model: PreTrainedModel, compact: bool = False, progress: ProgressSink = lambda _: None
 ) -> None:
-    """Replace every plain `nn.Linear` of a bfloat16 model on the CPU by what is fastest on this processor.
+    """Replace every plain `nn.Linear` of a bfloat16 model on the CPU by the fastest form for this processor.
 
-    With `compact`, weights are kept in 12 bits each where there is a product for that. A tied head gets its
-    own copy; of the embedding, which stays in its file, a step reads one row.
+    With `compact`, weights are stored in 12 bits each if the processor has a product for it. A tied head gets
+    its own copy; the embedding stays in its file, and a step reads one row of it.
     """
     if model.device.type != "cpu" or model.dtype != torch.bfloat16:
         return
