@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from localgemma_cli.documents import read_json_object
+from localgemma_cli.documents import failure_reason, read_json_object
 from localgemma_cli.environment import cache_folder, make_private, private_opener
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.hub.cache import COMMIT, Repo
@@ -156,8 +156,9 @@ def open_or_create(
             if fault is not None:
                 _create(folder, spec, fault, write, progress)
             return map_file(folder / _WEIGHTS)
-    except OSError as reason:
-        progress(LoadProgress(f"cannot save the 4-bit weights: {reason}"))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        progress(LoadProgress(f"cannot save the 4-bit weights: {where}{failure_reason(error)}"))
         return None
 
 
