@@ -117,7 +117,7 @@ def test_what_is_no_gemma_is_refused_and_can_be_forced(folders: dict[str, Path])
         plan_of(folders["llama"], "exact")
     assert "--force" in caught.value.hint
     plan = plan_of(folders["llama"], "exact", force=True, dtype="float32")
-    assert any("no Gemma" in warning for warning in plan.warnings)
+    assert any("not a Gemma" in warning for warning in plan.warnings)
     backend = load_backend(plan, folders["llama"], ignore_progress)
     (prompt, answer), *_ = chat(backend)
     assert answer == expected(folders["llama"], prompt, sorted(backend._stop_ids))
