@@ -17,7 +17,7 @@ from typer.exceptions import TyperException
 
 from localgemma_cli.commands.chat import LITERAL, chat
 from localgemma_cli.commands.help import ChatCommand, GroupedCommand, context_settings
-from localgemma_cli.commands.mistyped import COMMANDS, refuse_near_commands
+from localgemma_cli.commands.mistyped import COMMAND_NAMES, refuse_near_commands
 from localgemma_cli.config import read_config
 from localgemma_cli.environment import (
     LibraryStream,
@@ -130,7 +130,7 @@ def _dispatch(words: Sequence[str]) -> int:
         return _complete()
     refuse_near_commands(words)
     first = words[0] if words else ""
-    command: Any = typer.main.get_command(build_app(name for name in COMMANDS if name == first))
+    command: Any = typer.main.get_command(build_app(name for name in COMMAND_NAMES if name == first))
     keys = [spec.key for spec in options_of("chat").values()]
     # `localgemma config edit` must start with a file that it is there to correct.
     config = {} if first == "config" else read_config(_config_file(), keys)
@@ -154,7 +154,7 @@ def _complete() -> int:
     from localgemma_cli.commands.shell_values import first_word, offer_values
 
     first = first_word(os.environ)
-    wanted = COMMANDS if first is None else [name for name in COMMANDS if name == first]
+    wanted = COMMAND_NAMES if first is None else [name for name in COMMAND_NAMES if name == first]
     command: Any = typer.main.get_command(build_app(wanted))
     offer_values(command)
     with redirect_stdout(cast(TextIO, LibraryStream(sys.stdout, shown=True))):  # made safe

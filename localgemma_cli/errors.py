@@ -106,3 +106,8 @@ def as_user_error(error: BaseException) -> LocalGemmaError:
     wrapped = LocalGemmaError(f"Unexpected error: {what}", "Run it again with -v to see where it happened.")
     wrapped.__cause__ = error
     return wrapped
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message; the name of the error if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

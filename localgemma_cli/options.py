@@ -16,8 +16,8 @@ import typer
 from localgemma_cli.sampling import Mode, OnOverflow
 
 # The headings of help, in this order.
-GROUPS = ("Model", "Sampling", "Memory and speed", "Files and sessions", "Output")
-_MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = GROUPS
+OPTION_GROUPS = ("Model", "Sampling", "Memory and speed", "Files and sessions", "Output")
+_MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = OPTION_GROUPS
 
 _CHAT = "chat"
 _PLANS = ("chat", "plan", "bench")

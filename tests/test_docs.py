@@ -17,7 +17,7 @@ from support.program import Program
 
 from localgemma_cli.chat.slash.slash_commands import COMMANDS as SLASH_COMMANDS
 from localgemma_cli.cli import CHAT, build_app
-from localgemma_cli.commands.mistyped import COMMANDS
+from localgemma_cli.commands.mistyped import COMMAND_NAMES
 from localgemma_cli.models.catalog import HUB_MODELS, catalogue
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.plan import Overrides, make_plan
@@ -76,7 +76,7 @@ def documented_commands() -> list[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def app() -> Any:
-    return typer.main.get_command(build_app(COMMANDS))
+    return typer.main.get_command(build_app(COMMAND_NAMES))
 
 
 def test_there_are_commands_to_check() -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.backend import LocalBackend
 from localgemma_cli.backends.pytorch.loading.loader import load_model
-from localgemma_cli.bench.gauges import peaks, read_bytes, reset_peaks, synchronise, weights_bytes
+from localgemma_cli.bench.gauges import peaks, reset_peaks, step_bytes, synchronise, tensor_bytes
 from localgemma_cli.bench.job import (
     CHAT_TURNS,
     WARM_UP,
@@ -56,10 +56,10 @@ def measure(job: Job) -> JobResult:
     seconds, backend, model = _load(job, prompter)
     timed = _TimedModel(backend, model, job)
     timed.run(WARM_UP, repeat=-1)
-    loaded = LoadResult(seconds, peaks(model.device), weights_bytes(model))
+    loaded = LoadResult(seconds, peaks(model.device), tensor_bytes(model))
     return JobResult(
         loaded=loaded,
-        read_bytes=read_bytes(model),
+        read_bytes=step_bytes(model),
         answered=tuple(timed.answer(workload) for workload in job.workloads),
         chatted=timed.chat(job.chat) if job.workloads and job.chat else None,
         stream_seconds_per_token=stream_cost(prompter.tokenizer),

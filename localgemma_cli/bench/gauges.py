@@ -46,12 +46,12 @@ def _host_peak() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
 
 
-def weights_bytes(model: PreTrainedModel) -> int:
+def tensor_bytes(model: PreTrainedModel) -> int:
     """Bytes of all tensors, each counted once, with those of the quantization."""
     return _total(model, skipped=None)
 
 
-def read_bytes(model: PreTrainedModel) -> int:
+def step_bytes(model: PreTrainedModel) -> int:
     """Bytes of weights that one decode step reads: every tensor once, of the embedding one row.
 
     A tied head shares the embedding's tensor and reads all of it.

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from localgemma_cli.bench.gauges import peaks, read_bytes, reset_peaks, synchronise, weights_bytes
+from localgemma_cli.bench.gauges import peaks, reset_peaks, step_bytes, synchronise, tensor_bytes
 from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Workload
 from localgemma_cli.bench.prompts import prompt_ids
 from localgemma_cli.bench.random_weights import load_dummy
 
 
-class _Clock(BaseStreamer):
+class _CallTimes(BaseStreamer):
     """Times of `generate`'s calls: the first is the prompt, the second the first token."""
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ def measure(job: Job) -> JobResult:
     synchronise(device)
     seconds = time.perf_counter() - started
     _generate(model, _prompt(model, job, WARM_UP, -1), WARM_UP.new_tokens)
-    loaded = LoadResult(seconds, peaks(device), weights_bytes(model))
+    loaded = LoadResult(seconds, peaks(device), tensor_bytes(model))
     first, margins = job.workloads[0], _Margins()
     _generate(model, _prompt(model, job, first, 0), first.new_tokens, margins=margins)
     answered = [_answer(model, job, workload) for workload in job.workloads]
     answered[0] = replace(answered[0], margins=tuple(margins.values))
-    return JobResult(loaded, read_bytes(model), tuple(answered))
+    return JobResult(loaded, step_bytes(model), tuple(answered))
 
 
 def _load(job: Job) -> PreTrainedModel:
@@ -77,7 +77,7 @@ def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> AnswerResul
     reset_peaks(model.device)
     first, rates, answers = [], [], []
     for repeat in range(job.repeats):
-        prompt, clock = _prompt(model, job, workload, repeat), _Clock()
+        prompt, clock = _prompt(model, job, workload, repeat), _CallTimes()
         synchronise(model.device)
         started = time.perf_counter()
         answers.append(_generate(model, prompt, workload.new_tokens, clock=clock))
@@ -98,7 +98,7 @@ def _generate(
     new_tokens: int,
     *,
     margins: _Margins | None = None,
-    clock: _Clock | None = None,
+    clock: _CallTimes | None = None,
 ) -> tuple[int, ...]:
     """The greedy answer's ids."""
     output = model.generate(

@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from localgemma_cli.options import GROUPS
+from localgemma_cli.options import OPTION_GROUPS
 
 _NARROW = 60  # columns; in less, an option's text goes below it instead of beside it
 _WIDEST = 80
@@ -37,14 +37,14 @@ class GroupedCommand(TyperCommand):
     """Lists options under the headings of `options.py`, in that order."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *GROUPS)}
+        sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *OPTION_GROUPS)}
         for param in self.get_params(ctx):
             if record := param.get_help_record(ctx):
                 if is_argument := param.param_type_name == "argument":
                     record = (record[0].split(" <")[0], record[1])  # without Python's name for its type
                 usual = "Arguments" if is_argument else "Other options"
                 sections.setdefault(getattr(param, "rich_help_panel", None) or usual, []).append(record)
-        if not any(sections[name] for name in GROUPS):
+        if not any(sections[name] for name in OPTION_GROUPS):
             sections["Options"] = sections.pop("Other options", [])
         for heading, rows in sections.items():
             if not rows:

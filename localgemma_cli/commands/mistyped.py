@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from localgemma_cli.errors import UsageError
 
-COMMANDS = ("plan", "models", "prompt", "history", "bench", "config")  # each in the module of its name
+COMMAND_NAMES = ("plan", "models", "prompt", "history", "bench", "config")  # each in the module of its name
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
 _SUBCOMMANDS: Mapping[str, Sequence[str]] = {
     "models": ("list", "rm", "pull"),
@@ -37,7 +37,7 @@ _RUN = ("run", "chat")  # in other programs, followed by a model
 
 def refuse_near_commands(words: Sequence[str]) -> None:
     """Raise UsageError if the first word is a misspelled command, or a subcommand without its command."""
-    if not words or not _BARE.fullmatch(words[0]) or words[0] in COMMANDS:
+    if not words or not _BARE.fullmatch(words[0]) or words[0] in COMMAND_NAMES:
         return
     meant = _command_meant(words)
     if meant is not None:
@@ -52,7 +52,7 @@ def refuse_bare_word(word: str) -> None:
     if meant is None:
         import difflib  # imported only here, because every start imports this module
 
-        close = difflib.get_close_matches(word.lower(), [*COMMANDS, *_ELSEWHERE], n=1, cutoff=0.75)
+        close = difflib.get_close_matches(word.lower(), [*COMMAND_NAMES, *_ELSEWHERE], n=1, cutoff=0.75)
         meant = _ELSEWHERE.get(close[0], close[0]) if close else None
     raise _not_a_command(word, meant, [word])
 
@@ -74,7 +74,7 @@ def _command_meant(words: Sequence[str]) -> str | None:
     single = len(operands) <= 1 and all(_BARE.fullmatch(word) for word in operands)
     if single and operands and first in _RUN:
         return _model_meant(operands[0]) or f"-m {operands[0]}"
-    near = next((each for each in COMMANDS if _is_slip(first, each)), None)
+    near = next((each for each in COMMAND_NAMES if _is_slip(first, each)), None)
     if near is not None:
         return " ".join([near, *rest])
     if not single:

@@ -14,7 +14,7 @@ from localgemma_cli.demo.reading import Corpus, Memory, Part, Topic, read_corpus
 from localgemma_cli.models.catalog import demo_folder
 
 Messages = list[dict[str, str]]
-Answer = Callable[[Messages], str]
+AnswerFunction = Callable[[Messages], str]
 
 RECALLS, PER_MANNER, OFF_TOPIC = 50, 10, 20
 PIRATE_WORDS = ("arr", "matey", "ye", "yer", "ahoy", "aye")
@@ -40,7 +40,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Judgement:
     case: Case
     answer: str
     right: bool
@@ -57,15 +57,15 @@ class Report:
     """Right and total per section, and every outcome behind them."""
 
     sections: dict[str, Tally] = field(default_factory=dict)
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[Judgement] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Judgement) -> None:
         tally = self.sections.setdefault(outcome.case.section, Tally())
         tally.total += 1
         tally.right += outcome.right
         self.outcomes.append(outcome)
 
-    def failures(self) -> list[Outcome]:
+    def failures(self) -> list[Judgement]:
         return [outcome for outcome in self.outcomes if not outcome.right]
 
 
@@ -93,7 +93,7 @@ def is_right(case: Case, answer: str) -> bool:
     return follows(case.manner, answer) and has_facts(answer, case.facts)
 
 
-def play(case: Case, answer: Answer) -> str:
+def play(case: Case, answer: AnswerFunction) -> str:
     messages: Messages = [{"role": "system", "content": case.system}] if case.system else []
     reply = ""
     for turn in case.turns:
@@ -178,7 +178,7 @@ def cases(part: Part = "test", limit: int | None = None) -> list[Case]:
     ]
 
 
-def evaluate(answer: Answer, part: Part = "test", limit: int | None = None) -> Report:
+def evaluate(answer: AnswerFunction, part: Part = "test", limit: int | None = None) -> Report:
     """Plays every case; `limit` caps the questions, the other sections have fixed sizes.
 
     `system_texts` counts answers that are given as the system text wants; `system_answers` counts those of
@@ -188,14 +188,14 @@ def evaluate(answer: Answer, part: Part = "test", limit: int | None = None) -> R
     for case in cases(part, limit):
         text = play(case, answer)
         if case.manner == PLAIN:
-            report.add(Outcome(case, text, is_right(case, text)))
+            report.add(Judgement(case, text, is_right(case, text)))
         else:
-            report.add(Outcome(case, text, follows(case.manner, text)))
-            report.add(Outcome(replace(case, section="system_answers"), text, is_right(case, text)))
+            report.add(Judgement(case, text, follows(case.manner, text)))
+            report.add(Judgement(replace(case, section="system_answers"), text, is_right(case, text)))
     return report
 
 
-def program_answers(folder: Path, temperature: float = 0.0) -> Answer:
+def program_answers(folder: Path, temperature: float = 0.0) -> AnswerFunction:
     """The program's own way of answering, from prompt to text, with its `exact` preset."""
     from threading import Event as Cancel
 

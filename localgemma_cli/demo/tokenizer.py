@@ -11,7 +11,7 @@ VOCABULARY = 2048
 PAD, EOS, BOS, UNK, START_OF_TURN, END_OF_TURN, NEWLINE = 0, 1, 2, 3, 106, 107, 108
 
 # transformers adds a <mask> of its own, past the end of the embedding, where the vocabulary has none.
-MASK = 4
+MASK_ID = 4
 SPECIAL = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 106: "<start_of_turn>", 107: "<end_of_turn>"}
 NEWLINES = tuple("\n" * count for count in range(1, 5))
 BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = (
 def fixed_tokens() -> list[str]:
     """Ids 0 to 111 and the bytes: what does not depend on the corpus."""
     controls = [SPECIAL.get(index, f"<unused{index - 5}>") for index in range(108)]
-    controls[MASK] = "<mask>"
+    controls[MASK_ID] = "<mask>"
     return [*controls, *NEWLINES, *BYTES]
 
 

@@ -108,19 +108,19 @@ def tokenizer_texts(corpus: Corpus, rng: random.Random) -> Iterator[str]:
             yield from ("user", "model", turn.user, turn.model)
 
 
-def build_tokenizer(corpus: Corpus, seed: int, folder: Path) -> Tokenizer:
+def train_tokenizer(corpus: Corpus, seed: int, folder: Path) -> Tokenizer:
     texts = [piece for text in tokenizer_texts(corpus, random.Random(seed)) for piece in text.split("\n")]
     save(assemble(learn_merges(texts)), folder)
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     ids: tuple[int, ...]
     taught: tuple[bool, ...]
 
 
-def encoded(tokenizer: Tokenizer, turn: Turn) -> Row:
+def encoded(tokenizer: Tokenizer, turn: Turn) -> TrainingRow:
     """One exchange as the template renders it; only the model's words and its end of turn are taught."""
     frame = {role: tokenizer.encode(role, add_special_tokens=False).ids for role in ("user", "model")}
     user = tokenizer.encode(turn.user.strip(), add_special_tokens=False).ids
@@ -129,10 +129,10 @@ def encoded(tokenizer: Tokenizer, turn: Turn) -> Row:
     asked += [START_OF_TURN, *frame["model"], NEWLINE]
     ids = [*asked, *model, END_OF_TURN, NEWLINE]
     taught = [False] * len(asked) + [turn.taught] * (len(model) + 1) + [False]
-    return Row(tuple(ids), tuple(taught))
+    return TrainingRow(tuple(ids), tuple(taught))
 
 
-def row(tokenizer: Tokenizer, turns: Iterable[Turn], length: int) -> Row:
+def row(tokenizer: Tokenizer, turns: Iterable[Turn], length: int) -> TrainingRow:
     """As many whole exchanges of one chat as fit."""
     ids, taught = [BOS], [False]
     for turn in turns:
@@ -141,10 +141,10 @@ def row(tokenizer: Tokenizer, turns: Iterable[Turn], length: int) -> Row:
             break
         ids += exchange.ids
         taught += exchange.taught
-    return Row(tuple(ids), tuple(taught))
+    return TrainingRow(tuple(ids), tuple(taught))
 
 
-def batch(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(rows: list[TrainingRow]) -> tuple[torch.Tensor, torch.Tensor]:
     """ids (rows, longest) and labels of the same shape, -100 where nothing is taught."""
     longest = max(len(one.ids) for one in rows)
     ids = torch.full((len(rows), longest), PAD)
@@ -265,7 +265,7 @@ def rebuild(output: Path, recipe: Recipe) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".demo-") as scratch:
         folder = Path(scratch) / "tokenizer"
-        tokenizer = build_tokenizer(corpus, recipe.seed, folder)
+        tokenizer = train_tokenizer(corpus, recipe.seed, folder)
 
         def publish(model: Gemma2ForCausalLM) -> None:
             finished = Path(scratch) / "finished"

@@ -41,7 +41,7 @@ _SHORT = 1024  # items; a list of numbers up to this length is kept, such as one
 
 
 @dataclass(frozen=True)
-class Tensor:
+class GgufTensor:
     """The place of one tensor: `type` by ggml's number, `shape` in PyTorch's order, `offset` in the file."""
 
     type: int
@@ -50,7 +50,7 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Array:
+class GgufArray:
     """A list that was skipped: `length` items of a GGUF type, from `start` to `end` in the file, in bytes."""
 
     type: int
@@ -65,7 +65,7 @@ class Gguf:
 
     path: Path
     values: Mapping[str, object]
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, GgufTensor]
 
     @property
     def stored(self) -> StoredFormat:
@@ -84,7 +84,7 @@ class Gguf:
     def texts(self, key: str) -> list[str]:
         """A list of texts; bytes that are not UTF-8 become U+FFFD. ValueError if the key has none."""
         array = self.values.get(key)
-        if not isinstance(array, Array) or array.type != _STRING:
+        if not isinstance(array, GgufArray) or array.type != _STRING:
             raise ValueError(f"{key} is missing, or is not a list of texts")
         data = self._read(array)
         found, at = [], 0
@@ -97,11 +97,11 @@ class Gguf:
     def numbers(self, key: str) -> Sequence[float]:
         """A list of numbers; () if the key has none."""
         array = self.values.get(key)
-        if not isinstance(array, Array) or array.type == _STRING:
+        if not isinstance(array, GgufArray) or array.type == _STRING:
             return array if isinstance(array, tuple) else ()
         return struct.unpack(f"<{array.length}{_SCALARS[array.type][1]}", self._read(array))
 
-    def _read(self, array: Array) -> bytes:
+    def _read(self, array: GgufArray) -> bytes:
         with open_file(self.path) as file:
             file.seek(array.start)
             return file.read(array.end - array.start)
@@ -141,7 +141,7 @@ def _read(path: Path, file: BinaryIO) -> Gguf:
     if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
         raise ValueError(f"general.alignment must be a power of two (got {format_value(alignment)})")
     start = -(-file.tell() // alignment) * alignment
-    found = {name: Tensor(kind, shape, start + at) for name, kind, shape, at in listed}
+    found = {name: GgufTensor(kind, shape, start + at) for name, kind, shape, at in listed}
     for name, tensor in found.items():
         # no format stores a weight in less than one bit
         if tensor.offset + prod(tensor.shape) // 8 > size:
@@ -156,7 +156,7 @@ def _values(file: BinaryIO, pairs: int) -> dict[str, object]:
         key = _text(file, _LONGEST_NAME)
         value = values[key] = _value(file, _number(file, "<I"))
         kept += len(value) if isinstance(value, str) else 0
-        items += value.length if isinstance(value, Array) else 0
+        items += value.length if isinstance(value, GgufArray) else 0
         if kept > _MOST_TEXT or items > _MOST_ITEMS:
             raise ValueError("it contains more text, or longer lists, than any model has")
     return values
@@ -189,7 +189,7 @@ def _form(kind: int) -> str:
     return _SCALARS[kind]
 
 
-def _array(file: BinaryIO) -> "Array | tuple[float, ...]":
+def _array(file: BinaryIO) -> "GgufArray | tuple[float, ...]":
     kind, count = _number(file, "<I"), _number(file, "<Q")
     if kind in _SCALARS and count <= _SHORT:
         return tuple(_scalar(file, _SCALARS[kind]) for _ in range(count))
@@ -197,13 +197,13 @@ def _array(file: BinaryIO) -> "Array | tuple[float, ...]":
         raise ValueError("it contains a list longer than any vocabulary")
     start = file.tell()
     if kind != _STRING:
-        return Array(kind, count, start, file.seek(count * struct.calcsize(_form(kind)), 1))
+        return GgufArray(kind, count, start, file.seek(count * struct.calcsize(_form(kind)), 1))
     for _ in range(count):
         length = _number(file, "<Q")
         if length > _MOST_TEXT:
             raise ValueError("it is truncated")
         file.seek(length, 1)
-    return Array(kind, count, start, file.tell())
+    return GgufArray(kind, count, start, file.tell())
 
 
 def _text(file: BinaryIO, longest: int) -> str:

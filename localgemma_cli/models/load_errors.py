@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from localgemma_cli.errors import LocalGemmaError, NotFoundError
+from localgemma_cli.errors import LocalGemmaError, NotFoundError, first_line
 
 _MESSAGE_LENGTH = 200  # characters of a library's message
 _HELD_BYTES = 1 << 20
@@ -30,8 +30,7 @@ def loading(what: str, path: Path) -> Iterator[None]:
 
 def load_error(what: str, path: Path, error: BaseException) -> NotFoundError:
     """The NotFoundError for `what` in `path`: one line of the library's message."""
-    lines = str(error).strip().splitlines() or [""]
-    message = lines[0].strip().rstrip(".:")[:_MESSAGE_LENGTH] or type(error).__name__
+    message = first_line(error).strip().rstrip(".:")[:_MESSAGE_LENGTH] or type(error).__name__
     if isinstance(error, KeyError | AttributeError | AssertionError | IndexError):  # often only a name
         message = f"{type(error).__name__}: {message}" if str(error) else type(error).__name__
     return NotFoundError(

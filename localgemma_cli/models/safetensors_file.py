@@ -133,7 +133,7 @@ def _is_shard(name: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor to be written."""
 
     name: str
@@ -145,7 +145,7 @@ class Entry:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def header(entries: Iterable[Entry]) -> bytes:
+def header(entries: Iterable[TensorEntry]) -> bytes:
     """The header before the tensors, padded so that they start at a page."""
     table, offset = {}, 0
     for entry in entries:

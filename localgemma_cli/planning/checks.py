@@ -78,9 +78,7 @@ def list_warnings(
 ) -> tuple[str, ...]:
     """Warnings of what works worse than the user may expect; `hardware.notes` come first."""
     dtype, kind, family = settings.weights.dtype, settings.weights.kind, facts.architecture.family
-    has_bf16 = hardware.bf16 or hardware.bf16_widened
-    native = "bfloat16" if has_bf16 else "float32"
-    on_cpu = hardware.device == "cpu"
+    native = "bfloat16" if hardware.bf16 or hardware.bf16_widened else "float32"
     found = (
         (
             preset.name == "exact" and (settings.attention != "eager" or dtype != native),
@@ -95,22 +93,32 @@ def list_warnings(
             kind == "int8" and family != "gemma",
             "bitsandbytes int8 passes activations through float16, which can overflow in this model",
         ),
-        (dtype == "bfloat16" and not has_bf16, f"bfloat16 is slow on this device: {hardware.bf16.why}"),
-        (dtype == "float16" and on_cpu, "float16 is slow on a CPU; float32 or bfloat16 is faster"),
         (
-            kind == "nf4" and on_cpu and not hardware.nf4_kernel,
-            f"4-bit weights are slower than {native} here: {hardware.nf4_kernel.why}"
-            + ("; --quantization int4 is faster" if hardware.int4 and settings.weights.streamed else ""),
+            dtype == "bfloat16" and native != "bfloat16",
+            f"bfloat16 is slow on this device: {hardware.bf16.why}",
         ),
-        (
-            on_cpu
-            and not hardware.extension
-            and (kind == "int4" or ((kind, dtype) == ("none", "bfloat16") and hardware.bf16_widened)),
-            f"{hardware.extension.why}; answers are slower, and prompts several times as slow",
-        ),
+        *(_cpu_warnings(settings, hardware, native) if hardware.device == "cpu" else ()),
         (
             settings.compile != "none" and hardware.device != "cuda",
             "compiling is meant for NVIDIA GPUs; here it needs a C++ compiler and may not be faster",
         ),
     )
     return (*hardware.notes, *(text for applies, text in found if applies))
+
+
+def _cpu_warnings(settings: PlanSettings, hardware: Hardware, native: str) -> tuple[tuple[object, str], ...]:
+    """Whether each warning about a CPU applies, and its text; `native`: the dtype that it is fastest in."""
+    dtype, kind = settings.weights.dtype, settings.weights.kind
+    return (
+        (dtype == "float16", "float16 is slow on a CPU; float32 or bfloat16 is faster"),
+        (
+            kind == "nf4" and not hardware.nf4_kernel,
+            f"4-bit weights are slower than {native} here: {hardware.nf4_kernel.why}"
+            + ("; --quantization int4 is faster" if hardware.int4 and settings.weights.streamed else ""),
+        ),
+        (
+            not hardware.extension
+            and (kind == "int4" or ((kind, dtype) == ("none", "bfloat16") and hardware.bf16_widened)),
+            f"{hardware.extension.why}; answers are slower, and prompts several times as slow",
+        ),
+    )

@@ -15,20 +15,20 @@ _NO_LIMIT = 1 << 60  # cgroup v1 writes "unlimited" as a number near 2**63
 
 
 @dataclass(frozen=True)
-class Memory:
+class HostMemory:
     total: int
     free: int
 
 
-def host_memory() -> Memory:
-    """Memory in bytes, of the machine or of the container that this process runs in."""
+def host_memory() -> HostMemory:
+    """HostMemory in bytes, of the machine or of the container that this process runs in."""
     whole = psutil.virtual_memory()
-    system = Memory(int(whole.total), int(whole.available))
+    system = HostMemory(int(whole.total), int(whole.available))
     confined = _cgroup_memory() or system
-    return Memory(min(system.total, confined.total), min(system.free, confined.free))
+    return HostMemory(min(system.total, confined.total), min(system.free, confined.free))
 
 
-def _cgroup_memory() -> Memory | None:
+def _cgroup_memory() -> HostMemory | None:
     try:
         membership = Path("/proc/self/cgroup").read_text()
     except OSError:  # not Linux
@@ -36,13 +36,13 @@ def _cgroup_memory() -> Memory | None:
     return cgroup_memory(membership, Path("/sys/fs/cgroup"))
 
 
-def cgroup_memory(membership: str, root: Path) -> Memory | None:
+def cgroup_memory(membership: str, root: Path) -> HostMemory | None:
     """The lowest limit of this process's cgroup and its parents, v1 or v2; None if there is no limit.
 
     `membership` is the text of /proc/self/cgroup: lines of `number:controllers:path`, without controllers in
     v2.
     """
-    found: list[Memory] = []
+    found: list[HostMemory] = []
     for line in membership.splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -52,16 +52,16 @@ def cgroup_memory(membership: str, root: Path) -> Memory | None:
             found += _limits(root / "memory", path, *names)
     if not found:
         return None
-    return Memory(min(each.total for each in found), min(each.free for each in found))
+    return HostMemory(min(each.total for each in found), min(each.free for each in found))
 
 
-def _limits(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[Memory]:
+def _limits(root: Path, path: str, limit: str, usage: str, reclaimable: str) -> list[HostMemory]:
     own = root / path.strip("/")
     around = [own, *(each for each in own.parents if each.is_relative_to(root))]
     return [found for folder in around if (found := _limit(folder, limit, usage, reclaimable)) is not None]
 
 
-def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> Memory | None:
+def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> HostMemory | None:
     """One cgroup's limit; file cache that can be reclaimed counts as free."""
     try:
         total = (folder / limit).read_text().strip()
@@ -74,7 +74,7 @@ def _limit(folder: Path, limit: str, usage: str, reclaimable: str) -> Memory | N
         return None
     if not total.isdecimal() or int(total) >= _NO_LIMIT:
         return None
-    return Memory(int(total), max(0, int(total) - used + int(stat.get(reclaimable, 0))))
+    return HostMemory(int(total), max(0, int(total) - used + int(stat.get(reclaimable, 0))))
 
 
 def disk_free(folder: Path) -> int:

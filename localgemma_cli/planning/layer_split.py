@@ -7,8 +7,8 @@ from itertools import accumulate, pairwise
 from localgemma_cli.planning.hardware import GpuMemory
 from localgemma_cli.planning.memory import (
     MemoryEstimate,
+    MemoryInputs,
     WeightFormat,
-    Workload,
     kv_cache_bytes,
     layer_bytes,
     weights_bytes,
@@ -51,7 +51,7 @@ def without_streaming(weights: WeightFormat) -> WeightFormat:
     return WeightFormat(weights.dtype, weights.kind, weights.nested)
 
 
-def split_layers(work: Workload, gpus: Sequence[GpuMemory]) -> tuple[LayerShare, ...]:
+def split_layers(work: MemoryInputs, gpus: Sequence[GpuMemory]) -> tuple[LayerShare, ...]:
     """The layers of each of the fewest GPUs that hold the model, most free memory first; () if none do.
 
     Each GPU gets layers in proportion to what it could hold, so that all keep some memory free. Embedding,
@@ -71,7 +71,7 @@ def split_layers(work: Workload, gpus: Sequence[GpuMemory]) -> tuple[LayerShare,
     return ()
 
 
-def split_memory(work: Workload, shares: Sequence[LayerShare]) -> MemoryEstimate:
+def split_memory(work: MemoryInputs, shares: Sequence[LayerShare]) -> MemoryEstimate:
     """The memory of all the GPUs together."""
     sizes, layers = _sizes(work), work.architecture.layers
     weights = weights_bytes(work.architecture, work.weights) + work.adapter_bytes
@@ -83,7 +83,7 @@ def split_memory(work: Workload, shares: Sequence[LayerShare]) -> MemoryEstimate
     )
 
 
-def _sizes(work: Workload) -> _Sizes:
+def _sizes(work: MemoryInputs) -> _Sizes:
     architecture, weights = work.architecture, work.weights
     layers = architecture.layers
     cache = kv_cache_bytes(architecture, weights.dtype, work.cache, work.context)

@@ -71,7 +71,7 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
-class Workload:
+class MemoryInputs:
     """All that the memory of a running model depends on."""
 
     architecture: Architecture
@@ -167,7 +167,7 @@ def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, c
     return 2 * sum(kept)
 
 
-def workspace_bytes(work: Workload) -> int:
+def workspace_bytes(work: MemoryInputs) -> int:
     """Peak bytes of one prefill chunk besides weights and cache, the runtime's memory included.
 
     The sum of the tensors that the reference's modules keep alive at once; tests compare it with the measured
@@ -183,7 +183,7 @@ def workspace_bytes(work: Workload) -> int:
     return RUNTIME_BYTES[work.device] + logits + stream + largest
 
 
-def _attention_bytes(work: Workload, chunk: int) -> int:
+def _attention_bytes(work: MemoryInputs, chunk: int) -> int:
     """Queries, keys and values before and after rotation, both masks, and with eager attention the scores.
 
     transformers repeats keys and values for every query head. localgemma's own attention, used for eager on a
@@ -203,7 +203,7 @@ def _attention_bytes(work: Workload, chunk: int) -> int:
     return rows + repeated + masks + (heads * scores if work.attention == "eager" else 0)
 
 
-def _mlp_bytes(work: Workload, chunk: int) -> int:
+def _mlp_bytes(work: MemoryInputs, chunk: int) -> int:
     """Gate, activated gate, up and their product; if quantized, also one unpacked projection."""
     architecture, size = work.architecture, DTYPE_BYTES[work.weights.dtype]
     ffn = architecture.widest_ffn
@@ -213,7 +213,7 @@ def _mlp_bytes(work: Workload, chunk: int) -> int:
     return 4 * chunk * ffn * size + unpacked
 
 
-def estimate_memory(work: Workload, available: int, host_available: int) -> MemoryEstimate:
+def estimate_memory(work: MemoryInputs, available: int, host_available: int) -> MemoryEstimate:
     """The estimate with every layer on the device; `available` and `host_available` in bytes."""
     return MemoryEstimate(
         weights_bytes=weights_bytes(work.architecture, work.weights) + work.adapter_bytes,

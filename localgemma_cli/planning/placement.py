@@ -11,8 +11,8 @@ from localgemma_cli.planning.layer_split import LayerShare, split_layers, split_
 from localgemma_cli.planning.memory import (
     RUNTIME_BYTES,
     MemoryEstimate,
+    MemoryInputs,
     WeightFormat,
-    Workload,
     embedding_bytes,
     estimate_memory,
     head_bytes,
@@ -129,11 +129,11 @@ def _split_over_gpus(
     return replace(settings, weights=work.weights, reasons=reasons), Placement(memory, shares=shares)
 
 
-def _workload(facts: ModelFacts, settings: PlanSettings, hardware: Hardware) -> Workload:
+def _workload(facts: ModelFacts, settings: PlanSettings, hardware: Hardware) -> MemoryInputs:
     shape, adapter, merged = facts.architecture, facts.adapter, settings.weights.kind == "none"
     if adapter and adapter.separates_head(merged=merged):
         shape = replace(shape, tied_head=False)
-    return Workload(
+    return MemoryInputs(
         architecture=shape,
         weights=settings.weights,
         attention=settings.attention,
@@ -151,7 +151,7 @@ def _place(facts: ModelFacts, settings: PlanSettings, hardware: Hardware) -> Pla
     return place_layers(work, hardware.device_memory_free, max(0, on_host), settings.offload)
 
 
-def place_layers(work: Workload, available: int, host_available: int, rule: OffloadRule) -> Placement:
+def place_layers(work: MemoryInputs, available: int, host_available: int, rule: OffloadRule) -> Placement:
     """All layers on the device if they fit, else as many as do and the others elsewhere; sizes in bytes.
 
     Norms and the whole cache stay on the device. Streamed weights are offloaded as they are, and the next
@@ -174,7 +174,7 @@ def place_layers(work: Workload, available: int, host_available: int, rule: Offl
     return placement
 
 
-def _offload(work: Workload, whole: MemoryEstimate, rule: OffloadRule, *, head_waits: bool) -> Placement:
+def _offload(work: MemoryInputs, whole: MemoryEstimate, rule: OffloadRule, *, head_waits: bool) -> Placement:
     streamed, layers = work.weights.streamed, work.architecture.layers
     inside = layer_bytes(work.architecture, work.weights)
     outside = inside if streamed else layer_bytes(work.architecture, WeightFormat(work.weights.dtype))

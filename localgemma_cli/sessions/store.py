@@ -16,7 +16,7 @@ from localgemma_cli.sessions.names import parse_number, validate_name
 from localgemma_cli.sessions.summaries import (
     Summary,
     handle_of,
-    shorten,
+    shorten_title,
     summaries_query,
     summary_of,
     turns_query,
@@ -155,7 +155,7 @@ class Store(Database):
             with self.reading():
                 same = self.rows("SELECT id FROM sessions WHERE name = ?", (wanted,))
             raise NotFoundError(
-                f"Saved conversation not found: {shorten(wanted)!r}.",
+                f"Saved conversation not found: {shorten_title(wanted)!r}.",
                 f"The conversation with that name has the number {same[0]['id']}."
                 if same
                 else "List the conversations with: localgemma history list (in a chat: /sessions)",

@@ -66,9 +66,9 @@ def fts_phrases(query: str) -> str:
 
 
 def summary_of(row: sqlite3.Row) -> Summary:
-    title = row["title"] or shorten(subject_of(row["first"] or ""))
+    title = row["title"] or shorten_title(subject_of(row["first"] or ""))
     return Summary(row["id"], row["name"], title, row["turns"], row["updated"], row["model"] or "")
 
 
-def shorten(text: str) -> str:
+def shorten_title(text: str) -> str:
     return text if len(text) <= _TITLE_LENGTH else f"{text[:_TITLE_LENGTH]}…"

@@ -17,15 +17,14 @@ from support.models import DEMO, own_tokenizer
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.bench import bandwidth, engine, reference, subprocess_runner
 from localgemma_cli.bench import random_weights as dummy
-from localgemma_cli.bench.gauges import read_bytes, weights_bytes
+from localgemma_cli.bench.gauges import step_bytes, tensor_bytes
 from localgemma_cli.bench.job import ChatWorkload, Job, Workload
 from localgemma_cli.bench.prompts import prompt_ids
 from localgemma_cli.errors import DiskSpaceError, DoesNotFitError, LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.load_plan import LoadPlan
-from localgemma_cli.planning.memory import WeightFormat
-from localgemma_cli.planning.memory import weights_bytes as planned_bytes
+from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
 from localgemma_cli.render.progress import ignore_progress
@@ -121,7 +120,7 @@ def test_a_checkpoint_is_written_in_shards_with_an_index(
     assert shards == {path.name for path in (tmp_path / "model").glob("*.safetensors")}
     assert index["metadata"]["total_size"] == 2 * SHAPE.parameters
     model = load_model(plan_for(dtype="float32"), tmp_path / "model", ignore_progress)
-    assert weights_bytes(model) >= 4 * SHAPE.parameters
+    assert tensor_bytes(model) >= 4 * SHAPE.parameters
 
 
 def test_a_folder_that_holds_the_checkpoint_is_used_again_and_any_other_refused(
@@ -167,13 +166,13 @@ def test_a_step_reads_every_tensor_once_and_a_row_of_the_embedding() -> None:
     model = dummy.load_dummy(plan_for(dtype="float32"), seed=0)
     buffers = {buffer.data_ptr(): buffer.nbytes for buffer in model.buffers()}
     everything = sum(parameter.nbytes for parameter in model.parameters()) + sum(buffers.values())
-    assert weights_bytes(model) == everything
+    assert tensor_bytes(model) == everything
     row = 4 * SHAPE.hidden
-    assert read_bytes(model) == pytest.approx(everything + row, abs=8)  # the tied head is read whole
+    assert step_bytes(model) == pytest.approx(everything + row, abs=8)  # the tied head is read whole
     model.lm_head = torch.nn.Linear(SHAPE.hidden, SHAPE.vocabulary, bias=False)
     embedding = 4 * SHAPE.vocabulary * SHAPE.hidden
-    assert weights_bytes(model) == pytest.approx(everything + embedding, rel=1e-5)
-    assert read_bytes(model) == pytest.approx(everything, rel=1e-3)
+    assert tensor_bytes(model) == pytest.approx(everything + embedding, rel=1e-5)
+    assert step_bytes(model) == pytest.approx(everything, rel=1e-3)
 
 
 @pytest.mark.parametrize(("kind", "nested"), [("nf4", False), ("nf4", True), ("int8", False)])
@@ -181,13 +180,13 @@ def test_quantizations_own_tensors_are_counted(kind: str, nested: bool) -> None:
     plan = plan_for("memory_extreme" if nested else "memory", quantization=kind)
     plan = replace(plan, nested_quantization=nested, streamed=False)
     model = dummy.load_dummy(plan, seed=0)
-    planned = planned_bytes(SHAPE, WeightFormat(plan.dtype, plan.quantization, nested))
-    assert weights_bytes(model) == pytest.approx(planned, rel=0.03)  # code books and nested offsets are small
+    planned = weights_bytes(SHAPE, WeightFormat(plan.dtype, plan.quantization, nested))
+    assert tensor_bytes(model) == pytest.approx(planned, rel=0.03)  # code books and nested offsets are small
 
 
 def test_packed_weights_are_counted(checkpoint: Path) -> None:
     plan = plan_for(dtype="bfloat16")
-    read = read_bytes(load_model(plan, checkpoint, ignore_progress))
+    read = step_bytes(load_model(plan, checkpoint, ignore_progress))
     assert read == pytest.approx(2 * SHAPE.parameters, rel=0.1)  # oneDNN may pad its blocks
 
 

@@ -4,12 +4,12 @@ import pytest
 from support.program import Program
 from support.terminal import Terminal
 
-from localgemma_cli.options import GROUPS
+from localgemma_cli.options import OPTION_GROUPS
 
 
 def test_help_has_examples_first_and_options_under_headings(program: Program) -> None:
     text = program("-h").stdout
-    places = [text.index(f"\n{name}:\n") for name in GROUPS]
+    places = [text.index(f"\n{name}:\n") for name in OPTION_GROUPS]
     assert text.index("Examples:") < places[0]
     assert places == sorted(places)
     assert text.index("--temperature") > text.index("\nSampling:\n")

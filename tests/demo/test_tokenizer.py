@@ -55,18 +55,18 @@ def test_a_name_is_the_same_tokens_wherever_it_stands() -> None:
 
 
 def test_a_tokenizer_is_rebuilt_the_same(tmp_path: Path) -> None:
-    from localgemma_cli.demo.train import build_tokenizer
+    from localgemma_cli.demo.train import train_tokenizer
 
-    build_tokenizer(select(read_corpus(), "train"), 0, tmp_path)
+    train_tokenizer(select(read_corpus(), "train"), 0, tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (demo_folder() / name).read_bytes()
 
 
 def test_the_first_batches_are_the_same_for_a_seed(tmp_path: Path) -> None:
-    from localgemma_cli.demo.train import PHASES, Recipe, batches, build_tokenizer
+    from localgemma_cli.demo.train import PHASES, Recipe, batches, train_tokenizer
 
     corpus = select(read_corpus(), "train")
-    tokenizer = build_tokenizer(corpus, 0, tmp_path)
+    tokenizer = train_tokenizer(corpus, 0, tmp_path)
     first, second = (batches(corpus, tokenizer, Recipe(), PHASES[-1]) for _ in range(2))
     for _ in range(3):
         for one, other in zip(next(first), next(second), strict=True):

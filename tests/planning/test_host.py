@@ -11,7 +11,7 @@ import pytest
 from localgemma_cli.environment import hub_cache
 from localgemma_cli.planning.host import (
     CPU_BF16_FLAGS,
-    Memory,
+    HostMemory,
     cgroup_memory,
     disk_free,
     flags_in,
@@ -31,13 +31,13 @@ def cgroup(folder: Path, limit: str, usage: int, **stat: int) -> None:
 
 def test_a_container_sees_its_own_limit_and_droppable_cache_is_free(tmp_path):
     cgroup(tmp_path, str(8 * GIB), 3 * GIB, anon=2 * GIB, inactive_file=GIB)
-    assert cgroup_memory("0::/\n", tmp_path) == Memory(8 * GIB, 6 * GIB)
+    assert cgroup_memory("0::/\n", tmp_path) == HostMemory(8 * GIB, 6 * GIB)
 
 
 def test_the_lowest_of_nested_limits_applies(tmp_path):
     cgroup(tmp_path / "user" / "app", "max", GIB)
     cgroup(tmp_path / "user", str(4 * GIB), 3 * GIB)
-    assert cgroup_memory("0::/user/app\n", tmp_path) == Memory(4 * GIB, GIB)
+    assert cgroup_memory("0::/user/app\n", tmp_path) == HostMemory(4 * GIB, GIB)
 
 
 def test_cgroup_v1_is_read_too(tmp_path):
@@ -47,7 +47,7 @@ def test_cgroup_v1_is_read_too(tmp_path):
     (folder / "memory.usage_in_bytes").write_text(f"{GIB}\n")
     (folder / "memory.stat").write_text(f"total_inactive_file {GIB // 2}\n")
     membership = "12:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n"
-    assert cgroup_memory(membership, tmp_path) == Memory(2 * GIB, GIB * 3 // 2)
+    assert cgroup_memory(membership, tmp_path) == HostMemory(2 * GIB, GIB * 3 // 2)
     (folder / "memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert cgroup_memory(membership, tmp_path) is None
 

@@ -11,7 +11,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.models.catalog import lookup
 from localgemma_cli.planning.hardware import GIB, GpuMemory, describe_hardware
 from localgemma_cli.planning.layer_split import split_layers, split_memory
-from localgemma_cli.planning.memory import WeightFormat, Workload, estimate_memory
+from localgemma_cli.planning.memory import MemoryInputs, WeightFormat, estimate_memory
 from localgemma_cli.planning.plan import make_plan
 from localgemma_cli.planning.settings import Overrides
 
@@ -21,7 +21,7 @@ def gpus(*sizes):
 
 
 def workload(model):
-    return Workload(lookup(model).architecture, WeightFormat("bfloat16"), "eager", "full", 8192, "cuda")
+    return MemoryInputs(lookup(model).architecture, WeightFormat("bfloat16"), "eager", "full", 8192, "cuda")
 
 
 def layers_of(plan):

@@ -24,8 +24,8 @@ from localgemma_cli.planning.memory import (
     PREFILL_CHUNK,
     RUNTIME_BYTES,
     MemoryEstimate,
+    MemoryInputs,
     WeightFormat,
-    Workload,
     estimate_memory,
     kv_cache_bytes,
     weights_bytes,
@@ -261,7 +261,7 @@ def test_the_last_chunk_of_a_full_context_peaks_where_estimated(facts, dtype):
     ids = torch.zeros(1, PREFILL_CHUNK, dtype=torch.long, device="meta")
     with torch.no_grad(), PeakMemory(held_by(model, cache)) as memory:
         model(ids, past_key_values=cache, logits_to_keep=1)
-    load = Workload(shape, WeightFormat(dtype), "eager", "full", context, "cuda")
+    load = MemoryInputs(shape, WeightFormat(dtype), "eager", "full", context, "cuda")
     estimate = estimate_memory(load, available=0, host_available=0)
     rest = memory.peak - estimate.weights_bytes - estimate.kv_cache_bytes
     assert rest <= estimate.workspace_bytes - RUNTIME_BYTES["cuda"] <= 1.15 * rest
@@ -281,7 +281,7 @@ def test_our_own_attention_peaks_where_estimated(name, kind, dtype):
     ids = torch.zeros(1, PREFILL_CHUNK, dtype=torch.long, device="meta")
     with torch.no_grad(), PeakMemory((*model.parameters(), *buffers_of(kv))) as memory:
         model(ids, past_key_values=kv.cache, logits_to_keep=1)
-    load = Workload(shape, WeightFormat(dtype), "eager", kind, context, "cpu")
+    load = MemoryInputs(shape, WeightFormat(dtype), "eager", kind, context, "cpu")
     estimate = estimate_memory(load, available=0, host_available=0)
     rest = memory.peak - estimate.weights_bytes - estimate.kv_cache_bytes
     assert rest <= estimate.workspace_bytes - RUNTIME_BYTES["cpu"] <= 1.25 * rest
@@ -295,7 +295,7 @@ def buffers_of(kv: KVCache) -> Iterator[torch.Tensor]:
 def test_without_scores_a_workspace_is_smaller_and_a_quantized_one_unpacks_a_matrix():
     shape = lookup("7b").architecture
     eager, sdpa, packed = (
-        workspace_bytes(Workload(shape, weights, attention, "full", 8192, "cuda"))
+        workspace_bytes(MemoryInputs(shape, weights, attention, "full", 8192, "cuda"))
         for weights, attention in (
             (WeightFormat("bfloat16"), "eager"),
             (WeightFormat("bfloat16"), "sdpa"),
@@ -308,7 +308,7 @@ def test_without_scores_a_workspace_is_smaller_and_a_quantized_one_unpacks_a_mat
 def test_a_short_context_needs_no_whole_chunk():
     shape = lookup("2b").architecture
     short, long = (
-        workspace_bytes(Workload(shape, WeightFormat("bfloat16"), "eager", "full", context, "cpu"))
+        workspace_bytes(MemoryInputs(shape, WeightFormat("bfloat16"), "eager", "full", context, "cpu"))
         for context in (16, 512)
     )
     assert short < long

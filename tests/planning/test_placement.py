@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from localgemma_cli.models.catalog import lookup
 from localgemma_cli.planning.memory import (
+    MemoryInputs,
     WeightFormat,
-    Workload,
     embedding_bytes,
     estimate_memory,
     head_bytes,
@@ -17,7 +17,7 @@ from localgemma_cli.planning.placement import place_layers
 
 SHAPE = lookup("9b").architecture
 WEIGHTS = WeightFormat("bfloat16", "nf4", nested=True)
-LOAD = Workload(SHAPE, WEIGHTS, "eager", "sliding", 8192, "cuda")
+LOAD = MemoryInputs(SHAPE, WEIGHTS, "eager", "sliding", 8192, "cuda")
 OUTSIDE = layer_bytes(SHAPE, WeightFormat("bfloat16"))
 GB = 10**9
 
@@ -51,7 +51,7 @@ def test_every_layer_is_placed_and_one_more_would_not_fit(available, host):
 
 
 OURS = WeightFormat("bfloat16", "nf4", streamed=True)
-ON_GPU = Workload(SHAPE, OURS, "eager", "sliding", 4096, "cuda")
+ON_GPU = MemoryInputs(SHAPE, OURS, "eager", "sliding", 4096, "cuda")
 LAYER = layer_bytes(SHAPE, OURS)
 HEAD = head_bytes(SHAPE, OURS)
 
@@ -92,7 +92,7 @@ def test_the_head_leaves_the_gpu_last():
 
 def test_streamed_layers_stay_in_their_file_and_two_count_as_workspace():
     weights = WeightFormat("bfloat16", "nf4", streamed=True)
-    load = Workload(SHAPE, weights, "eager", "sliding", 2048, "cpu")
+    load = MemoryInputs(SHAPE, weights, "eager", "sliding", 2048, "cpu")
     layer = layer_bytes(SHAPE, weights)
     whole, placement = estimate_memory(load, 3 * GB, 0), place_layers(load, 3 * GB, 0, "disk")
     memory, kept = placement.memory, placement.resident_layers

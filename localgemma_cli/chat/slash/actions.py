@@ -11,7 +11,7 @@ from localgemma_cli.chat.chat_session import ChatSession
 from localgemma_cli.chat.phrases import format_count, shorten
 from localgemma_cli.chat.prompt_text import as_pasted
 from localgemma_cli.chat.slash import slash_commands as slash
-from localgemma_cli.chat.slash.arguments import parse_count, split_paths, usage_error
+from localgemma_cli.chat.slash.arguments import argument_error, parse_count, split_paths
 from localgemma_cli.chat.slash.context_view import format_context
 from localgemma_cli.chat.slash.outcome import (
     AskQuestion,
@@ -50,7 +50,7 @@ KEYS: Mapping[str, Callable[[str], Any]] = {
 def perform(session: ChatSession, context: CommandContext, name: str, argument: str) -> Outcome:
     """Run one command; raises UsageError with its usage if it does not accept `argument`."""
     if argument and not slash.COMMANDS[name].argument:
-        raise usage_error(name)
+        raise argument_error(name)
     return _ACTIONS[name](session, context, argument)
 
 
@@ -115,7 +115,7 @@ def _fork(session: ChatSession, context: CommandContext, argument: str) -> None:
 
 def _file(session: ChatSession, context: CommandContext, argument: str) -> None:
     if not argument:
-        raise usage_error("/file")
+        raise argument_error("/file")
     if argument == "-":
         session.attachments = []
         session.say("[attachments removed]")
@@ -150,7 +150,7 @@ def _show(session: ChatSession, context: CommandContext, argument: str) -> None:
                 )
                 session.say(Block(text))
         case _:
-            raise usage_error("/show")
+            raise argument_error("/show")
 
 
 def _set(session: ChatSession, context: CommandContext, argument: str) -> None:

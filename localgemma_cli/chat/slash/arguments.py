@@ -12,11 +12,11 @@ def parse_count(command: str, argument: str) -> int:
     if not argument:
         return 1
     if not re.fullmatch(r"0{0,9}[1-9][0-9]{0,5}", argument):
-        raise usage_error(command)
+        raise argument_error(command)
     return int(argument)
 
 
-def usage_error(command: str) -> UsageError:
+def argument_error(command: str) -> UsageError:
     """The error for an argument that `command` does not accept."""
     described = slash.COMMANDS[command]
     only = "" if described.argument else " (no argument)"

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from localgemma_cli.chat.chat_session import ChatSession
 from localgemma_cli.chat.phrases import format_count, resume_hint
-from localgemma_cli.chat.slash.arguments import split_paths, usage_error
+from localgemma_cli.chat.slash.arguments import argument_error, split_paths
 from localgemma_cli.chat.slash.outcome import CommandContext
 from localgemma_cli.environment import expand_home
 from localgemma_cli.errors import NotFoundError, SavingError, UsageError
@@ -29,7 +29,7 @@ def save_session(session: ChatSession, context: CommandContext, argument: str) -
 
 def set_title(session: ChatSession, context: CommandContext, argument: str) -> None:
     if not argument:
-        raise usage_error("/title")
+        raise argument_error("/title")
     store, id = _saved(session)
     store.rename(id, title=argument)
     session.conversation = replace(session.conversation, title=argument)
@@ -51,7 +51,7 @@ def list_sessions(session: ChatSession, context: CommandContext, argument: str) 
 
 def load_session(session: ChatSession, context: CommandContext, argument: str) -> None:
     if not argument:
-        raise usage_error("/load")
+        raise argument_error("/load")
     store = _store(session)
     id = store.find(argument)
     conversation = store.conversation(id, session.recorder.model)
@@ -63,12 +63,12 @@ def load_session(session: ChatSession, context: CommandContext, argument: str) -
 
 def export_session(session: ChatSession, context: CommandContext, argument: str) -> None:
     if not argument:
-        raise usage_error("/export")
+        raise argument_error("/export")
     if not session.conversation.turns:
         raise UsageError("There is nothing to export yet.", "Ask something first.")
     names = split_paths(argument)
     if len(names) != 1:
-        raise usage_error("/export")
+        raise argument_error("/export")
     path = expand_home(names[0])
     write_new_file(path, format_conversation(session.conversation, format_of(path.name)))
     session.say(f"[written: {one_line(str(path))}]")

@@ -20,7 +20,7 @@ class CommandHelp:
     choices: tuple[str, ...] = ()
 
 
-GROUPS: Mapping[str, Mapping[str, CommandHelp]] = {
+COMMAND_GROUPS: Mapping[str, Mapping[str, CommandHelp]] = {
     "Conversation": {
         "/new": CommandHelp("", "start a new conversation; the system text stays"),
         "/retry": CommandHelp("[KEY=VALUE ...]", "answer the last question again"),
@@ -55,7 +55,7 @@ GROUPS: Mapping[str, Mapping[str, CommandHelp]] = {
     },
 }
 COMMANDS: Mapping[str, CommandHelp] = {
-    name: about for group in GROUPS.values() for name, about in group.items()
+    name: about for group in COMMAND_GROUPS.values() for name, about in group.items()
 }
 
 _NARROW = 74  # columns
@@ -164,7 +164,7 @@ def help_text(columns: int) -> str:
     groups = {
         **{
             heading: {usage(name): about.what for name, about in group.items()}
-            for heading, group in GROUPS.items()
+            for heading, group in COMMAND_GROUPS.items()
         },
         "Keys": _KEYS,
     }

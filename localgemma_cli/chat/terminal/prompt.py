@@ -27,7 +27,7 @@ from localgemma_cli.chat.terminal.input_history import input_history
 from localgemma_cli.chat.terminal.keys import PromptKeys
 from localgemma_cli.chat.terminal.paste_tracker import PasteTracker
 from localgemma_cli.chat.terminal.terminal_state import keep_keystrokes, parse_keys, read_pending_keys
-from localgemma_cli.chat.terminal.typed_ahead import Keystrokes, format_held, has_enter, split_lines
+from localgemma_cli.chat.terminal.typed_ahead import Keystrokes, format_held, has_enter, split_keys
 from localgemma_cli.errors import LocalGemmaError, UsageError, as_user_error
 from localgemma_cli.render.messages import has_colour
 
@@ -140,7 +140,7 @@ class ChatPrompt:
         """Hold lines typed ahead after a Ctrl-C or before a draft; they return to the prompt one by one."""
         ahead = read_pending_keys(self._session.input)
         if draft.text or self._held or (cancelled and has_enter(ahead)):
-            self._held += split_lines(ahead, swapped=self.keys.swapped)
+            self._held += split_keys(ahead, swapped=self.keys.swapped)
             ahead = [] if draft.text or not self._held else list(self._held.pop(0))
         store_typeahead(self._session.input, ahead)
         if self._held:

@@ -14,7 +14,7 @@ def has_enter(presses: Sequence[KeyPress]) -> bool:
     return any(press.key == Keys.ControlM for press in presses)
 
 
-def split_lines(presses: Sequence[KeyPress], *, swapped: bool) -> list[Keystrokes]:
+def split_keys(presses: Sequence[KeyPress], *, swapped: bool) -> list[Keystrokes]:
     """The keys of each line, the unfinished last one included. `swapped`: Alt-Enter sends, not Enter."""
     lines: list[list[KeyPress]] = [[]]
     for press in presses:

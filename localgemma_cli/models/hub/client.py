@@ -169,7 +169,7 @@ def _update(repo: Repo, copy: Path | None, largest: int | None, progress: Progre
         _download_all(repo, listing, missing, progress)
     if lost := missing_in(folder):
         raise NotFoundError(
-            f"{repo.model_id} is incomplete on the hub: no {hub_errors.one_line(lost[0], repo)}.",
+            f"{repo.model_id} is incomplete on the hub: no {hub_errors.quote_text(lost[0], repo)}.",
             "Use another model or --revision.",
         )
     record(repo, listing.commit)

@@ -56,14 +56,14 @@ def translate_errors(repo: Repo) -> Iterator[None]:
         raise _refused(error, repo) from error
     except HTTP_ERROR as error:
         raise NetworkError(
-            f"The hub cannot be reached: {one_line(error, repo) or type(error).__name__}.",
+            f"The hub cannot be reached: {quote_text(error, repo) or type(error).__name__}.",
             f"Check the network connection and try again, {_TRY_DEMO}.",
         ) from error
     except OSError as error:
         raise _not_written(error, repo) from error
 
 
-def one_line(text: object, repo: Repo) -> str:
+def quote_text(text: object, repo: Repo) -> str:
     """Text from outside, made safe for a message: one line, no control characters, no token."""
     shown = str(text).replace(repo.token, "***") if repo.token else str(text)
     return " ".join("".join(c if c.isprintable() else " " for c in shown).split())[:200].rstrip(".")
@@ -74,7 +74,7 @@ def _refused(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
     status = error.response.status_code
     if isinstance(error, RevisionNotFoundError):
         return NotFoundError(
-            f"{repo.model_id} has no revision {one_line(repr(repo.revision), repo)}.",
+            f"{repo.model_id} has no revision {quote_text(repr(repo.revision), repo)}.",
             "Remove --revision, or use a branch, a tag or a full commit of that model.",
         )
     if status == 401:
@@ -94,7 +94,7 @@ def _refused(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
         return NetworkError(
             "The hub limits the rate of requests.", "Wait a few minutes, then run the command again."
         )
-    said = one_line(error.server_message or "", repo)
+    said = quote_text(error.server_message or "", repo)
     return NetworkError(
         f"The hub answered with HTTP {status}{f': {said}' if said else ''}.", f"Try again later, {_TRY_DEMO}."
     )
@@ -113,7 +113,7 @@ def _unauthorized(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
 
 def _forbidden(error: HfHubHTTPError, repo: Repo) -> LocalGemmaError:
     """All of these answers have the same header; only their text differs."""
-    said, page = one_line(error.server_message or "", repo), _page(repo)
+    said, page = quote_text(error.server_message or "", repo), _page(repo)
     if "awaiting" in said:
         return AccessError(
             f"Your request for access to {repo.model_id} is still pending.",
@@ -142,7 +142,7 @@ def _not_written(error: OSError, repo: Repo) -> LocalGemmaError:
             "Free some space, or set HF_HOME to a larger disk; the partial download is kept.",
         )
     return LocalGemmaError(
-        f"Cannot use the cache folder {cache}: {one_line(error.strerror or error, repo)}.",
+        f"Cannot use the cache folder {cache}: {quote_text(error.strerror or error, repo)}.",
         "Make the folder writable, or set HF_HOME to another one.",
     )
 
@@ -175,7 +175,7 @@ def no_such_model(repo: Repo) -> NotFoundError:
 
 def not_a_name(repo: Repo) -> NotFoundError:
     return NotFoundError(
-        f"{one_line(repr(repo.model_id), repo)} is not a model name, a hub id or a folder.",
+        f"{quote_text(repr(repo.model_id), repo)} is not a model name, a hub id or a folder.",
         "`localgemma models list` shows the names; example of a hub id: google/gemma-2-2b-it.",
     )
 
@@ -193,7 +193,7 @@ def no_answer() -> NetworkError:
 
 def not_a_revision(repo: Repo) -> UsageError:
     return UsageError(
-        f"{one_line(repr(repo.revision), repo)} is not a valid revision.",
+        f"{quote_text(repr(repo.revision), repo)} is not a valid revision.",
         "Use a branch, a tag or a commit, in --revision or as revision in models.toml.",
     )
 

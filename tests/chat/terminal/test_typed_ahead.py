@@ -11,7 +11,7 @@ from support.terminal import Terminal, paste
 
 from localgemma_cli.chat.terminal.completion import ChatCompleter
 from localgemma_cli.chat.terminal.terminal_state import parse_keys
-from localgemma_cli.chat.terminal.typed_ahead import format_held, split_lines
+from localgemma_cli.chat.terminal.typed_ahead import format_held, split_keys
 
 
 def questions(server: ChatServer) -> list[str]:
@@ -102,5 +102,5 @@ def test_split_lines_keys() -> None:
         return format_held(lines).split(": ", 1)[1]
 
     keys = parse_keys(f"onf\x7fe\rtwo \x1b\rmore\r{paste('three')} and\rx\x15four")
-    assert held(split_lines(keys, swapped=False)) == "“one”, “two more”, “three and”, “four”]"
-    assert held(split_lines(parse_keys("a\rb\x1b\rc"), swapped=True)) == "“a b”, “c”]"
+    assert held(split_keys(keys, swapped=False)) == "“one”, “two more”, “three and”, “four”]"
+    assert held(split_keys(parse_keys("a\rb\x1b\rc"), swapped=True)) == "“a b”, “c”]"

@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache
 
 from localgemma_cli.backends.pytorch.generation.kv_cache import PreallocatedLayer
 from localgemma_cli.environment import cache_folder, is_ours, make_private
+from localgemma_cli.errors import first_line
 
 Step = Callable[[torch.Tensor, Cache], torch.Tensor]  # token [1, 1] -> logits [1, vocabulary], float32
 Run = Callable[[], torch.Tensor]
@@ -94,7 +95,7 @@ class BackgroundCompiler:
 
     def give_up(self, error: Exception) -> None:
         self._failed = True
-        _log.warning("localgemma: compilation failed, continuing without it: %s", _first_line(error))
+        _log.warning("localgemma: compilation failed, continuing without it: %s", first_line(error))
 
     @torch.inference_mode()
     def _make(self, layers: int, capacity: int, device: torch.device) -> None:
@@ -186,13 +187,9 @@ class RecordedStep:
             self._record = unrecorded
             _log.warning(
                 "localgemma: cannot record a CUDA graph, continuing without it (slower): %s",
-                _first_line(error),
+                first_line(error),
             )
         return self._plain(token, cache)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _capacity(cache: Cache) -> int:

@@ -80,11 +80,11 @@ def passes_self_check(functions: _Functions) -> bool:
     weight = (torch.arange(99 * 832) * 29 % 83 - 20.25).to(torch.bfloat16).view(1, 99, 832)
     weight[0, 5, 70] = 0  # a group of 12 bits that is kept as it is
     uneven = weight[..., :800].contiguous(), x[..., :800].contiguous()
-    whole, few = run(functions, x, weight), run(functions, x[:, 4:5], weight)
-    compact = run(functions, x, compact_weights(weight[0], functions))
+    whole, few = run_bfloat16(functions, x, weight), run_bfloat16(functions, x[:, 4:5], weight)
+    compact = run_bfloat16(functions, x, compact_weights(weight[0], functions))
     return (
         _is_close(whole, x, weight)
-        and _is_close(run(functions, uneven[1], uneven[0]), uneven[1], uneven[0])
+        and _is_close(run_bfloat16(functions, uneven[1], uneven[0]), uneven[1], uneven[0])
         and torch.equal(few, whole[:, 4:5])
         and torch.equal(compact, whole)
     )
@@ -115,7 +115,7 @@ def bfloat16_rows(x: Tensor, weight: Tensor | CompactWeights) -> Tensor:
 
     All are in bfloat16; x and the weight's last dimension are contiguous.
     """
-    return run(_available(), x, weight)
+    return run_bfloat16(_available(), x, weight)
 
 
 def _available() -> _Functions:
@@ -124,7 +124,7 @@ def _available() -> _Functions:
     return functions
 
 
-def run(functions: _Functions, x: Tensor, weight: Tensor | CompactWeights) -> Tensor:
+def run_bfloat16(functions: _Functions, x: Tensor, weight: Tensor | CompactWeights) -> Tensor:
     """`bfloat16_rows` with the functions of one variant."""
     heads, m, k = x.shape
     if isinstance(weight, CompactWeights):

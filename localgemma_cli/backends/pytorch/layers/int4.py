@@ -16,7 +16,7 @@ from localgemma_cli.backends.pytorch.kernels.int4 import (
 )
 from localgemma_cli.backends.pytorch.layers.cpu_linear import is_widened
 
-GROUPS = (32, 64, 128, 256)  # input features that the products can share a scale by
+GROUP_SIZES = (32, 64, 128, 256)  # input features that the products can share a scale by
 _ROW_BLOCKS = (64, 32)  # output features that lie together on a CPU: with AVX-512, with AVX2
 ROWS = max(_ROW_BLOCKS)  # what packs on every processor is a multiple of this
 _UNPACK_FROM = 96  # rows; PyTorch's products are made for fewer, and so many repay the unpacking
@@ -107,7 +107,7 @@ def from_levels(levels: Tensor, scales: Tensor, zeros: Tensor, device: str) -> I
 def can_keep(levels: Tensor, group: int) -> bool:
     """Return whether PyTorch's products support a weight [out, in] of that shape."""
     rows, columns = levels.shape
-    return group in GROUPS and rows % 16 == 0 and columns % (16 * _TILES) == 0
+    return group in GROUP_SIZES and rows % 16 == 0 and columns % (16 * _TILES) == 0
 
 
 def _pack(levels: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4
 from localgemma_cli.backends.pytorch.weights.mmap_prefetch import Span
 from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, PACK_ROWS
-from localgemma_cli.models.safetensors_file import Entry, Stored, header
+from localgemma_cli.models.safetensors_file import Stored, TensorEntry, header
 
 Kind = Literal["interleaved", "plain", "int4", "copy"]  # NF4 in two layouts, PyTorch's int4, unquantized
 
@@ -40,23 +40,23 @@ class Conversion:
     source: Stored
     kind: Kind
 
-    def entries(self, dtype: torch.dtype) -> tuple[Entry, ...]:
+    def entries(self, dtype: torch.dtype) -> tuple[TensorEntry, ...]:
         """The tensors to write, in order; `dtype` is the model's."""
         if self.kind == "copy":
-            return (Entry(self.name, _SAFETENSORS_DTYPES[dtype], self.source.shape),)
+            return (TensorEntry(self.name, _SAFETENSORS_DTYPES[dtype], self.source.shape),)
         rows, width = self.source.shape
         packed, blocks = f"{self.name}.packed", width // BLOCK
         if self.kind == "int4":
             padded = padded_rows(rows)
-            scales = Entry(f"{self.name}.scales", "BF16", (width // GROUP, padded, 2))
-            return Entry(packed, "U8", (padded, width // 2)), scales
+            scales = TensorEntry(f"{self.name}.scales", "BF16", (width // GROUP, padded, 2))
+            return TensorEntry(packed, "U8", (padded, width // 2)), scales
         if self.kind == "interleaved":
-            scales = Entry(f"{self.name}.scales", "BF16", (blocks, rows))
-            return Entry(packed, "U8", (rows, width // 2)), scales
+            scales = TensorEntry(f"{self.name}.scales", "BF16", (blocks, rows))
+            return TensorEntry(packed, "U8", (rows, width // 2)), scales
         # A maximum is one of the weights, so bfloat16 holds it exactly where the weights are bfloat16
         exact = "BF16" in (self.source.dtype, _SAFETENSORS_DTYPES[dtype])
-        maxima = Entry(f"{self.name}.maxima", "BF16" if exact else "F32", (rows * blocks,))
-        return Entry(packed, "U8", (rows * width // 2, 1)), maxima
+        maxima = TensorEntry(f"{self.name}.maxima", "BF16" if exact else "F32", (rows * blocks,))
+        return TensorEntry(packed, "U8", (rows * width // 2, 1)), maxima
 
     def linear(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """The linear layer over its two tensors."""
@@ -87,7 +87,7 @@ class QuantizedFile:
     dtype: torch.dtype
 
     @cached_property
-    def entries(self) -> tuple[Entry, ...]:
+    def entries(self) -> tuple[TensorEntry, ...]:
         """All tensors, in the order in which they are written."""
         return tuple(entry for each in self.conversions for entry in each.entries(self.dtype))
 
@@ -120,7 +120,7 @@ class QuantizedWeights:
         }
 
 
-def map_tensor(buffer: mmap.mmap, offset: int, stored: Entry | Stored) -> Tensor:
+def map_tensor(buffer: mmap.mmap, offset: int, stored: TensorEntry | Stored) -> Tensor:
     """A read-only tensor over mapped bytes; nothing is copied."""
     count = math.prod(stored.shape)
     with warnings.catch_warnings(action="ignore"):  # PyTorch warns that the buffer is not writable

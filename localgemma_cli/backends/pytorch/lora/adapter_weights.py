@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from localgemma_cli.errors import NotFoundError
+from localgemma_cli.errors import NotFoundError, first_line
 from localgemma_cli.models.safetensors_file import language_name
 
 WEIGHTS = "adapter_model.safetensors"
@@ -67,7 +67,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     try:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise unusable(folder, f"{WEIGHTS} cannot be read ({_first_line(error)}).") from error
+        raise unusable(folder, f"{WEIGHTS} cannot be read ({first_line(error)}).") from error
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
             raise unusable(folder, f"{name} has dtype {tensor.dtype}, which adapters do not support.")
@@ -115,7 +115,3 @@ def unusable(folder: Path, why: str) -> NotFoundError:
         f"The adapter in {folder} cannot be used: {why}",
         "Download it again, save it again with a recent peft, or merge it into its base model with peft.",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -50,19 +50,19 @@ def test_products_are_the_definition_and_a_row_is_the_same_bits_among_any_others
     width: int, functions: Mapping[str, Function]
 ) -> None:
     x, weight = numbers(1, 131, width), numbers(1, 101, width)
-    whole = bfloat16_kernel.run(functions, x, weight)
+    whole = bfloat16_kernel.run_bfloat16(functions, x, weight)
     assert is_within_rounding(whole, x, weight)
     for rows in (1, 2, 3, 4, 7, 8, 16, 17, 48, 49):
-        part = bfloat16_kernel.run(functions, x[:, 5 : 5 + rows].contiguous(), weight)
+        part = bfloat16_kernel.run_bfloat16(functions, x[:, 5 : 5 + rows].contiguous(), weight)
         assert torch.equal(part, whole[:, 5 : 5 + rows]), rows
 
 
 def test_threads_change_no_bit(functions: Mapping[str, Function], threads: None) -> None:
     for rows in (1, 60):
         x, weight = numbers(1, rows, 832), numbers(1, 1001, 832)
-        several = bfloat16_kernel.run(functions, x, weight)
+        several = bfloat16_kernel.run_bfloat16(functions, x, weight)
         torch.set_num_threads(1)
-        assert torch.equal(bfloat16_kernel.run(functions, x, weight), several)
+        assert torch.equal(bfloat16_kernel.run_bfloat16(functions, x, weight), several)
 
 
 @pytest.mark.parametrize("width", [width for width in WIDTHS if width % bfloat16_kernel.GROUP == 0])
@@ -73,8 +73,8 @@ def test_compact_weights_give_the_same_bits_in_three_quarters_of_the_bytes(
     compact = bfloat16_kernel.compact_weights(weight, functions)
     assert sum(part.nbytes for part in vars(compact).values()) < 0.8 * weight.nbytes
     for rows in (1, 2, 5, 17, 60):
-        expected = bfloat16_kernel.run(functions, x[:, :rows], weight[None])
-        assert torch.equal(bfloat16_kernel.run(functions, x[:, :rows], compact), expected), rows
+        expected = bfloat16_kernel.run_bfloat16(functions, x[:, :rows], weight[None])
+        assert torch.equal(bfloat16_kernel.run_bfloat16(functions, x[:, :rows], compact), expected), rows
 
 
 def test_compact_weights_hold_any_number(functions: Mapping[str, Function]) -> None:
@@ -85,12 +85,14 @@ def test_compact_weights_hold_any_number(functions: Mapping[str, Function]) -> N
     compact = bfloat16_kernel.compact_weights(weight, functions)
     one_each = torch.eye(128, dtype=torch.bfloat16)[None]
     for rows in (one_each[:, :3].contiguous(), one_each):
-        got, expected = (bfloat16_kernel.run(functions, rows, each) for each in (compact, weight[None]))
+        got, expected = (
+            bfloat16_kernel.run_bfloat16(functions, rows, each) for each in (compact, weight[None])
+        )
         assert same_bits(got, expected)
     finite = weight[weight.isfinite().all(1)]
     assert len(finite) > 300
     compact = bfloat16_kernel.compact_weights(finite, functions)
-    assert torch.equal(bfloat16_kernel.run(functions, one_each, compact)[0], finite.T)
+    assert torch.equal(bfloat16_kernel.run_bfloat16(functions, one_each, compact)[0], finite.T)
 
 
 def test_not_a_number_stays_in_its_row_and_the_smallest_numbers_count(
@@ -99,7 +101,7 @@ def test_not_a_number_stays_in_its_row_and_the_smallest_numbers_count(
     x, weight = numbers(1, 20, 320), numbers(1, 100, 320)
     x[0, 0, 7], x[0, 1, 8], x[0, 2] = float("inf"), float("nan"), 0
     x[0, 3] *= 1e-38
-    got = bfloat16_kernel.run(functions, x, weight)
+    got = bfloat16_kernel.run_bfloat16(functions, x, weight)
     assert not got[0, :2].isfinite().any()
     assert (got[0, 2] == 0).all()
     assert is_within_rounding(got[:, 3:], x[:, 3:], weight)
@@ -117,8 +119,10 @@ def test_heads_are_multiplied_where_they_lie_in_a_cache(
     values = cache.mT.contiguous().mT[:, 7 : 7 + tokens]
     for rows in (1, 2, 40):
         x, weights = numbers(heads, rows, width), numbers(heads, rows, tokens)
-        assert is_within_rounding(bfloat16_kernel.run(functions, x, keys), x, keys)
-        assert is_within_rounding(bfloat16_kernel.run(functions, weights, values.mT), weights, values.mT)
+        assert is_within_rounding(bfloat16_kernel.run_bfloat16(functions, x, keys), x, keys)
+        assert is_within_rounding(
+            bfloat16_kernel.run_bfloat16(functions, weights, values.mT), weights, values.mT
+        )
 
 
 def test_a_product_with_a_wrong_result_fails_its_check(functions: Mapping[str, Function]) -> None:

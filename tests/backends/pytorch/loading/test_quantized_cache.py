@@ -23,9 +23,9 @@ from localgemma_cli.backends.pytorch.loading.quantized_cache import (
     weights_folder,
 )
 from localgemma_cli.events import LoadProgress
-from localgemma_cli.models.safetensors_file import Entry, header
+from localgemma_cli.models.safetensors_file import TensorEntry, header
 
-ENTRIES = [Entry("layer.packed", "U8", (1000,))]
+ENTRIES = [TensorEntry("layer.packed", "U8", (1000,))]
 HEADER = header(ENTRIES)
 CONTENT = bytes(range(250)) * 4
 SPEC = CopySpec(

@@ -24,7 +24,7 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import Conversion, Q
 from localgemma_cli.backends.pytorch.weights import quantize_nf4 as quantize
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.resolve import resolve
-from localgemma_cli.models.safetensors_file import Entry, header, read_checkpoint
+from localgemma_cli.models.safetensors_file import TensorEntry, header, read_checkpoint
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -240,7 +240,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def test_thousands_of_pieces_do_not_add_up(tmp_path: Path) -> None:
     """In a process of its own, as the allocator's own loss counts too: 64,000 rows once held on to 0.5 GB."""
-    entry = Entry("w", "BF16", (64_000, 2304))
+    entry = TensorEntry("w", "BF16", (64_000, 2304))
     path = tmp_path / "model.safetensors"
     size = path.write_bytes(header([entry]))
     os.truncate(path, size + entry.size)  # zeros that take no disk
