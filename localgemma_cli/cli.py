@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+from localgemma_cli.command_options import SPECS, defaults_from, options_of
 from localgemma_cli.commands.chat import LITERAL, chat
 from localgemma_cli.commands.help import ChatCommand, GroupedCommand, context_settings
 from localgemma_cli.commands.mistyped import COMMAND_NAMES, refuse_near_commands
@@ -30,7 +31,7 @@ from localgemma_cli.environment import (
     torchrun_rank,
 )
 from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, as_user_error
-from localgemma_cli.options import SPECS, defaults_from, options_of, variable_of
+from localgemma_cli.option_spec import variable_of
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.messages import colour_prefix, format_error
 from localgemma_cli.sanitize import Block

@@ -1,30 +1,23 @@
-# ruff: noqa: RUF009  # `_option` returns a dataclass field
+# ruff: noqa: RUF009  # `declare_option` returns a dataclass field
 """Every option, declared once: its flags, help, default and the commands that have it.
 
 A value comes from its flag, else from its LOCALGEMMA_ variable, else from config.toml.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from functools import wraps
-from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Any
 
-import typer
-
+from localgemma_cli.option_spec import declare_option
 from localgemma_cli.sampling import Mode, OnOverflow
 
 # The headings of help, in this order.
 OPTION_GROUPS = ("Model", "Sampling", "Memory and speed", "Files and sessions", "Output")
 _MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = OPTION_GROUPS
 
-_CHAT = "chat"
 _PLANS = ("chat", "plan", "bench")
 _MODELS = ("chat", "plan", "prompt", "models pull")
 _LISTS = ("models list", "history list", "history show", "history search", "config show")
-
-Result = TypeVar("Result")
 
 
 class LoadFormat(StrEnum):
@@ -36,61 +29,10 @@ class LoadFormat(StrEnum):
 
 
 @dataclass(frozen=True)
-class OptionSpec:
-    """How one option is written; `local_only` options do not apply to a server's model."""
-
-    flags: tuple[str, ...]
-    help: str
-    commands: tuple[str, ...]
-    group: str | None
-    metavar: str | None
-    local_only: bool
-
-    @property
-    def key(self) -> str:
-        """Its name in config.toml, and in messages after `--`."""
-        return self.flags[0].split("/")[0].lstrip("-")
-
-    @property
-    def variable(self) -> str:
-        return variable_of(self.key)
-
-    def as_typer(self) -> Any:
-        return typer.Option(
-            *self.flags,
-            help=self.help,
-            metavar=self.metavar,
-            envvar=self.variable,
-            show_envvar=False,
-            show_default=False,
-            rich_help_panel=self.group,
-        )
-
-
-def variable_of(key: str) -> str:
-    """The environment variable of an option: LOCALGEMMA_TOP_P for top-p."""
-    return "LOCALGEMMA_" + key.upper().replace("-", "_")
-
-
-def _option(
-    *flags: str,
-    help: str,
-    to: str | tuple[str, ...] = _CHAT,
-    default: object = None,
-    group: str | None = None,
-    metavar: str | None = None,
-    local_only: bool = False,
-) -> Any:
-    commands = (to,) if isinstance(to, str) else to
-    spec = OptionSpec(flags, help, commands, group, metavar, local_only)
-    return field(default=default, metadata={"spec": spec})
-
-
-@dataclass(frozen=True)
 class Options:
     """What the user asked for; an option that a command lacks keeps its default."""
 
-    model: str | None = _option(
+    model: str | None = declare_option(
         "--model",
         "-m",
         to=("chat", "plan", "prompt", "bench"),
@@ -99,7 +41,7 @@ class Options:
         help="Use 2b, 7b, 9b, 27b, demo, another name of `models list`, a hub id or a local folder."
         " Default: 9b if it fits, else 2b.",
     )
-    preset: str | None = _option(
+    preset: str | None = declare_option(
         "--preset",
         to=("chat", "plan"),
         metavar="NAME",
@@ -107,7 +49,7 @@ class Options:
         local_only=True,
         help="Choose exact, speed, memory, memory_extreme or your own preset. Default: the best that fits.",
     )
-    adapter: str | None = _option(
+    adapter: str | None = declare_option(
         "--adapter",
         to=("chat", "plan", "prompt"),
         metavar="NAME",
@@ -116,7 +58,7 @@ class Options:
         help="Apply a LoRA or DoRA adapter: a hub id or a local folder. Its base model is used unless"
         " --model names one.",
     )
-    revision: str | None = _option(
+    revision: str | None = declare_option(
         "--revision",
         to=(*_MODELS, "bench"),
         metavar="REF",
@@ -124,7 +66,7 @@ class Options:
         local_only=True,
         help="Use this branch, tag or commit on the hub. Default: main.",
     )
-    template: str | None = _option(
+    template: str | None = declare_option(
         "--template",
         to=("chat", "prompt"),
         metavar="FORM",
@@ -133,7 +75,7 @@ class Options:
         help="Format prompts as gemma, alpaca, alpaca-chat, raw (a base model continues your text) or by"
         " FILE.jinja. Default: auto, the format that the model's repository names.",
     )
-    force: bool = _option(
+    force: bool = declare_option(
         "--force",
         to=_MODELS,
         default=False,
@@ -141,7 +83,7 @@ class Options:
         local_only=True,
         help="Try a model that is not a Gemma, without support.",
     )
-    offline: bool = _option(
+    offline: bool = declare_option(
         "--offline",
         to=(*_MODELS, "bench"),
         default=False,
@@ -149,7 +91,7 @@ class Options:
         local_only=True,
         help="Use only files on disk; never access the network.",
     )
-    yes: bool = _option(
+    yes: bool = declare_option(
         "--yes",
         "-y",
         to=("chat", "bench"),
@@ -157,7 +99,7 @@ class Options:
         group=_MODEL,
         help="Download missing files without asking.",
     )
-    system: str | None = _option(
+    system: str | None = declare_option(
         "--system",
         "-s",
         to=("chat", "prompt"),
@@ -165,14 +107,14 @@ class Options:
         group=_SAMPLING,
         help="Set the system text.",
     )
-    system_file: str | None = _option(
+    system_file: str | None = declare_option(
         "--system-file",
         to=("chat", "prompt"),
         metavar="PATH",
         group=_SAMPLING,
         help="Read the system text from a file.",
     )
-    mode: Mode = _option(
+    mode: Mode = declare_option(
         "--mode",
         to=("chat", "prompt"),
         default=Mode.CHAT,
@@ -181,47 +123,47 @@ class Options:
         help="Sample for chat (temperature 0.7), factual (0.3, short answers) or creative (1.5 with min-p"
         " 0.08). Default: chat.",
     )
-    temperature: float | None = _option(
+    temperature: float | None = declare_option(
         "--temperature",
         metavar="T",
         group=_SAMPLING,
         help="Set the randomness; 0 always picks the likeliest token. Default: as the mode does.",
     )
-    top_p: float | None = _option(
+    top_p: float | None = declare_option(
         "--top-p",
         metavar="P",
         group=_SAMPLING,
         help="Sample from the likeliest tokens that reach probability P together.",
     )
-    top_k: int | None = _option(
+    top_k: int | None = declare_option(
         "--top-k", metavar="K", group=_SAMPLING, help="Sample from the K likeliest tokens."
     )
-    min_p: float | None = _option(
+    min_p: float | None = declare_option(
         "--min-p",
         metavar="P",
         group=_SAMPLING,
         help="Drop tokens less likely than P times the likeliest one.",
     )
-    repetition_penalty: float | None = _option(
+    repetition_penalty: float | None = declare_option(
         "--repetition-penalty",
         metavar="X",
         group=_SAMPLING,
         help="Make repetition less likely with a value above 1. Default: as the mode does.",
     )
-    seed: int | None = _option(
+    seed: int | None = declare_option(
         "--seed",
         to=("chat", "bench"),
         metavar="N",
         group=_SAMPLING,
         help="Seed the sampling; the same seed gives the same answer.",
     )
-    max_new_tokens: int | None = _option(
+    max_new_tokens: int | None = declare_option(
         "--max-new-tokens",
         metavar="N",
         group=_SAMPLING,
         help="Stop after N tokens. Default: fill the context.",
     )
-    context: int | None = _option(
+    context: int | None = declare_option(
         "--context",
         to=_PLANS,
         metavar="N",
@@ -229,14 +171,14 @@ class Options:
         local_only=True,
         help="Set the context length in tokens. Default: the model's length.",
     )
-    on_overflow: OnOverflow | None = _option(
+    on_overflow: OnOverflow | None = declare_option(
         "--on-overflow",
         metavar="HOW",
         group=_MEMORY,
         help="Handle a full context: trim drops the oldest turns, summarize replaces them with a"
         " summary, error stops. Default: trim in a chat, else error.",
     )
-    device: str | None = _option(
+    device: str | None = declare_option(
         "--device",
         to=_PLANS,
         metavar="DEV",
@@ -244,7 +186,7 @@ class Options:
         local_only=True,
         help="Run on cuda, mps or cpu. Default: the best.",
     )
-    dtype: str | None = _option(
+    dtype: str | None = declare_option(
         "--dtype",
         to=_PLANS,
         metavar="TYPE",
@@ -252,7 +194,7 @@ class Options:
         local_only=True,
         help="Compute in bfloat16, float16 or float32. Default: as the preset does.",
     )
-    quantization: str | None = _option(
+    quantization: str | None = declare_option(
         "--quantization",
         to=_PLANS,
         metavar="KIND",
@@ -260,7 +202,7 @@ class Options:
         local_only=True,
         help="Quantize weights to nf4, int4 or int8, or none. Default: as the preset does.",
     )
-    attention: str | None = _option(
+    attention: str | None = declare_option(
         "--attention",
         to=_PLANS,
         metavar="KIND",
@@ -268,14 +210,14 @@ class Options:
         local_only=True,
         help="Compute attention with eager, sdpa or flash_attention_2. Default: as the preset does.",
     )
-    compile: bool | None = _option(
+    compile: bool | None = declare_option(
         "--compile/--no-compile",
         to=_PLANS,
         group=_MEMORY,
         local_only=True,
         help="Compile the decode step. Default: as the preset does.",
     )
-    assistant: str | None = _option(
+    assistant: str | None = declare_option(
         "--assistant",
         to=("chat", "plan"),
         metavar="NAME",
@@ -284,7 +226,7 @@ class Options:
         help="Speed up decoding with guessed tokens that the model verifies: lookup (from earlier text), a"
         " small model of the same family (2b for 27b) or none. Default: as the preset does.",
     )
-    device_memory: str | None = _option(
+    device_memory: str | None = declare_option(
         "--device-memory",
         to=_PLANS,
         metavar="SIZE",
@@ -292,7 +234,7 @@ class Options:
         local_only=True,
         help="Use at most SIZE, such as 24GiB; for several GPUs 24GiB,16GiB. Default: what is free.",
     )
-    host_memory: str | None = _option(
+    host_memory: str | None = declare_option(
         "--host-memory",
         to=_PLANS,
         metavar="SIZE",
@@ -300,14 +242,14 @@ class Options:
         local_only=True,
         help="Use at most SIZE of host memory. Default: what is free.",
     )
-    endpoint: str | None = _option(
+    endpoint: str | None = declare_option(
         "--endpoint",
         metavar="URL",
         group=_MODEL,
         help="Chat with a server instead of loading a model; -m is the server's name for the model, and"
         " LOCALGEMMA_API_KEY holds the key.",
     )
-    endpoint_dialect: str = _option(
+    endpoint_dialect: str = declare_option(
         "--endpoint-dialect",
         default="auto",
         metavar="KIND",
@@ -315,67 +257,67 @@ class Options:
         help="Use the API openai, or for RK3588 boards rkllama, rkllama-api, rkllm or rkllm-1.2. Default:"
         " auto, which asks the server.",
     )
-    endpoint_timeout: float = _option(
+    endpoint_timeout: float = declare_option(
         "--endpoint-timeout",
         default=120.0,
         metavar="SECONDS",
         group=_MODEL,
         help="Wait at most SECONDS for each piece of an answer. Default: 120.",
     )
-    file: list[str] | None = _option(
+    file: list[str] | None = declare_option(
         "--file", "-f", metavar="PATH", group=_FILES, help="Attach a text file; repeatable."
     )
-    session: str | None = _option(
+    session: str | None = declare_option(
         "--session",
         metavar="NAME",
         group=_FILES,
         help="Resume the conversation saved as NAME, or start it.",
     )
-    continue_: bool = _option(
+    continue_: bool = declare_option(
         "--continue",
         "-c",
         default=False,
         group=_FILES,
         help="Resume the latest saved conversation, with its model.",
     )
-    no_save: bool = _option(
+    no_save: bool = declare_option(
         "--no-save", default=False, group=_FILES, help="Save nothing of this chat on disk."
     )
-    json: bool = _option(
+    json: bool = declare_option(
         "--json",
         to=("chat", "plan", "prompt", "bench", *_LISTS),
         default=False,
         group=_OUTPUT,
         help="Print one JSON object.",
     )
-    jsonl: bool = _option(
+    jsonl: bool = declare_option(
         "--jsonl", default=False, group=_OUTPUT, help="Print JSON Lines while the answer arrives."
     )
-    plain: bool = _option(
+    plain: bool = declare_option(
         "--plain", default=False, group=_OUTPUT, help="Show answers as plain text, not as Markdown."
     )
-    sanitize: bool = _option(
+    sanitize: bool = declare_option(
         "--sanitize",
         default=False,
         group=_OUTPUT,
         help="Make control characters visible in a pipe too, as on a terminal.",
     )
-    accessible: bool = _option(
+    accessible: bool = declare_option(
         "--accessible",
         default=False,
         group=_OUTPUT,
         help="Support screen readers: no redrawing, no spinner, no toolbar.",
     )
-    vi: bool = _option(
+    vi: bool = declare_option(
         "--vi/--no-vi",
         default=False,
         group=_OUTPUT,
         help="Edit the prompt with vi's keys. Default: no.",
     )
-    interactive: bool = _option(
+    interactive: bool = declare_option(
         "--interactive", "-i", default=False, group=_OUTPUT, help="Continue chatting after a piped prompt."
     )
-    quiet: bool = _option(
+    quiet: bool = declare_option(
         "--quiet",
         "-q",
         to=("chat", "bench", "models pull"),
@@ -383,20 +325,20 @@ class Options:
         group=_OUTPUT,
         help="Print no progress and no notices on stderr.",
     )
-    verbose: bool = _option(
+    verbose: bool = declare_option(
         "--verbose",
         "-v",
         default=False,
         group=_OUTPUT,
         help="Print what happens and why, and tracebacks for errors.",
     )
-    presets: list[str] | None = _option(
+    presets: list[str] | None = declare_option(
         "--preset",
         to="bench",
         metavar="NAME",
         help="Measure this preset; repeatable. Default: the best that fits.",
     )
-    load_format: LoadFormat = _option(
+    load_format: LoadFormat = declare_option(
         "--load-format",
         to="bench",
         default=LoadFormat.AUTO,
@@ -404,34 +346,34 @@ class Options:
         help="Load the model's own weights (auto), random ones of its shape without a download (dummy), or"
         " random ones from a file, to time real loading (dummy-file). Default: auto.",
     )
-    dummy_folder: str | None = _option(
+    dummy_folder: str | None = declare_option(
         "--dummy-folder",
         to="bench",
         metavar="PATH",
         help="Keep the random weights here for reuse. Default: a temporary folder.",
     )
-    prompt_tokens: list[int] | None = _option(
+    prompt_tokens: list[int] | None = declare_option(
         "--prompt-tokens", to="bench", metavar="N", help="Send a prompt of N tokens; repeatable. Default: 64."
     )
-    new_tokens: list[int] | None = _option(
+    new_tokens: list[int] | None = declare_option(
         "--new-tokens", to="bench", metavar="N", help="Generate N tokens; repeatable. Default: 64."
     )
-    chat_tokens: int | None = _option(
+    chat_tokens: int | None = declare_option(
         "--chat-tokens",
         to="bench",
         metavar="N",
         help="Also time the first token of turn 6 in a chat of N tokens, beside a full prefill.",
     )
-    repeats: int = _option(
+    repeats: int = declare_option(
         "--repeats", to="bench", default=3, metavar="N", help="Report the median of N runs. Default: 3."
     )
-    reference: bool = _option(
+    reference: bool = declare_option(
         "--reference",
         to="bench",
         default=False,
         help="Measure plain transformers first, and compare its tokens.",
     )
-    llama_cpp: list[str] | None = _option(
+    llama_cpp: list[str] | None = declare_option(
         "--llama-cpp",
         to="bench",
         metavar="FILE",
@@ -445,56 +387,5 @@ class Options:
 
     def values_for(self, noun: Any) -> dict[str, Any]:
         """The options that the dataclass `noun` has as fields, by name."""
-        return {each.name: getattr(self, each.name) for each in fields(noun) if each.name in SPECS}
-
-
-SPECS: Mapping[str, OptionSpec] = {each.name: each.metadata["spec"] for each in fields(Options)}
-
-
-def options_of(command: str) -> dict[str, OptionSpec]:
-    """What `command` takes, in the order of help, by the name of its field in `Options`."""
-    return {name: spec for name, spec in SPECS.items() if command in spec.commands}
-
-
-def default_of(name: str) -> object:
-    """The value of an option that is set nowhere, by the name of its field in `Options`."""
-    return Options.__dataclass_fields__[name].default
-
-
-def defaults_from(config: Mapping[str, object], command: str) -> dict[str, object]:
-    """The values of config.toml that `command` takes, by field; a repeatable option gets a list of one."""
-    return {
-        name: [config[spec.key]] if _is_repeatable(name) else config[spec.key]
-        for name, spec in options_of(command).items()
-        if spec.key in config
-    }
-
-
-def _is_repeatable(name: str) -> bool:
-    return any(get_origin(each) is list for each in get_args(Options.__dataclass_fields__[name].type))
-
-
-def takes_options(command: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Let Typer see the options of `command` as parameters of a function that gets them as one `options`."""
-    specs = options_of(command)
-
-    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
-        own = [each for name, each in signature(function).parameters.items() if name != "options"]
-
-        @wraps(function)
-        def run(**values: Any) -> Result:
-            options = Options(**{name: values.pop(name) for name in specs if name in values})
-            return function(**values, options=options)
-
-        parameters = [*own, *(_parameter(name, spec) for name, spec in specs.items())]
-        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
-        run.__annotations__ = {each.name: each.annotation for each in parameters}
-        return run
-
-    return decorate
-
-
-def _parameter(name: str, spec: OptionSpec) -> Parameter:
-    declared = Options.__dataclass_fields__[name]
-    kind = Annotated[declared.type, spec.as_typer()]  # type: ignore[name-defined]  # a value, read by Typer
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=declared.default, annotation=kind)
+        own = {each.name for each in fields(self)}
+        return {each.name: getattr(self, each.name) for each in fields(noun) if each.name in own}

@@ -7,7 +7,8 @@ import pytest
 import typer
 
 from localgemma_cli.cli import build_app
-from localgemma_cli.options import SPECS, Options, defaults_from, options_of, takes_options
+from localgemma_cli.command_options import SPECS, defaults_from, options_of, takes_options
+from localgemma_cli.options import Options
 from localgemma_cli.sampling import Sampling
 
 COMMANDS = ("chat", "plan", "prompt", "bench")

@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from localgemma_cli.chat.engine import ChatEngine, HttpEngine, LocalEngine
+from localgemma_cli.command_options import SPECS
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import OwnModel, own_model
-from localgemma_cli.options import SPECS
 
 if TYPE_CHECKING:
     from localgemma_cli.options import Options

@@ -13,12 +13,13 @@ from localgemma_cli.bench.machine import Machine, describe_machine
 from localgemma_cli.bench.report import Row, make_rows
 from localgemma_cli.bench.run import BenchRequest, BenchRun, check_request
 from localgemma_cli.bench.subprocess_runner import run_bandwidth
+from localgemma_cli.command_options import takes_options
 from localgemma_cli.environment import Streams, expand_home, standard_streams
 from localgemma_cli.errors import NotFoundError, UsageError
 from localgemma_cli.events import LoadProgress
 from localgemma_cli.models.hub.consent import agree_to_download
 from localgemma_cli.models.resolve import Source
-from localgemma_cli.options import LoadFormat, Options, takes_options
+from localgemma_cli.options import LoadFormat, Options
 from localgemma_cli.planning.hardware import Hardware, probe
 from localgemma_cli.planning.model_options import find_source, make_overrides
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan, require_fits

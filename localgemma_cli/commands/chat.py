@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import __version__
+from localgemma_cli.command_options import takes_options
 from localgemma_cli.environment import standard_streams, torchrun_rank
 from localgemma_cli.errors import UsageError
-from localgemma_cli.options import Options, takes_options
+from localgemma_cli.options import Options
 from localgemma_cli.sampling import Sampling, sampling_for
 
 LITERAL = "localgemma.literal"  # in a context's `meta`: the prompt follows `--`

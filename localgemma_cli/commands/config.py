@@ -10,11 +10,13 @@ from pathlib import Path
 
 import typer
 
+from localgemma_cli.command_options import default_of, options_of, takes_options
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.config import read_config
 from localgemma_cli.environment import config_folder, make_private, private_opener, standard_streams
 from localgemma_cli.errors import LocalGemmaError, UsageError
-from localgemma_cli.options import Options, OptionSpec, default_of, options_of, takes_options
+from localgemma_cli.option_spec import OptionSpec
+from localgemma_cli.options import Options
 from localgemma_cli.redaction import MASK
 from localgemma_cli.render.json import write_line
 from localgemma_cli.sanitize import one_line

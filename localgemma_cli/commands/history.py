@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from localgemma_cli.command_options import takes_options
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
-from localgemma_cli.options import Options, takes_options
+from localgemma_cli.options import Options
 from localgemma_cli.render.json import write_line
 from localgemma_cli.sanitize import one_line
 from localgemma_cli.sessions.export_file import write_new_file

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from localgemma_cli.command_options import takes_options
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import Streams, expand_home, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
 from localgemma_cli.models.model_names import models_on_disk, nearest_model
 from localgemma_cli.models.own_models import OwnModel, own_models
-from localgemma_cli.options import Options, takes_options
+from localgemma_cli.options import Options
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import show_progress

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from localgemma_cli.command_options import takes_options
 from localgemma_cli.environment import Streams, standard_streams
-from localgemma_cli.options import Options, takes_options
+from localgemma_cli.options import Options
 from localgemma_cli.planning.hardware import Hardware, parse_size, parse_sizes, probe_or_describe
 from localgemma_cli.planning.model_options import make_overrides, plan_model, resolve_draft
 from localgemma_cli.planning.plan import LoadPlan, plan_all

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from localgemma_cli.chat.prompt_input import read_prompt_input, read_system
+from localgemma_cli.command_options import takes_options
 from localgemma_cli.conversation import Conversation, Message
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.fetch import fetch_tokenizer
 from localgemma_cli.models.own_models import own_model
-from localgemma_cli.options import Options, takes_options
+from localgemma_cli.options import Options
 from localgemma_cli.planning.hardware import probe
 from localgemma_cli.planning.model_options import choose_template, find_source
 from localgemma_cli.render.json import write_line

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localgemma_cli.errors import LocalGemmaError
-from localgemma_cli.options import variable_of
+from localgemma_cli.option_spec import variable_of
 
 _OPTION = re.compile(r"--([a-z][a-z-]+)")
 _REMOVE = re.compile(r"Remove --([a-z][a-z-]+)")

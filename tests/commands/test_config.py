@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from support.program import Program
 
-from localgemma_cli.options import options_of
+from localgemma_cli.command_options import options_of
 
 
 def test_path_is_the_folder_of_config_toml(program: Program) -> None:

@@ -1,0 +1,63 @@
+"""The options of each command: looked up in the table, and passed to Typer."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, TypeVar, get_args, get_origin
+
+from localgemma_cli.option_spec import OptionSpec
+from localgemma_cli.options import Options
+
+Result = TypeVar("Result")
+
+SPECS: Mapping[str, OptionSpec] = {each.name: each.metadata["spec"] for each in fields(Options)}
+
+
+def options_of(command: str) -> dict[str, OptionSpec]:
+    """What `command` takes, in the order of help, by the name of its field in `Options`."""
+    return {name: spec for name, spec in SPECS.items() if command in spec.commands}
+
+
+def default_of(name: str) -> object:
+    """The value of an option that is set nowhere, by the name of its field in `Options`."""
+    return Options.__dataclass_fields__[name].default
+
+
+def defaults_from(config: Mapping[str, object], command: str) -> dict[str, object]:
+    """The values of config.toml that `command` takes, by field; a repeatable option gets a list of one."""
+    return {
+        name: [config[spec.key]] if _is_repeatable(name) else config[spec.key]
+        for name, spec in options_of(command).items()
+        if spec.key in config
+    }
+
+
+def _is_repeatable(name: str) -> bool:
+    return any(get_origin(each) is list for each in get_args(Options.__dataclass_fields__[name].type))
+
+
+def takes_options(command: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Let Typer see the options of `command` as parameters of a function that gets them as one `options`."""
+    specs = options_of(command)
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        own = [each for name, each in signature(function).parameters.items() if name != "options"]
+
+        @wraps(function)
+        def run(**values: Any) -> Result:
+            options = Options(**{name: values.pop(name) for name in specs if name in values})
+            return function(**values, options=options)
+
+        parameters = [*own, *(_parameter(name, spec) for name, spec in specs.items())]
+        run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, spec: OptionSpec) -> Parameter:
+    declared = Options.__dataclass_fields__[name]
+    kind = Annotated[declared.type, spec.as_typer()]  # type: ignore[name-defined]  # a value, read by Typer
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=declared.default, annotation=kind)

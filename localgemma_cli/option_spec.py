@@ -1,0 +1,58 @@
+"""How one option is declared: its flags, help, and names in the environment and in config.toml."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import typer
+
+
+@dataclass(frozen=True)
+class OptionSpec:
+    """How one option is written; `local_only` options do not apply to a server's model."""
+
+    flags: tuple[str, ...]
+    help: str
+    commands: tuple[str, ...]
+    group: str | None
+    metavar: str | None
+    local_only: bool
+
+    @property
+    def key(self) -> str:
+        """Its name in config.toml, and in messages after `--`."""
+        return self.flags[0].split("/")[0].lstrip("-")
+
+    @property
+    def variable(self) -> str:
+        return variable_of(self.key)
+
+    def as_typer(self) -> Any:
+        return typer.Option(
+            *self.flags,
+            help=self.help,
+            metavar=self.metavar,
+            envvar=self.variable,
+            show_envvar=False,
+            show_default=False,
+            rich_help_panel=self.group,
+        )
+
+
+def variable_of(key: str) -> str:
+    """The environment variable of an option: LOCALGEMMA_TOP_P for top-p."""
+    return "LOCALGEMMA_" + key.upper().replace("-", "_")
+
+
+def declare_option(
+    *flags: str,
+    help: str,
+    to: str | tuple[str, ...] = "chat",
+    default: object = None,
+    group: str | None = None,
+    metavar: str | None = None,
+    local_only: bool = False,
+) -> Any:
+    """A field of `Options`; `to` names the commands that have it."""
+    commands = (to,) if isinstance(to, str) else to
+    spec = OptionSpec(flags, help, commands, group, metavar, local_only)
+    return field(default=default, metadata={"spec": spec})
