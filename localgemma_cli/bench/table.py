@@ -18,13 +18,14 @@ Value = TypeVar("Value")
 def make_table(rows: Sequence[Row], bandwidth: float) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     grid.add_column("", no_wrap=True)
     for row in rows:
         grid.add_column(row.label, justify="right", overflow="fold")
     for heading, lines in _sections(rows, bandwidth):
-        grid.add_row(f"[bold]{heading}[/]")
+        grid.add_row(Text(heading, style="bold"))
         for name, cells in lines:
             grid.add_row(f"  {name}", *cells)
     return grid

@@ -120,10 +120,10 @@ def test_the_first_of_two_loads_is_told_apart_and_the_higher_peak_counts() -> No
 
 
 def printed(measured: tuple[Row, ...]) -> str:
-    from rich.console import Console
+    from localgemma_cli.render.console import SafeConsole  # the command's own, which reads no markup
 
     out = io.StringIO()
-    Console(file=out, width=100).print(make_table(measured, BANDWIDTH))
+    SafeConsole(out, 100).print(make_table(measured, BANDWIDTH))
     return out.getvalue()
 
 
@@ -138,7 +138,8 @@ def test_six_rows_fit_in_100_columns_with_nothing_left_out() -> None:
     assert "…" not in text
     for word in ("transformers", *labels, "llama.cpp", "turn 6 of a chat", "up to 2", "0.125"):
         assert word in text
-    assert "device" not in text  # a CPU has no memory of its own to tell of
+    assert "device" not in text  # a CPU has no memory of its own
+    assert "[bold]" not in text
 
 
 # The program
