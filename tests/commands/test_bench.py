@@ -226,8 +226,8 @@ def test_nothing_stays_behind_but_a_folder_that_was_named(
         (["--prompt-tokens", "1020"], 2, "exceed the context of 1024"),
         (["--new-tokens", "1"], 2, "at least 2"),
         (["--repeats", "0"], 2, "--repeats"),
-        (["--chat-tokens", "4000"], 2, "do not fit"),
-        (["--preset", "exakt"], 2, "no preset 'exakt'"),
+        (["--chat-tokens", "4000"], 2, "exceed the context of 1024"),
+        (["--preset", "exakt"], 2, "Unknown preset: 'exakt'"),
         (["--load-format", "random"], 2, "random"),
         (["--device-memory", "1MiB", "--preset", "exact"], 5, "needs"),
     ],
@@ -258,15 +258,16 @@ def test_llama_cpp_is_asked_for_by_name(program: Program) -> None:
 def test_every_gguf_file_is_a_row_of_its_own(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from localgemma_cli.commands import bench
+    from localgemma_cli.bench import run
 
-    monkeypatch.setattr(bench.apart, "measure", lambda job, _: entry(job.engine).outcome)
+    monkeypatch.setattr(run, "run_job", lambda job, _: entry(job.engine).outcome)
     files = tuple(tmp_path / name for name in ("gemma-Q4_0.gguf", "gemma-BF16.gguf"))
-    wanted = bench.Wanted((WORKLOAD,), None, 1, 0, bench.LoadFormat.DUMMY_FILE, tmp_path / "model", files)
-    facts = resolve("demo", revision=None, offline=True)
+    request = run.BenchRequest(
+        (WORKLOAD,), None, 1, 0, run.LoadFormat.DUMMY_FILE, tmp_path / "model", files, reference=False
+    )
+    source = resolve("demo", revision=None, offline=True)
     hardware = describe_hardware("cpu", 24 * GIB, 64 * GIB)
-    measuring = bench._Bench(facts, hardware, bench.Choice(model="demo"), wanted)
-    entries = measuring.entries([plan_on()], False, lambda _: None)
+    entries = run.BenchRun(source, hardware, Overrides(), request).measure([plan_on()], lambda _: None)
     assert [each.label for each in entries] == ["exact", "llama.cpp gemma-Q4_0", "llama.cpp gemma-BF16"]
     assert [each.job.weights for each in entries[1:]] == list(files)
 
@@ -276,4 +277,4 @@ def test_help_has_an_example_and_a_config_files_preset_is_one_row(program: Progr
     assert done.returncode == 0
     assert "localgemma bench" in done.stdout.split("xample", 1)[1]
     (program.config / "config.toml").write_text('preset = "exakt"\n')
-    assert "no preset 'exakt'" in program("bench", "-m", "demo").stderr
+    assert "Unknown preset: 'exakt'" in program("bench", "-m", "demo").stderr
