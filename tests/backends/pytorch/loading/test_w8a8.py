@@ -122,7 +122,7 @@ def test_other_compressed_forms_are_refused(part: str, key: str, value: object) 
         stored_format_of({"quantization_config": other}, "mine")
 
 
-def test_it_takes_no_adapter(checkpoint: Path, tmp_path: Path) -> None:
+def test_adapters_are_not_supported(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4}')
-    with pytest.raises(UsageError, match="takes no adapter"):
+    with pytest.raises(UsageError, match="does not support adapters"):
         plan_for(checkpoint, "exact", adapter=str(tmp_path))
