@@ -86,9 +86,7 @@ class _Answer:
             self.text.has_ended = True
 
 
-def load_backend(
-    plan: LoadPlan, path: Path, progress: ProgressSink, template: str = AUTO
-) -> LlamaCppBackend:
+def load_backend(plan: LoadPlan, path: Path, progress: ProgressSink, template: str = AUTO) -> LlamaCppBackend:
     """Load the GGUF file. Raises as `open_server` does, and NotFoundError for the tokenizer."""
     # The tokenizer first, so that a bad file or template fails before gigabytes are read.
     progress(LoadProgress("reading the tokenizer"))

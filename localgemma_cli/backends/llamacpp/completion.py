@@ -31,7 +31,7 @@ def completion_request(prompt: Sequence[int], sampling: Sampling, limit: int) ->
         "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         "min_p": sampling.min_p or 0.0,
         "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": -1,
+        "repeat_last_n": len(prompt) + limit,
         **({} if sampling.seed is None else {"seed": sampling.seed % _SEEDS}),
     }
 

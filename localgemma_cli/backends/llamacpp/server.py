@@ -31,6 +31,7 @@ def open_server(plan: LoadPlan, path: Path) -> Any:
     params.model.path = str(path)
     params.n_ctx = plan.context_length + _SPARE
     params.n_gpu_layers = _gpu_layers(plan)
+    params.split_mode = xllamacpp.llama_split_mode.LLAMA_SPLIT_MODE_NONE  # the plan is for one GPU
     params.no_op_offload = plan.device == "cpu"
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = count_threads()
     # Progress and cancellation come once per batch.
