@@ -72,8 +72,8 @@ def plan_model(
     if probed and hardware.device != "cpu" and source.facts.is_gguf and not _llamacpp_has_gpu():
         if options.device is not None:
             raise UsageError(
-                f"--device {options.device} needs an xllamacpp for GPUs; the installed one is for processors.",
-                "Remove --device, or install xllamacpp for this GPU.",
+                f"--device {options.device} needs an xllamacpp build with GPU support for GGUF files.",
+                "Remove --device, or install such a build of xllamacpp.",
             )
         hardware = probe("cpu")
     return source, make_plan(source.facts, options.preset, hardware, overrides, load_presets())

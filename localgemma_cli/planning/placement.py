@@ -72,12 +72,8 @@ def _fit_model(
         part = replace(facts, architecture=slice_architecture(facts.architecture, overrides.processes))
         return settings, _place(part, settings, hardware)
     placement = _place(facts, settings, hardware)
-    can_split = settings.weights.kind != "gguf"
-    if (
-        can_split
-        and not placement.is_whole
-        and (split := _split_over_gpus(facts, settings, hardware, overrides))
-    ):
+    can_split = settings.weights.kind != "gguf" and not placement.is_whole
+    if can_split and (split := _split_over_gpus(facts, settings, hardware, overrides)):
         return split
     if settings.compile != "none" and not placement.can_capture:
         if overrides.compile or placement.offload != "none":
@@ -159,8 +155,8 @@ def _place(facts: ModelFacts, settings: PlanSettings, hardware: Hardware) -> Pla
 def place_layers(work: MemoryInputs, available: int, host_available: int, rule: OffloadRule) -> Placement:
     """All layers on the device if they fit, else as many as do and the others elsewhere; sizes in bytes.
 
-    Norms and the whole cache stay on the device. llama.cpp computes the other layers on the host. Streamed weights are offloaded as they are, and the next
-    layer is copied in while one computes: two layers count as workspace. accelerate copies each offloaded
+    Norms and the whole cache stay on the device. Layers of a GGUF file that do not fit are computed on the
+    host. Streamed weights are offloaded as they are, and the next layer is copied in while one computes: two layers count as workspace. accelerate copies each offloaded
     layer in for every token, unquantized, so one such layer counts, and the embeddings stay on the device.
     Disk space is not checked: offloaded layers are read from the downloaded or the quantized file.
     """

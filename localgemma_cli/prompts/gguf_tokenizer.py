@@ -6,6 +6,7 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#ggml
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -13,6 +14,7 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
+from localgemma_cli.prompts.partial_bpe import PartialBpe
 from localgemma_cli.prompts.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
 
 _SPACE = "\u2581"  # a space, in the vocabulary
@@ -34,10 +36,6 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
     if kind == "llama":  # runs of spaces are stored as spaces
         tokens = [_SPACE * len(token) if token.isspace() and " " in token else token for token in stored]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    if kind == "gemma4":
-        merges = [_split_merge(merge) for merge in file.texts("tokenizer.ggml.merges")]
-    else:
-        merges = list(_merges(vocabulary))
     template = file.values.get("tokenizer.chat_template")
     names = _special_names(file, tokens)
     settings = TokenizerSettings(
@@ -45,12 +43,29 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
         tuple(_added_tokens(stored, file.numbers("tokenizer.ggml.token_type"), vocabulary)),
         {"default": template} if isinstance(template, str) else {},
     )
-    return build_tokenizer(_library(vocabulary, merges, names["unk_token"] or "<unk>"), settings)
+    unknown = names["unk_token"] or "<unk>"
+    if kind == "gemma4":
+        merges = [_split_merge(merge) for merge in file.texts("tokenizer.ggml.merges")]
+        return build_tokenizer(_library(_model(vocabulary, merges, unknown)), settings)
+    whole = build_tokenizer(_library(_model(vocabulary, [], unknown)), settings)
+    byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
+    kept = frozenset((*byte_tokens, unknown, *(name for name in names.values() if name), *whole.added_tokens))
+    named = {token: vocabulary[token] for token in kept if token in vocabulary}
+    encoder = PartialBpe(
+        build_tokenizer(_library(_model(named, [], unknown)), settings).library,
+        vocabulary,
+        frozenset((*byte_tokens, unknown)),
+        lambda part: _model(part, list(_merges(part)), unknown),
+    )
+    return replace(whole, encoder=encoder)
 
 
-def _library(vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> tokenizers.Tokenizer:
-    """Gemma's own tokenizer.json around another vocabulary."""
-    model = BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+def _model(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], unknown: str) -> BPE:
+    return BPE(vocab=dict(vocabulary), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+
+
+def _library(model: BPE) -> tokenizers.Tokenizer:
+    """Gemma's own tokenizer.json around another model."""
     library = tokenizers.Tokenizer(model)
     library.normalizer = normalizers.Replace(" ", _SPACE)
     library.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")

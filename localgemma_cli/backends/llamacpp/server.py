@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.optional_dependencies import require_package
