@@ -155,9 +155,10 @@ def _place(facts: ModelFacts, settings: PlanSettings, hardware: Hardware) -> Pla
 def place_layers(work: MemoryInputs, available: int, host_available: int, rule: OffloadRule) -> Placement:
     """All layers on the device if they fit, else as many as do and the others elsewhere; sizes in bytes.
 
-    Norms and the whole cache stay on the device. Layers of a GGUF file that do not fit are computed on the
-    host. Streamed weights are offloaded as they are, and the next layer is copied in while one computes: two layers count as workspace. accelerate copies each offloaded
+    Norms and the whole cache stay on the device. Streamed weights are offloaded as they are, and the next
+    layer is copied in while one computes: two layers count as workspace. accelerate copies each offloaded
     layer in for every token, unquantized, so one such layer counts, and the embeddings stay on the device.
+    llama.cpp computes the layers that do not fit on the processor, so no workspace is added.
     Disk space is not checked: offloaded layers are read from the downloaded or the quantized file.
     """
     whole = estimate_memory(work, available, host_available)

@@ -1,7 +1,7 @@
 """A byte-pair encoding that builds only the part of a large vocabulary that a text can contain.
 
-Only tokens that occur in a text can result from merging parts of it, so a model of those has the same ids. It
-takes milliseconds, where all merges of Gemma 3's 262,144 tokens take seconds and most of a tokenizer's memory.
+Only tokens that occur in a text can result from merging parts of it, so a model of those gives the same ids.
+It takes milliseconds; all merges of Gemma 3's 262,144 tokens take seconds, and most of a tokenizer's memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -12,15 +12,15 @@ import tokenizers
 from tokenizers import AddedToken
 from tokenizers.models import BPE
 
-_LONG = 100_000  # characters; a longer text is worth the whole model
+_LONG = 50_000  # characters; a longer text is worth the whole model
 _KEPT = 256  # texts whose ids are kept: those of a conversation are encoded again at every turn
 
 
 class PartialBpe:
     """Encodes with `library`, whose model is replaced for each text.
 
-    `always` are tokens that no text contains literally, such as those of single bytes. `build` makes a model of
-    part of `vocabulary`, a mapping of tokens to ids.
+    `always` are tokens that no text contains literally, such as those of single bytes. `build` makes a model
+    of part of `vocabulary`, a mapping of tokens to ids.
     """
 
     def __init__(
