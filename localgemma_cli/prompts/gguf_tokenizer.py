@@ -1,7 +1,8 @@
 """The tokenizer of a GGUF file, built from the vocabulary in its header; no package for GGUF is needed.
 
 Gemma's is a byte-pair encoding as SentencePiece trains it. Files of the "llama" kind list no merges: they
-follow from the order of the tokens. The ids are those of transformers (5.23, integrations/gguf).
+follow from the order of the tokens. The ids are those of transformers (5.23, integrations/gguf), but for runs
+of more spaces than one token has: they are split as llama.cpp splits them.
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#ggml
 """
 
@@ -34,7 +35,7 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"tokenizer.ggml.model must be {' or '.join(_KINDS)} (got {kind!r})")
     stored = tokens = file.texts("tokenizer.ggml.tokens")
     if kind == "llama":  # runs of spaces are stored as spaces
-        tokens = [_SPACE * len(token) if token.isspace() and " " in token else token for token in stored]
+        tokens = [_SPACE * len(token) if _is_run(token) else token for token in stored]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     template = file.values.get("tokenizer.chat_template")
     names = _special_names(file, tokens)
@@ -86,6 +87,10 @@ def _merges(vocabulary: Mapping[str, int]) -> Iterator[tuple[str, str]]:
                 yield token[:middle], token[middle:]
 
 
+def _is_run(token: str) -> bool:
+    return bool(token) and token.isspace() and " " in token
+
+
 def _split_merge(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     return left, right
@@ -100,7 +105,9 @@ def _special_names(file: Gguf, tokens: Sequence[str]) -> dict[str, str | None]:
 def _added_tokens(
     stored: Sequence[str], types: Sequence[float], vocabulary: Mapping[str, int]
 ) -> Iterator[AddedToken]:
-    """Control and user-defined tokens, matched whole in a text; runs of spaces are merged instead."""
+    """Control and user-defined tokens, matched whole in a text, the longest first."""
     for token, kind in zip(stored, types, strict=False):
+        if kind == _USER_DEFINED and _is_run(token) and _SPACE * len(token) in vocabulary:
+            yield AddedToken(_SPACE * len(token), normalized=True)  # as spaces are after normalization
         if kind in (_CONTROL, _USER_DEFINED) and token in vocabulary:
             yield AddedToken(token, normalized=False, special=kind == _CONTROL)

@@ -6,13 +6,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event as Cancel
+from typing import Any
 
 import pytest
 from support.program import Program
 from support.real_gguf import BareLlama
 from support.schemas import validate
 
+import localgemma_cli.backends.llamacpp.backend as llamacpp
 from localgemma_cli.backends.llamacpp.backend import LlamaCppBackend, load_backend
+from localgemma_cli.backends.llamacpp.completion import completion_request
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, NotFoundError, UsageError
 from localgemma_cli.events import Delta, Event, Finished, Reading
@@ -96,6 +99,7 @@ def test_going_back_past_the_sliding_window_processes_nothing_again(backend: Lla
 
 def test_an_answer_is_continued_from_its_token_ids(backend: LlamaCppBackend) -> None:
     asked = Message("user", PROMPT)
+    answer(backend, [asked])  # sums differ in the last bits where a prompt is not in the cache yet
     whole, done, _ = answer(backend, [asked], max_new_tokens=16)
     half, part, _ = answer(backend, [asked], max_new_tokens=8)
     rest, more, _ = answer(backend, [asked, Message("assistant", half, token_ids=part.token_ids)])
@@ -138,20 +142,26 @@ def test_cancelling_stops_within_a_batch_of_the_prompt(backend: LlamaCppBackend)
         next(backend.stream(long, Sampling(), cancel))
 
 
-def test_characters_of_several_byte_tokens_keep_their_ids(backend: LlamaCppBackend) -> None:
-    """The model repeats a rare letter, which has no token of its own."""
-    asked = [Message("user", "𒐫 𒐫 𒐫 𒐫 𒐫 𒐫 𒐫 𒐫 𒐫 𒐫")]
+def test_characters_of_several_byte_tokens_keep_their_ids(
+    backend: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A grammar makes the model write a rare letter, which has no token of its own."""
+
+    def request(*arguments: Any) -> dict[str, object]:
+        return {**completion_request(*arguments), "grammar": 'root ::= "𒐫é𒐫"'}
+
+    monkeypatch.setattr(llamacpp, "completion_request", request)
+    asked = [Message("user", PROMPT)]
     text, finished, _ = answer(backend, asked, max_new_tokens=30)
     ids = finished.token_ids or ()
-    assert "𒐫" in text
-    assert len(ids) > len(text), "several tokens per letter"
+    assert (text, finished.finish_reason) == ("𒐫é𒐫", "stop")
+    assert len(ids) >= 8, "four bytes per letter"
     assert backend.recognizes(Message("assistant", text, token_ids=ids))
-    again = [*asked, Message("assistant", text, token_ids=ids)]
-    assert answer(backend, again)[1].usage.cached_prompt_tokens == len(backend._prompter.encode(again)) - 1
 
 
 def test_a_seed_repeats_an_answer_and_the_filters_apply(backend: LlamaCppBackend) -> None:
     asked = [Message("user", PROMPT)]
+    answer(backend, asked)  # sums differ in the last bits where a prompt is not in the cache yet
     warm = {"temperature": 1.5, "max_new_tokens": 16}
     one, two, three = (answer(backend, asked, seed=seed, **warm)[0] for seed in (2**40 + 7, 2**40 + 7, 8))
     assert one == two != three
@@ -203,27 +213,33 @@ def test_the_plan_names_the_files_type_and_size(real_gguf: Path) -> None:
     validate(shown, "plan")
 
 
-LOADED = """
-import atexit, sys
-heavy = ("torch", "transformers")
-atexit.register(lambda: print("loaded:", *({*heavy} & set(sys.modules)), file=sys.stderr))
+WATCHED = """
+import os, sys
+from localgemma_cli.__main__ import main
+try:
+    main()
+finally:
+    os.write(2, f"loaded: {sorted({'torch', 'transformers'} & set(sys.modules))}".encode())
 """
 
 
 def test_the_program_answers_in_json_without_torch(
     program: Program, real_gguf: Path, bare_llama: BareLlama
 ) -> None:
-    (program.folder / "watch").mkdir()
-    (program.folder / "watch" / "sitecustomize.py").write_text(LOADED)
-    watched = program.with_environment(PYTHONPATH=str(program.folder / "watch"))
     greedy = ("--temperature", "0", "--max-new-tokens", "20", "--context", "512")
-    done = watched("-m", str(real_gguf), "--json", *greedy, PROMPT)
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, "-m", str(real_gguf), "--json", *greedy, PROMPT],
+        capture_output=True,
+        text=True,
+        env=program.env,
+        timeout=900,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     validate(found, "answer")
     assert found["backend"] == "local"
     assert found["response"] == bare_llama.answer(PROMPT, 20)[1]
-    assert "loaded:\n" in done.stderr, done.stderr
+    assert "loaded: []" in done.stderr, done.stderr
 
 
 def test_without_xllamacpp_the_error_names_the_extra(
