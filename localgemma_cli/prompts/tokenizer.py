@@ -23,7 +23,8 @@ _GEMMA_NAMES = {
 class Tokenizer:
     """A tokenizer and its chat templates.
 
-    `encoder` encodes instead of it where its model has no merges.
+    `library`: the tokenizers library's own object, without truncation, padding or a post-processor in use.
+    `encoder` encodes in its place where its model has no merges.
     `names`: the special tokens by the attribute that chat templates know them by, such as `bos_token`.
     `templates`: the chat templates by name; the one in use is `default`.
     """

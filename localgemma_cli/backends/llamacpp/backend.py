@@ -36,7 +36,7 @@ class LlamaCppBackend:
         meter = RateMeter()
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
-            raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again when you like.")
+            raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
         answer = _Answer(self._server, self._prompter)
         tokens = answer.tokens(completion_request(prompt, sampling, limit), cancel)
