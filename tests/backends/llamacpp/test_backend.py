@@ -215,11 +215,10 @@ def test_the_plan_names_the_files_type_and_size(real_gguf: Path) -> None:
 
 WATCHED = """
 import os, sys
-from localgemma_cli.__main__ import main
-try:
-    main()
-finally:
-    os.write(2, f"loaded: {sorted({'torch', 'transformers'} & set(sys.modules))}".encode())
+from localgemma_cli.cli import run
+from localgemma_cli.environment import standard_streams
+run(sys.argv[1:], standard_streams())
+os.write(2, f"loaded: {sorted({'torch', 'transformers'} & set(sys.modules))}".encode())
 """
 
 
