@@ -78,7 +78,8 @@ def require_equal(path: Path) -> None:
     own = {name: reference.special_tokens_map[name] for name in ours.names}
     assert dict(ours.names) == own
     added = {each.content: each.special for each in reference.added_tokens_decoder.values()}
-    assert ours.added_tokens == {name: special for name, special in added.items() if name != "<mask>"}
+    matched = {name: special for name, special in ours.added_tokens.items() if set(name) != {"\u2581"}}
+    assert matched == {name: special for name, special in added.items() if name != "<mask>"}
     assert (ours.bos_id, ours.eos_id) == (2, 1)
 
 
