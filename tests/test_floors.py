@@ -136,7 +136,6 @@ TESTED_IN = {
     "models/hub/download.py": "models/hub/test_hostile.py",
     "models/fetch.py": "commands/test_names.py",
     "models/hub/consent.py": "commands/test_consent.py",
-    "models/resolve.py": "commands/test_names.py",
     "models/safetensors_file.py": "backends/pytorch/loading/test_quantized_cache.py",
     "models/shapes.py": "models/test_model_config.py",
     "option_spec.py": "test_options.py",

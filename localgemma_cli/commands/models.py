@@ -1,5 +1,6 @@
 """`localgemma models`: list, download and remove models."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -246,7 +247,7 @@ def _own_row(own: OwnModel) -> dict[str, object]:
         "endpoint": own.endpoint,
         "system": own.system,
         "sampling": dict(own.sampling),
-        "on_disk": bool(parts) and all(expand_home(each).is_dir() or _cached(each) for each in parts),
+        "on_disk": bool(parts) and all(os.path.isdir(expand_home(each)) or _cached(each) for each in parts),
         "disk_bytes": sum(map(_downloaded, parts)),
     }
 

@@ -1,5 +1,6 @@
 """Fetch what a `Source` names: the weights, the tokenizer and the adapter, from disk or from the hub."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str |
     parts: list[tuple[ModelFacts | Adapter, str | None]] = []
     if source.folder is None:
         parts.append((source.facts, source.revision))
-    if adapter is not None and not expand_home(adapter.id).is_dir():
+    if adapter is not None and not os.path.isdir(expand_home(adapter.id)):
         parts.append((adapter, source.adapter_revision))
     if source.assistant is not None and source.assistant.folder is None:
         parts.append((source.assistant.facts, source.assistant.revision))
@@ -56,7 +57,7 @@ def fetch_adapter(source: Source, progress: ProgressSink, largest_update: int | 
     if adapter is None:
         return None
     path = expand_home(adapter.id)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
     from localgemma_cli.models.hub import client as hub
 

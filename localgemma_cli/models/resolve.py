@@ -16,7 +16,7 @@ from localgemma_cli.models.model_names import nearest_model
 from localgemma_cli.models.own_models import OwnModel, own_models
 from localgemma_cli.models.unsupported_formats import hub_file_error, is_adapter, refuse_unsupported_formats
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")  # the hub allows no longer names
 _HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:\S+")
 _ADAPTER_CONFIG = "adapter_config.json"
 
@@ -66,14 +66,14 @@ def _resolve_known(
         folder = demo_folder() if facts.bundled else None
         return Source(facts, folder, revision, offline)
     path = expand_home(model)
-    if path.is_dir():
+    if os.path.isdir(path):  # False too for a name that no file can have
         there = _names_in(path)
         if is_adapter(there):
             return _adapted(None, model, revision, offline, force)
         refuse_unsupported_formats(there, model, on_disk=path)
         facts = facts_from_config(_local_config(path), name=model, id=model, force=force)
         return Source(_with_the_stored_head(facts, path), path, revision, offline)
-    if path.is_file():
+    if os.path.isfile(path):
         return Source(_file_facts(path, model), path, revision, offline)
     if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
         from localgemma_cli.models.hub.cache import cached_snapshot
@@ -168,7 +168,7 @@ def _with_the_stored_head(facts: ModelFacts, folder: Path | None) -> ModelFacts:
 
 def _adapter(adapter: str, revision: str | None, offline: bool) -> Adapter:
     path = expand_home(adapter)
-    if path.is_dir():
+    if os.path.isdir(path):  # False too for a name that no file can have
         return adapter_of(_local_config(path, _ADAPTER_CONFIG), adapter)
     if _HUB_ID.fullmatch(adapter) and not adapter.startswith((".", os.sep)):
         from localgemma_cli.models.hub.client import fetch_config
