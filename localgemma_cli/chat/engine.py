@@ -80,10 +80,6 @@ class LocalEngine:
         draft = fetch_assistant(self.source, progress, CONFIRM_ABOVE)
         from localgemma_cli.events import LoadProgress
 
-        if self.plan.quantization == "gguf":
-            from localgemma_cli.backends.llamacpp.backend import load_backend as load_gguf
-
-            return load_gguf(self.plan, folder, progress, self.template)
         progress(LoadProgress("starting PyTorch"))
         from localgemma_cli.backends.pytorch.backend import LoadOptions, load_backend
 

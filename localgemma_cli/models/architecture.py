@@ -157,16 +157,12 @@ class Architecture:
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """The format of a pre-quantized checkpoint.
-
-    Of a GGUF file also `detail`, its type, such as Q4_K_M, and `bytes`, the size of its tensors.
-    """
+    """The format of a pre-quantized checkpoint; `detail`: the type of a GGUF file, such as Q4_K."""
 
     kind: StoredQuantization
     nested: bool = False
     group: int = 128
     detail: str = ""
-    bytes: int = 0
 
     @property
     def words(self) -> str:

@@ -33,12 +33,6 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K"}
 _TYPES |= {12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16"}
-_FILE_TYPES = {  # of general.file_type: llama_ftype in llama.cpp's llama.h
-    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S"},
-    **{12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K"},
-    **{19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL"},
-    **{26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16"},
-}
 # Limits beyond any real header: they bound the time and memory that a damaged file can cost.
 _MOST_TENSORS, _MOST_PAIRS, _MOST_ITEMS = 100_000, 10_000, 20_000_000
 _LONGEST_NAME, _MOST_TEXT = 65_535, 16 << 20  # bytes
@@ -67,33 +61,25 @@ class GgufArray:
 
 @dataclass(frozen=True)
 class Gguf:
-    """A header: its values by key, and its tensors by name; `size` of the file in bytes."""
+    """A header: its values by key, and its tensors by name."""
 
     path: Path
     values: Mapping[str, object]
     tensors: Mapping[str, GgufTensor]
-    size: int
 
     @property
     def stored(self) -> StoredFormat:
-        """The file's own name for its format, else the type of most weights; NotFoundError without weights.
-
-        The tensors fill the rest of the file, so their size is counted from where the first one starts.
-        """
+        """The format that most of the weights are stored in; NotFoundError without weights."""
         if not self.tensors:
             raise NotFoundError(
                 f"{self.path} contains no weights.",
                 "Use the file with the model, not the one with its vocabulary.",
             )
-        held = self.size - min(tensor.offset for tensor in self.tensors.values())
-        named = self.values.get("general.file_type")
-        if isinstance(named, int) and named in _FILE_TYPES:
-            return StoredFormat("gguf", detail=_FILE_TYPES[named], bytes=held)
         weights = Counter[int]()
         for tensor in self.tensors.values():
             weights[tensor.type] += prod(tensor.shape)
         kind = weights.most_common(1)[0][0]
-        return StoredFormat("gguf", detail=_TYPES.get(kind, f"type {kind}"), bytes=held)
+        return StoredFormat("gguf", detail=_TYPES.get(kind, f"type {kind}"))
 
     def texts(self, key: str) -> list[str]:
         """A list of texts; bytes that are not UTF-8 become U+FFFD. ValueError if the key has none."""
@@ -160,7 +146,7 @@ def _read(path: Path, file: BinaryIO) -> Gguf:
         # no format stores a weight in less than one bit
         if tensor.offset + prod(tensor.shape) // 8 > size:
             raise ValueError(f"it is truncated: {format_value(name)} ends after the file")
-    return Gguf(path, values, found, size)
+    return Gguf(path, values, found)
 
 
 def _values(file: BinaryIO, pairs: int) -> dict[str, object]:

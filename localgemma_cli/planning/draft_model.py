@@ -27,12 +27,6 @@ def check_draft(facts: ModelFacts, draft: ModelFacts, processes: int) -> None:
             f"--assistant {draft.name} cannot be used with {processes} processes.",
             "Remove --assistant, or run localgemma without torchrun.",
         )
-    for each in (facts, draft):
-        if each.is_gguf:
-            raise UsageError(
-                f"--assistant cannot be used with a GGUF file, and {each.name} is one.",
-                "Remove --assistant, or use the model's safetensors repository.",
-            )
     main, small = facts.architecture, draft.architecture
     if main.family != small.family:
         differ = f"{draft.name} is {FAMILY_NAMES[small.family]} and {facts.name} {FAMILY_NAMES[main.family]}"

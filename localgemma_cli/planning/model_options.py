@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import AUTO, OwnModel, check_template
 from localgemma_cli.models.resolve import Source, resolve, resolve_adapted, resolve_assistant
 from localgemma_cli.planning.hardware import Hardware, parse_size, parse_sizes, probe
@@ -51,29 +50,12 @@ def find_source(options: "Options", hardware: Hardware, overrides: Overrides | N
     return Source(facts, None, revision, offline)
 
 
-def _llamacpp_has_gpu() -> bool:
-    """Whether the installed llama.cpp finds a GPU; not without one, which loading reports."""
-    try:
-        import xllamacpp
-    except ImportError:
-        return False
-    return any("GPU" in str(device["type"]) for device in xllamacpp.get_device_info())
-
-
 def plan_model(
     options: "Options", hardware: Hardware | None = None, processes: int = 1
 ) -> tuple[Source, LoadPlan]:
     """The model and its plan, on this machine or on the `hardware` of a what-if."""
-    probed = hardware is None
     hardware = hardware or probe(options.device)
     draft = resolve_draft(options)
     overrides = make_overrides(options, draft, processes)
     source = replace(find_source(options, hardware, overrides), assistant=draft)
-    if probed and hardware.device != "cpu" and source.facts.is_gguf and not _llamacpp_has_gpu():
-        if options.device is not None:
-            raise UsageError(
-                f"--device {options.device} needs an xllamacpp build with GPU support for GGUF files.",
-                "Remove --device, or install such a build of xllamacpp.",
-            )
-        hardware = probe("cpu")
     return source, make_plan(source.facts, options.preset, hardware, overrides, load_presets())

@@ -20,6 +20,9 @@ def keep_or_unpack(
     asked: Quantization | None,
 ) -> Decision:
     """The checkpoint's own format is kept where it can be: quantizing it again would lose more."""
+    if stored.kind == "gguf":
+        why = f"the file's weights ({stored.words}) are unpacked to {dtype} while they are loaded"
+        return WeightFormat(dtype), _ignoring(why, asked not in (None, "none"), f"--quantization {asked}")
     if stored.kind == "awq":
         return _keep_or_unpack_awq(facts, stored, preset, hardware, dtype, asked)
     if facts.adapter and stored.kind == "w8a8":

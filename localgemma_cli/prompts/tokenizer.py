@@ -7,8 +7,6 @@ from functools import cached_property
 import tokenizers
 from tokenizers import AddedToken
 
-from localgemma_cli.prompts.partial_bpe import PartialBpe
-
 # What GemmaTokenizer assumes where tokenizer_config.json does not name a token.
 _GEMMA_NAMES = {
     "bos_token": "<bos>",
@@ -24,7 +22,6 @@ class Tokenizer:
     """A tokenizer and its chat templates.
 
     `library`: the tokenizers library's own object, without truncation, padding or a post-processor in use.
-    `encoder` encodes in its place where its model has no merges.
     `names`: the special tokens by the attribute that chat templates know them by, such as `bos_token`.
     `templates`: the chat templates by name; the one in use is `default`.
     """
@@ -32,12 +29,9 @@ class Tokenizer:
     library: tokenizers.Tokenizer
     names: Mapping[str, str]
     templates: Mapping[str, str]
-    encoder: PartialBpe | None = None
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: the name of a special token in it is split like any other text."""
-        if self.encoder is not None:
-            return self.encoder.encode(text)
         self.library.encode_special_tokens = True
         ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
         return ids
@@ -93,8 +87,6 @@ class Tokenizer:
         if missing:
             marked = [AddedToken(name, special=True, normalized=False) for name in missing]
             self.library.add_special_tokens(marked)
-            if self.encoder is not None:
-                self.encoder.mark_special(marked)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Loads a model as the plan says, from its folder: picks the loader, adds the adapter, tunes linear layers.
 
-Weights are read from safetensors files only, and code in a repository is never run.
+Weights are read from safetensors and GGUF files only, and code in a repository is never run.
 """
 
 from pathlib import Path
@@ -69,6 +69,10 @@ def _load_weights(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTr
             from localgemma_cli.backends.pytorch.loading.w8a8 import load_w8a8
 
             return load_w8a8(plan, folder, progress)
+        case "gguf":
+            from localgemma_cli.backends.pytorch.loading.gguf import load_gguf
+
+            return load_gguf(plan, folder, progress)
     from localgemma_cli.backends.pytorch.loading.pretrained import load_pretrained
 
     return load_pretrained(plan, folder, progress)

@@ -1,25 +1,20 @@
 """GGUF files, written by the gguf package as llama.cpp's converter lays Gemma out."""
 
 import copy
-import functools
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from support.checkpoints import dense_state, logits, plan_for, prompt_ids, tiny
+from support.checkpoints import dense_state, greedy, loaded, logits, plan_for, tiny
 from support.models import DEMO, demo_tokenizer, own_tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from localgemma_cli.backends.llamacpp.backend import load_backend
-from localgemma_cli.backends.llamacpp.completion import completion_request
-from localgemma_cli.backends.llamacpp.server import open_server
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.gguf_config import gguf_config
@@ -27,7 +22,6 @@ from localgemma_cli.models.gguf_header import read_gguf
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
-from localgemma_cli.sampling import Sampling
 
 ARCHITECTURES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3"}
 LAYER_NAMES = {
@@ -45,7 +39,7 @@ LAYER_NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 TOP_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-Q8_0, F16, F32 = (getattr(gguf.GGMLQuantizationType, name) for name in ("Q8_0", "F16", "F32"))
+Q8_0, F16 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16
 
 
 def gguf_name(name: str, family: str) -> str:
@@ -105,38 +99,6 @@ def write_gguf(
     return reference.eval()
 
 
-@functools.cache
-def banned() -> list[int]:
-    """Tokens that neither side writes: ends, and single bytes, which llama.cpp holds back."""
-    tokenizer = demo_tokenizer()
-    names = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return [at for at, name in enumerate(names) if name.startswith("<")]
-
-
-def answer_ids(path: Path, tokens: int) -> list[int]:
-    """The ids of llama.cpp's greedy answer."""
-    chunks: list[dict[str, Any]] = []
-    request = completion_request(prompt_ids()[0].tolist(), Sampling(temperature=0), tokens)
-    server = open_server(plan_for(path, "exact"), path)
-    never = {"logit_bias": [[token, False] for token in banned()]}
-    server.handle_completions({**request, **never}, lambda chunk: bool(chunks.append(chunk)))
-    choices = [choice for chunk in chunks for choice in chunk["choices"]]
-    return [entry["id"] for choice in choices for entry in (choice["logprobs"] or {}).get("content", ())]
-
-
-def shortfall(model: PreTrainedModel, tokens: list[int]) -> float:
-    """How far below the best token of transformers the worst of these is, in deviations of the logits.
-
-    llama.cpp multiplies in fewer bits, and the answers of random weights part at the first near tie.
-    """
-    prompt = prompt_ids()
-    ids = torch.cat([prompt, torch.tensor([tokens])], dim=1)
-    rows = logits(model, ids)[0, prompt.shape[1] - 1 : -1].clone()
-    rows[:, banned()] = rows.min()
-    behind = rows.max(dim=1).values - rows.gather(1, torch.tensor(tokens)[:, None])[:, 0]
-    return float((behind / rows.std(dim=1)).max())
-
-
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:
     tokenizer = demo_tokenizer()
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
@@ -179,14 +141,30 @@ def test_greedy_tokens_are_those_of_the_weights_in_the_file(
 ) -> None:
     path = tmp_path / "model.gguf"
     reference = write_gguf(path, tiny(family), kind)
-    tokens = answer_ids(path, 24)
-    assert shortfall(reference, tokens) < 0.1
-    assert len(set(tokens)) > 1
+    model = loaded(path, "exact", dtype="float32")
+    assert torch.allclose(logits(model), logits(reference), atol=1e-5)
+    tokens = greedy(model, 32)
+    assert tokens == greedy(reference, 32)
+    assert len(set(tokens)) > 2
+
+
+def test_they_are_transformers_own_where_it_loads_the_file(file: Path) -> None:
+    """Its own loader knows Gemma 2 and 3, not 1; and it leaves out how attention is scaled."""
+    config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config.query_pre_attn_scalar = 64
+    reference = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+    model = loaded(file, "exact", dtype="float32")
+    assert torch.allclose(logits(model), logits(reference), atol=1e-5)
+    assert greedy(model) == greedy(reference)
 
 
 def test_a_head_of_its_own_is_taken(tmp_path: Path) -> None:
-    reference = write_gguf(tmp_path / "m.gguf", tiny("gemma3_text", tie_word_embeddings=False), F16)
-    assert shortfall(reference, answer_ids(tmp_path / "m.gguf", 24)) < 0.1
+    reference = write_gguf(tmp_path / "m.gguf", tiny("gemma2", tie_word_embeddings=False), F16)
+    assert torch.allclose(
+        logits(loaded(tmp_path / "m.gguf", "exact", dtype="float32")), logits(reference), atol=1e-5
+    )
 
 
 def test_the_vocabulary_in_the_file_is_a_whole_tokenizer(file: Path) -> None:
@@ -198,15 +176,15 @@ def test_the_vocabulary_in_the_file_is_a_whole_tokenizer(file: Path) -> None:
     assert ours.stop_ids == own.stop_ids
 
 
-def test_the_plan_is_of_the_weights_as_stored(file: Path) -> None:
+def test_the_plan_is_of_the_unpacked_weights(file: Path) -> None:
     facts = resolve(str(file), revision=None, offline=True).facts
     config = json.loads((DEMO / "config.json").read_text())
     assert config["vocab_size"] == facts.architecture.vocabulary
     assert facts.architecture.softcap
     assert facts.architecture.sliding_window == 16
-    plan = plan_for(file, "memory")
-    assert plan.quantization == "gguf"
-    assert any("GGUF Q8_0" in reason and "as it is stored" in reason for reason in plan.reasons)
+    plan = plan_for(file, "memory", quantization="nf4")
+    assert plan.quantization == "none"
+    assert any("GGUF Q8_0" in reason and "unpacked" in reason for reason in plan.reasons)
     assert plan.to_dict()["model"]["stored"] == "GGUF Q8_0"  # type: ignore[index]
 
 
@@ -247,7 +225,7 @@ def test_a_damaged_file_is_refused(damage: str, file: Path, tmp_path: Path) -> N
     path = tmp_path / "m.gguf"
     path.write_bytes(kept)
     with pytest.raises(NotFoundError, match=r"cannot be (read|loaded)") as caught:
-        load_backend(plan_for(path, "exact"), path, lambda _: None)
+        loaded(path, "exact", dtype="float32")
     assert "\n" not in caught.value.message
 
 
@@ -268,8 +246,7 @@ def test_other_files_and_split_ones_are_refused(tmp_path: Path) -> None:
 HIDDEN = """
 import importlib.machinery, sys
 find = importlib.machinery.PathFinder.find_spec
-hidden = lambda name, *more: None if name == "xllamacpp" else find(name, *more)
-importlib.machinery.PathFinder.find_spec = hidden
+importlib.machinery.PathFinder.find_spec = lambda name, *more: None if name == "gguf" else find(name, *more)
 from localgemma_cli.__main__ import main
 sys.exit(main())
 """
@@ -338,7 +315,6 @@ CASES = [
     (family, name, *saying)
     for family in ("gemma2", "gemma3_text")
     for name, saying in (SAYINGS | ({"local": LOCAL} if family == "gemma3_text" else {})).items()
-    if (family, name) != ("gemma2", "none")  # llama.cpp scales there all the same
 ]
 
 
@@ -350,12 +326,12 @@ def test_what_a_file_says_of_positions_is_as_a_config_says_it(
     edit: Callable[[gguf.GGUFWriter], None],
     tmp_path: Path,
 ) -> None:
-    reference = write_gguf(tmp_path / "m.gguf", sharp(family, **settings), F32, edit)
-    tokens = answer_ids(tmp_path / "m.gguf", 12)
-    assert shortfall(reference, tokens) < 0.1
+    reference = write_gguf(tmp_path / "m.gguf", sharp(family, **settings), F16, edit)
+    model = loaded(tmp_path / "m.gguf", "exact", dtype="float32")
+    assert torch.allclose(logits(model), logits(reference), atol=1e-4)
     if settings:
-        plain = write_gguf(tmp_path / "plain.gguf", sharp(family), F32)
-        assert shortfall(plain, tokens) > 0.2, "the setting must show"
+        plain = write_gguf(tmp_path / "plain.gguf", sharp(family), F16)
+        assert not torch.allclose(logits(model), logits(plain), atol=1e-3), "the setting must show"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +350,7 @@ def test_what_a_file_says_of_positions_is_as_a_config_says_it(
 def test_what_changes_the_answer_and_is_not_known_is_refused(
     edit: Callable[[gguf.GGUFWriter], None], match: str, tmp_path: Path
 ) -> None:
-    write_gguf(tmp_path / "m.gguf", tiny("gemma2"), F32, edit)
+    write_gguf(tmp_path / "m.gguf", tiny("gemma2"), F16, edit)
     with pytest.raises(NotFoundError, match=match) as caught:
         resolve(str(tmp_path / "m.gguf"), revision=None, offline=True)
     assert "\n" not in caught.value.message
