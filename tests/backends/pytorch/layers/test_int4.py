@@ -150,9 +150,10 @@ with torch.inference_mode():
     model = loaded(Path({str(checkpoint)!r}), quantization="int4", dtype="float32")
     torch.save(model(torch.tensor({prompt.tolist()})).logits, {str(tmp_path / "logits.pt")!r})
 """
-    paths = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": os.pathsep.join(paths)}
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=600)
+    tests = str(Path(__file__).parents[3])
+    environment = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "PYTHONPATH": tests}
+    # -P: the installed package, which has the extension, and not the source in the current folder
+    subprocess.run([sys.executable, "-P", "-c", script], check=True, env=environment, timeout=600)
     there = torch.load(tmp_path / "logits.pt")
     assert (there - here).abs().max() < 0.02 * here.abs().max()
     layouts = {f"{block} rows, groups of 64" for block in (row_block(), 32)}
