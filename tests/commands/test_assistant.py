@@ -44,7 +44,7 @@ def test_a_draft_from_the_hub_is_fetched_and_changes_no_answer(online: Program) 
     question = "How do I get JSON out of localgemma in a script?"
     alone, both = (online(*words, *more, question) for more in ((), ("--assistant", DRAFT)))
     assert (both.returncode, both.stderr) == (0, "warning: " + both.stderr.removeprefix("warning: "))
-    assert "no smaller than demo" in both.stderr
+    assert "as large as demo" in both.stderr
     assert json.loads(both.stdout)["response"] == json.loads(alone.stdout)["response"]
     assert json.loads(both.stdout)["plan"]["assistant"] == DRAFT
 
