@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import typer
@@ -23,7 +22,7 @@ from localgemma_cli.config import read_config
 from localgemma_cli.environment import (
     LibraryStream,
     Streams,
-    config_folder,
+    config_file,
     detach_from_terminal,
     fill_closed_descriptors,
     hide_library_output,
@@ -134,7 +133,7 @@ def _dispatch(words: Sequence[str]) -> int:
     command: Any = typer.main.get_command(build_app(name for name in COMMAND_NAMES if name == first))
     keys = [spec.key for spec in options_of("chat").values()]
     # `localgemma config edit` must start with a file that it is there to correct.
-    config = {} if first == "config" else read_config(_config_file(), keys)
+    config = {} if first == "config" else read_config(config_file(), keys)
     maps = {"" if name == "chat" else name: defaults_from(config, name) for name in _CONFIGURED}
     try:
         with command.make_context("localgemma", _modern(words), default_map=maps) as context:
@@ -168,11 +167,7 @@ def _name_places(error: LocalGemmaError, words: Sequence[str], config: Mapping[s
     from localgemma_cli.commands.value_sources import ValueSources
 
     flags = {spec.key: [part for flag in spec.flags for part in flag.split("/")] for spec in SPECS.values()}
-    ValueSources(_modern(words), os.environ, config, _config_file(), flags).name_places(error)
-
-
-def _config_file() -> Path:
-    return config_folder() / "config.toml"
+    ValueSources(_modern(words), os.environ, config, config_file(), flags).name_places(error)
 
 
 def _modern(words: Sequence[str]) -> list[str]:

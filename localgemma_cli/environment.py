@@ -179,6 +179,11 @@ def config_folder() -> Path:
     return _folder("config", platformdirs.user_config_path)
 
 
+def config_file() -> Path:
+    """The user's defaults for options; it may not exist."""
+    return config_folder() / "config.toml"
+
+
 def make_private(folder: Path) -> Path:
     """Create `folder` and its parents if missing, readable by this user only, independent of the umask.
 

@@ -13,7 +13,14 @@ import typer
 from localgemma_cli.command_options import default_of, options_of, takes_options
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.config import read_config
-from localgemma_cli.environment import config_folder, make_private, private_opener, standard_streams
+from localgemma_cli.documents import failure_reason
+from localgemma_cli.environment import (
+    config_file,
+    config_folder,
+    make_private,
+    private_opener,
+    standard_streams,
+)
 from localgemma_cli.errors import LocalGemmaError, UsageError
 from localgemma_cli.option_spec import OptionSpec
 from localgemma_cli.options import Options
@@ -55,7 +62,7 @@ def show(options: Options) -> None:
     Example: localgemma config show --json
     """
     streams, specs = standard_streams(), options_of("chat")
-    file = _file()
+    file = config_file()
     values = read_config(file, [spec.key for spec in specs.values()])
     rows = [_row(name, spec, values, os.environ) for name, spec in specs.items()]
     if options.json:
@@ -73,7 +80,7 @@ def edit() -> None:
 
     Example: EDITOR=nano localgemma config edit
     """
-    file, specs = _file(), options_of("chat")
+    file, specs = config_file(), options_of("chat")
     _create(file, specs)
     editor = os.environ.get("VISUAL") or os.environ.get("EDITOR")
     if not editor:
@@ -81,17 +88,12 @@ def edit() -> None:
     try:
         code = subprocess.run([*shlex.split(editor), str(file)], check=False).returncode
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"Cannot start the editor {editor!r}: {reason}.", "Correct VISUAL or EDITOR."
+            f"Cannot start the editor {editor!r}: {failure_reason(error)}.", "Correct VISUAL or EDITOR."
         ) from None
     if code:
         raise LocalGemmaError(f"The editor failed with exit code {code}.", f"The file is {file}.")
     read_config(file, [spec.key for spec in specs.values()])  # report a mistake now
-
-
-def _file() -> Path:
-    return config_folder() / "config.toml"
 
 
 def _row(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from localgemma_cli.chat.phrases import format_count
 from localgemma_cli.command_options import takes_options
 from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import standard_streams
@@ -63,7 +64,7 @@ def list_conversations(
         streams.say(_nothing_found(query))
     for each in found:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.updated))
-        streams.show(f"{each.id:>4}  {when}  {_counted(each):>9}  {_title(each)}")
+        streams.show(f"{each.id:>4}  {when}  {format_count(each.turns, 'turn'):>9}  {_title(each)}")
 
 
 @history.command("show")
@@ -151,7 +152,10 @@ def remove(
     """
     streams, store = standard_streams(), open_store()
     ids = list(dict.fromkeys(store.find(each) for each in which))
-    known = {each.id: f"{each.id:>4}  {_counted(each)}  {_title(each)}" for each in store.summaries()}
+    known = {
+        each.id: f"{each.id:>4}  {format_count(each.turns, 'turn')}  {_title(each)}"
+        for each in store.summaries()
+    }
     lines = [known.get(id, f"{id:>4}  empty") for id in ids]
     if not yes:
         if not streams.can_ask():
@@ -170,10 +174,6 @@ def remove(
 
 def _nothing_found(words: list[str] | None) -> str:
     return "No saved conversation matches." if words else "There are no saved conversations yet."
-
-
-def _counted(each: Summary) -> str:
-    return "1 turn" if each.turns == 1 else f"{each.turns} turns"
 
 
 def _title(each: Summary) -> str:

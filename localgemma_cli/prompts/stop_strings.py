@@ -3,6 +3,18 @@
 from collections.abc import Sequence
 
 
+def releasable_length(text: str, stops: Sequence[str]) -> tuple[int, bool]:
+    """How many characters of `text` surely belong to the answer, and whether a stop string follows them."""
+    found = [at for at in map(text.find, stops) if at >= 0]
+    return (min(found), True) if found else (len(text) - partial_match_length(text, stops), False)
+
+
+def partial_match_length(text: str, stops: Sequence[str]) -> int:
+    """How many characters at the end of `text` may be the start of a stop string."""
+    lengths = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    return max(lengths, default=0)
+
+
 class StopStrings:
     """Passes text through up to a stop string; holds back only the beginning of a possible one."""
 
@@ -17,9 +29,8 @@ class StopStrings:
         """Add the text of one token; returns the text that can be shown now."""
         self._held += text
         self._ends.append(self._released + len(self._held))
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        self.found = bool(found)
-        return self._release(min(found, default=len(self._held) - self._possible_length()))
+        length, self.found = releasable_length(self._held, self._stops)
+        return self._release(length)
 
     def rest(self, text: str) -> str:
         """The end of the answer: the text that was held back, and a last piece."""
@@ -30,12 +41,6 @@ class StopStrings:
     def tokens(self) -> int:
         """The number of tokens completely before the stop string; all of them without one."""
         return sum(end <= self._released for end in self._ends) if self.found else len(self._ends)
-
-    def _possible_length(self) -> int:
-        """The length of the longest end of the held text with which a stop string begins."""
-        longest = max(map(len, self._stops), default=1) - 1
-        lengths = range(min(longest, len(self._held)), 0, -1)
-        return next((n for n in lengths if any(stop.startswith(self._held[-n:]) for stop in self._stops)), 0)
 
     def _release(self, length: int) -> str:
         released, self._held = self._held[:length], self._held[length:]

@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from localgemma_cli.documents import failure_reason
 from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.prompts.template_worker import CPU_SECONDS, compiled
 
@@ -100,7 +101,7 @@ class _Renderer:
                 start_new_session=True,  # Ctrl-C in the terminal must not reach it
             )
         except OSError as error:
-            raise _no_process(error.strerror or str(error)) from error
+            raise _no_process(failure_reason(error)) from error
         self._process = process
         weakref.finalize(self, process.kill)
         if not _line(process, 100, _START_SECONDS):

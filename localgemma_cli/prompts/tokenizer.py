@@ -68,10 +68,6 @@ class Tokenizer:
         return self.names.get("bos_token")
 
     @cached_property
-    def bos_id(self) -> int | None:
-        return None if self.bos is None else self.id_of(self.bos)
-
-    @cached_property
     def eos_id(self) -> int | None:
         eos = self.names.get("eos_token")
         return None if eos is None else self.id_of(eos)

@@ -77,7 +77,7 @@ def require_equal(path: Path) -> None:
     assert dict(ours.names) == own
     added = {each.content: each.special for each in reference.added_tokens_decoder.values()}
     assert ours.added_tokens == {name: special for name, special in added.items() if name != "<mask>"}
-    assert (ours.bos_id, ours.eos_id) == (2, 1)
+    assert (ours.id_of(ours.bos), ours.eos_id) == (2, 1)
 
 
 def test_merges_follow_from_the_order_of_the_tokens(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def require_equal(ours: Tokenizer, reference: Any) -> None:
     assert ours.vocabulary == reference.get_vocab()
     added = {each.content: each.special for each in reference.added_tokens_decoder.values()}
     assert ours.added_tokens == added
-    assert (ours.bos_id, ours.eos_id) == (reference.bos_token_id, reference.eos_token_id)
+    assert (ours.id_of(ours.bos), ours.eos_id) == (reference.bos_token_id, reference.eos_token_id)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from dataclasses import replace
 from localgemma_cli.backends.http.dialect import Piece
 from localgemma_cli.backends.http.transport import ExchangeCancelled
 from localgemma_cli.errors import EndpointError
+from localgemma_cli.prompts.stop_strings import partial_match_length, releasable_length
 from localgemma_cli.redaction import MASK
 from localgemma_cli.text import repair_surrogates
 
@@ -18,13 +19,14 @@ def cut_at_stop(pieces: Iterable[Piece], stops: Sequence[str]) -> Iterator[Piece
     held = ""
     for piece in pieces:
         text = held + piece.text
-        found = [at for at in map(text.find, stops) if at >= 0]
+        length, found = releasable_length(text, stops)
         if found:
-            yield replace(piece, text=text[: min(found)], finish="stop")
+            yield replace(piece, text=text[:length], finish="stop")
             return
-        keep = 0 if piece.finish else _partial_match_length(text, stops)
-        held = text[len(text) - keep :]
-        yield replace(piece, text=text[: len(text) - keep])
+        if piece.finish:
+            length = len(text)
+        held = text[length:]
+        yield replace(piece, text=text[:length])
     if held:
         yield Piece(held)
 
@@ -39,7 +41,7 @@ def mask_secret(pieces: Iterable[Piece], secret: str) -> Iterator[Piece]:
 
     def masked(text: str, ends: bool) -> tuple[str, str]:
         text = text.replace(secret, MASK)
-        at = len(text) if ends else len(text) - _partial_match_length(text, (secret,))
+        at = len(text) if ends else len(text) - partial_match_length(text, (secret,))
         return text[:at], text[at:]
 
     return _filter_text(pieces, masked)
@@ -69,9 +71,3 @@ def _split_surrogates(text: str, ends: bool) -> tuple[str, str]:
     """The repaired text, and the high surrogate at its end that waits for its low one."""
     waits = "" if ends or not "\ud800" <= text[-1:] <= "\udbff" else text[-1]
     return repair_surrogates(text[: len(text) - len(waits)]), waits
-
-
-def _partial_match_length(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end of `text` may be the start of a stop string."""
-    lengths = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
-    return max(lengths, default=0)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,12 +29,6 @@ from support.hub_server import HubServer, Repo
 from support.patience import patience
 
 from localgemma_cli.models.hub import client as hub_module
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer({ID: FILES}) as server:
-        yield server
 
 
 def test_fetch_brings_what_is_loaded_and_nothing_else(hub: HubServer, tmp_path: Path) -> None:

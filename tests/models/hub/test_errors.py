@@ -26,12 +26,6 @@ from support.hub_calls import (
 from support.hub_server import HubServer, Repo
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer({ID: FILES}) as server:
-        yield server
-
-
 @contextmanager
 def hub_of(repo: Repo) -> Iterator[HubServer]:
     with HubServer({ID: repo}, tokens=("hf_good", "hf_other")) as server:

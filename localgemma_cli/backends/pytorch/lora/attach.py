@@ -20,7 +20,7 @@ from localgemma_cli.backends.pytorch.lora.adapter_weights import AdapterWeights,
 from localgemma_cli.backends.pytorch.lora.full_weights import has_tied_head, replace_weights, untie_head
 from localgemma_cli.backends.pytorch.lora.rules import Rules
 from localgemma_cli.documents import failure_reason, read_json_object
-from localgemma_cli.errors import NotFoundError
+from localgemma_cli.errors import NotFoundError, first_line
 from localgemma_cli.models.safetensors_file import EMBEDDING, HEAD
 from localgemma_cli.optional_dependencies import require_package
 
@@ -55,7 +55,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path, *, merge: bool) -> PreT
             "Install it, or merge the adapter into its base model with peft on another machine.",
         ) from error
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        what = first_line(error)
         raise unusable(folder, what if what.endswith(".") else f"{what}.") from error
     return model
 
