@@ -33,7 +33,9 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: the name of a special token in it is split like any other text."""
         self.library.encode_special_tokens = True
-        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        # A batch of one, because `encode` would block Ctrl-C and the spinner: it holds the interpreter lock.
+        (encoded,) = self.library.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoded.ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
