@@ -7,7 +7,7 @@ import pytest
 from support.program import Program
 from support.skips import count_reasons
 
-pytest_plugins = ["support.machines"]
+pytest_plugins = ["support.machines", "support.real_gguf"]
 
 # Before torch reads it, here and in the programs that tests start: two test processes share the processor.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
