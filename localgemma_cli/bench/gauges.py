@@ -1,14 +1,11 @@
 """Device synchronisation, memory peaks and byte counts, for every engine."""
 
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from transformers import PreTrainedModel
 
+from localgemma_cli.bench.host_peak import host_peak, reset_host_peak
 from localgemma_cli.bench.job import Peaks
 
 
@@ -22,28 +19,14 @@ def synchronise(device: torch.device) -> None:
 
 def reset_peaks(device: torch.device) -> None:
     """Start new peaks; outside Linux the host's peak stays that of the whole process."""
-    if sys.platform == "linux":
-        with suppress(OSError):  # a container may forbid it
-            Path("/proc/self/clear_refs").write_text("5")
+    reset_host_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peaks(device: torch.device) -> Peaks:
     allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return Peaks(_host_peak(), allocated)
-
-
-def _host_peak() -> int:
-    """Bytes; on Linux VmHWM, because ru_maxrss starts with the parent's size there."""
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
+    return Peaks(host_peak(), allocated)
 
 
 def tensor_bytes(model: PreTrainedModel) -> int:

@@ -105,6 +105,7 @@ class JobResult:
     """The results of one job.
 
     `read_bytes`: of weights, per decoded token. The stream's seconds are from an id to flushed text.
+    `others_share`: of the processor's time during the job, what other programs used.
     """
 
     loaded: LoadResult
@@ -112,3 +113,4 @@ class JobResult:
     answered: tuple[AnswerResult, ...] = ()
     chatted: ChatResult | None = None
     stream_seconds_per_token: float | None = None
+    others_share: float = 0.0

@@ -7,6 +7,8 @@ from localgemma_cli.bench.job import AnswerResult, ChatResult, Job, JobResult, L
 from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
 from localgemma_cli.types import DTYPE_BYTES, Dtype
 
+BUSY_SHARE = 0.03  # of the processor; on two cores 6 % of one, and each step waits for the slower core
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -74,6 +76,7 @@ class Row:
     """One line of the report.
 
     `step_share`: the cost of turning an id into text, as a share of the first workload's decode step.
+    `others_share`: of the processor's time while this row was measured, what other programs used.
     """
 
     label: str
@@ -83,6 +86,7 @@ class Row:
     chat: ChatFigures | None
     stream_seconds_per_token: float | None
     step_share: float | None
+    others_share: float
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -90,6 +94,17 @@ class Row:
 
 def make_rows(entries: Sequence[Entry], bandwidth: float) -> tuple[Row, ...]:
     return tuple(_row(entry, entries[0], bandwidth) for entry in entries)
+
+
+def busy_warning(rows: Sequence[Row]) -> str | None:
+    """What to know about rows that were measured while other programs used the processor."""
+    busy = [f"{row.label} {row.others_share:.0%}" for row in rows if row.others_share > BUSY_SHARE]
+    if not busy:
+        return None
+    return (
+        f"Other programs used the processor during these rows: {', '.join(busy)}."
+        " Their figures may be too low; run again on an idle machine."
+    )
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
@@ -112,6 +127,7 @@ def _row(entry: Entry, first: Entry, bandwidth: float) -> Row:
         chat=_chat(outcome.chatted) if outcome.chatted else None,
         stream_seconds_per_token=stream,
         step_share=None if stream is None else stream * answers[0].decode_tokens_per_second,
+        others_share=outcome.others_share,
     )
 
 

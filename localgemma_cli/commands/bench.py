@@ -10,7 +10,7 @@ from pathlib import Path
 
 from localgemma_cli.bench.job import ChatWorkload, Workload
 from localgemma_cli.bench.machine import Machine, describe_machine
-from localgemma_cli.bench.report import Row, make_rows
+from localgemma_cli.bench.report import Row, busy_warning, make_rows
 from localgemma_cli.bench.run import BenchRequest, BenchRun, check_request
 from localgemma_cli.bench.subprocess_runner import run_bandwidth
 from localgemma_cli.command_options import takes_options
@@ -84,9 +84,9 @@ def _plans(
 
 
 def _gguf(file: str) -> Path:
-    if find_spec("llama_cpp") is None:
+    if find_spec("xllamacpp") is None:
         raise UsageError(
-            "--llama-cpp needs llama-cpp-python, which is not installed.",
+            "--llama-cpp needs the package xllamacpp, which is not installed.",
             'Install it: pip install "localgemma-cli[bench]"',
         )
     path = expand_home(file)
@@ -125,3 +125,5 @@ def _show_table(
     streams.show(f"{source.facts.name} ({request.load_format} weights) on {machine.line()}")
     width = None if streams.stdout.isatty() else _COLUMNS
     SafeConsole(streams.stdout, width).print(make_table(measured, machine.bandwidth_bytes_per_second))
+    if warning := busy_warning(measured):
+        streams.show(warning)

@@ -19,10 +19,12 @@ from localgemma_cli.bench.job import (
     Peaks,
     Workload,
 )
-from localgemma_cli.bench.report import AnswerFigures, Entry, Row, first_difference, make_rows
+from localgemma_cli.bench.machine import describe_machine, name_features
+from localgemma_cli.bench.report import AnswerFigures, Entry, Row, busy_warning, first_difference, make_rows
 from localgemma_cli.bench.table import make_table
 from localgemma_cli.models.resolve import resolve
 from localgemma_cli.planning.hardware import GIB, describe_hardware
+from localgemma_cli.planning.host import cpu_flags
 from localgemma_cli.planning.memory import RUNTIME_BYTES, kv_cache_bytes
 from localgemma_cli.planning.plan import LoadPlan, Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
@@ -142,6 +144,40 @@ def test_six_rows_fit_in_100_columns_with_nothing_left_out() -> None:
     assert "[bold]" not in text
 
 
+def test_rows_that_other_programs_disturbed_are_named() -> None:
+    rows = make_rows([entry(), entry("transformers"), entry("llama.cpp")], BANDWIDTH)
+    shares = (0.004, 0.123, 0.31)
+    disturbed = [replace(row, others_share=share) for row, share in zip(rows, shares, strict=True)]
+    warning = busy_warning(disturbed)
+    assert warning is not None
+    assert "transformers 12%, llama.cpp 31%" in warning
+    assert "localgemma" not in warning
+    assert busy_warning(disturbed[:1]) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("fpu sse2 avx avx2 fma", ("AVX2",)),
+        ("avx2 avx_vnni fma", ("AVX2", "AVX-VNNI")),
+        ("avx2 avx512f avx512_bf16 amx_bf16", ("AVX2", "AVX-512", "AVX512-BF16", "AMX")),
+        ("fp asimd asimddp i8mm bf16", ("DotProd", "I8MM", "BF16")),
+        ("", ()),
+    ],
+)
+def test_features_of_a_processor_are_named_as_people_name_them(flags: str, named: tuple[str, ...]) -> None:
+    assert name_features(frozenset(flags.split())) == named
+
+
+def test_the_heading_names_the_processor_and_its_features() -> None:
+    machine = describe_machine(describe_hardware("cpu", 24 * GIB, 64 * GIB), BANDWIDTH)
+    named = replace(machine, name="AMD EPYC", features=("AVX2", "AVX-512"), cores=2)
+    assert named.line().startswith("cpu: AMD EPYC (AVX2, AVX-512), 2 cores, 25.8 GB, 20 GB/s\n")
+    assert replace(named, features=()).line().startswith("cpu: AMD EPYC, 2 cores")
+    assert machine.features == name_features(cpu_flags() or frozenset())
+    assert describe_machine(describe_hardware("cuda", 24 * GIB, None), BANDWIDTH).features == ()
+
+
 # The program
 
 
@@ -185,6 +221,7 @@ def test_all_figures_are_there_and_positive(report: dict) -> None:
             ):
                 assert answer[name] > 0, name
         assert row["load"]["first_seconds"] > 0
+        assert 0 <= row["others_share"] <= 1
         assert row["load"]["peak_host_bytes"] > row["load"]["weights_bytes"]
     for row in report["rows"][1:]:
         assert row["load"]["second_seconds"] > 0
@@ -247,7 +284,7 @@ def test_llama_cpp_is_asked_for_by_name(program: Program) -> None:
     from importlib.util import find_spec
 
     done = program("bench", "-m", "demo", "--llama-cpp", "missing.gguf")
-    if find_spec("llama_cpp") is None:
+    if find_spec("xllamacpp") is None:
         assert done.returncode == 2
         assert "pip install" in done.stderr
     else:
