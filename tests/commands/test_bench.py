@@ -172,7 +172,7 @@ def test_features_of_a_processor_are_named_as_people_name_them(flags: str, named
 def test_the_heading_names_the_processor_and_its_features() -> None:
     machine = describe_machine(describe_hardware("cpu", 24 * GIB, 64 * GIB), BANDWIDTH)
     named = replace(machine, name="AMD EPYC", features=("AVX2", "AVX-512"), cores=2)
-    assert named.line().startswith("cpu: AMD EPYC (AVX2, AVX-512), 2 cores, 25.8 GB, 20 GB/s\n")
+    assert named.line().startswith("cpu: AMD EPYC (AVX2, AVX-512), 2 cores, 25.8 GB, 20.0 GB/s\n")
     assert replace(named, features=()).line().startswith("cpu: AMD EPYC, 2 cores")
     assert machine.features == name_features(cpu_flags() or frozenset())
     assert describe_machine(describe_hardware("cuda", 24 * GIB, None), BANDWIDTH).features == ()
