@@ -1,5 +1,6 @@
 """The chat's first lines, its bar, and `/model`, in the real program."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from support.checkpoints import add_tokenizer, tiny
@@ -16,7 +17,7 @@ def checkpoint(folder: Path) -> Path:
 
 def test_another_model_goes_on_with_the_conversation(program: Program) -> None:
     checkpoint(program.folder / "tiny")
-    with Terminal(program, DEMO) as terminal:
+    with Terminal(replace(program, cold=True), DEMO) as terminal:
         terminal.wait_for_prompt()
         assert "exact · /help" not in terminal.text  # it is loading
         assert terminal.text.startswith("Model demo, preset exact, on cpu.\n/help lists the commands; Ctrl-D")

@@ -182,9 +182,15 @@ def test_the_heading_names_the_processor_and_its_features() -> None:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    program = Program(tmp_path_factory.mktemp("bench"))
-    done = program(
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report's own."""
+    return tmp_path_factory.mktemp("bench")
+
+
+@pytest.fixture(scope="module")
+def report(folder: Path) -> dict:
+    (folder / "temporary").mkdir()
+    done = Program(folder).with_environment(TMPDIR=str(folder / "temporary"))(
         *("bench", "-m", "demo", "--preset", "exact", "--preset", "memory", "--device", "cpu"),
         *("--dtype", "float32", "--load-format", "dummy", "--reference", "--repeats", "1", "--json"),
         *("--prompt-tokens", "16", "--prompt-tokens", "80", "--new-tokens", "5", "--chat-tokens", "300"),
@@ -237,24 +243,30 @@ def test_exact_is_the_reference_and_four_bits_read_less(report: dict) -> None:
     assert memory[0]["read_bytes_per_token"] < reference[0]["read_bytes_per_token"]
 
 
-@pytest.mark.parametrize("kept", [False, True], ids=["temporary", "kept"])
-def test_nothing_stays_behind_but_a_folder_that_was_named(
-    program: Program, tmp_path: Path, kept: bool
-) -> None:
-    own, folder = tmp_path / "temporary", tmp_path / "new" / "model"
-    own.mkdir()
-    program = program.with_environment(TMPDIR=str(own))
-    words = ["bench", "-m", "demo", "--preset", "memory", "--load-format", "dummy-file", "--device", "cpu"]
-    words += ["--repeats", "1", "--prompt-tokens", "8", "--new-tokens", "2"]
-    done = program(*words, *(["--dummy-folder", str(folder)] if kept else []))
+def assert_nothing_is_left(folder: Path) -> None:
+    assert not [each for each in (folder / "temporary").iterdir() if each.name.startswith("localgemma")]
+    assert not list((folder / "home").rglob("*.safetensors"))
+
+
+def test_nothing_stays_behind(report: dict, folder: Path) -> None:
+    """`memory` reads files: the random weights were written to a temporary folder."""
+    assert report["rows"][2]["load"]["second_seconds"] > 0
+    assert_nothing_is_left(folder)
+
+
+def test_a_folder_that_was_named_stays_and_the_table_is_printed(program: Program, tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    (tmp_path / "temporary").mkdir()
+    done = program.with_environment(TMPDIR=str(tmp_path / "temporary"))(
+        *("bench", "-m", "demo", "--preset", "memory", "--load-format", "dummy-file", "--device", "cpu"),
+        *("--repeats", "1", "--prompt-tokens", "8", "--new-tokens", "2", "--dummy-folder", str(folder)),
+    )
     assert done.returncode == 0, done.stderr
     assert "decode, tok/s" in done.stdout
     assert "\x1b" not in done.stdout
-    assert not [path for path in own.iterdir() if path.name.startswith("localgemma")]
-    assert not list((tmp_path / "home").rglob("*.safetensors"))
-    if kept:
-        assert [path.name for path in folder.parent.iterdir()] == ["model"]
-        assert list(folder.glob("*.safetensors"))
+    assert_nothing_is_left(tmp_path)
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+    assert list(folder.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

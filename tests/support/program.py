@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from support import warm_start
 
 COMMAND = [sys.executable, "-m", "localgemma_cli"]
 
@@ -13,6 +16,7 @@ COMMAND = [sys.executable, "-m", "localgemma_cli"]
 class Program:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    cold: bool = False  # start it as a user does, without the imports of warm_start.py
 
     @property
     def env(self) -> dict[str, str]:
@@ -31,10 +35,13 @@ class Program:
 
     def __call__(self, *words: str, stdin: str | bytes | None = None) -> "subprocess.CompletedProcess[str]":
         """Run to the end; without `stdin` standard input is empty."""
-        data = stdin.encode() if isinstance(stdin, str) else stdin
+        data = stdin.encode() if isinstance(stdin, str) else stdin or b""
+        if self.starts_warm(words):
+            code, out, errors = warm_start.run(words, data, cwd=self.folder, env=self.env)
+            return subprocess.CompletedProcess(words, code, out.decode("utf-8"), errors.decode("utf-8"))
         done = subprocess.run(
             [*COMMAND, *words],
-            input=data if data is not None else b"",
+            input=data,
             capture_output=True,
             cwd=self.folder,
             env=self.env,
@@ -59,7 +66,10 @@ class Program:
         )
 
     def with_environment(self, **more: str) -> "Program":
-        return Program(self.folder, {**self.environment, **more})
+        return replace(self, environment={**self.environment, **more})
+
+    def starts_warm(self, words: Sequence[str]) -> bool:
+        return not self.cold and warm_start.can_start_warm(words, self.environment)
 
     @property
     def config(self) -> Path:

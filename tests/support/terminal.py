@@ -1,16 +1,23 @@
 """A person at an 80x24 terminal: a real pseudo-terminal, its bytes read by a terminal emulator."""
 
+import os
 import re
 import signal
+import termios
 import time
 from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
 from types import TracebackType
 
 import pexpect
 import pyte
+from ptyprocess import PtyProcess
+from support import warm_start
 from support.program import COMMAND, Program
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+HISTORY = 20_000  # lines
 
 
 def paste(text: str) -> str:
@@ -21,6 +28,20 @@ def paste(text: str) -> str:
 def answer_to(question: str) -> str:
     """Matches once an answer has begun; what turns while it is waited for is none."""
     return rf"> {re.escape(question)}\n(?![{SPINNER}]).*\S"
+
+
+def _spawn_warm(
+    words: Sequence[str], *, env: dict[str, str], dimensions: tuple[int, int], cwd: Path
+) -> pexpect.spawn:
+    """As pexpect.spawn, from the process of warm_start.py."""
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, dimensions)
+    child = pexpect.spawn(None, timeout=5)
+    child.pid = warm_start.start(words, (theirs, theirs, theirs), cwd=cwd, env=env, terminal=True)
+    os.close(theirs)
+    child.ptyproc = PtyProcess(child.pid, ours)
+    child.child_fd, child.closed, child.terminated = ours, False, False
+    return child
 
 
 class Terminal:
@@ -39,14 +60,19 @@ class Terminal:
         rows: int = 24,
         columns: int = 80,
     ) -> None:
-        self.screen = pyte.HistoryScreen(columns, rows, history=20_000, ratio=0.5)
+        self.screen = pyte.HistoryScreen(columns, rows, history=HISTORY, ratio=0.5)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
+        self._above: list[str] = []
+        self._text: str | None = None
         env = {"TERM": "xterm-256color", **program.env, "COLUMNS": str(columns), "LINES": str(rows)}
         command = ["bash", *(["-m"] if interactive else []), "-c", shell] if shell else [*COMMAND, *words]
-        self.child = pexpect.spawn(
-            command[0], command[1:], env=env, dimensions=(rows, columns), cwd=program.folder, timeout=5
-        )
+        if not shell and program.starts_warm(words):
+            self.child = _spawn_warm(words, env=env, dimensions=(rows, columns), cwd=program.folder)
+        else:
+            self.child = pexpect.spawn(
+                command[0], command[1:], env=env, dimensions=(rows, columns), cwd=program.folder, timeout=5
+            )
         self.child.delaybeforesend = None
 
     def __enter__(self) -> "Terminal":
@@ -96,6 +122,7 @@ class Terminal:
             return False
         self.raw += data
         self._stream.feed(data)
+        self._text = None
         for _ in range(data.count(b"\x1b[6n")):
             self.child.send(f"\x1b[{self.screen.cursor.y + 1};{self.screen.cursor.x + 1}R")
         return True
@@ -103,19 +130,30 @@ class Terminal:
     @property
     def text(self) -> str:
         """Everything on the screen and scrolled off it, trailing blanks left out."""
-        above = [
-            "".join(line[x].data for x in range(self.screen.columns)) for line in self.screen.history.top
-        ]
-        return "\n".join(line.rstrip() for line in [*above, *self.screen.display])
+        if self._text is None:
+            lines = [*self._scrolled_off(), *(line.rstrip() for line in self.screen.display)]
+            self._text = "\n".join(lines)
+        return self._text
+
+    def _scrolled_off(self) -> list[str]:
+        """The lines above the screen; each is put together once, since it no longer changes."""
+        top = self.screen.history.top
+        assert len(top) < HISTORY
+        if len(top) < len(self._above):  # the program has cleared them
+            self._above.clear()
+        for line in islice(top, len(self._above), None):
+            self._above.append("".join(line[x].data for x in range(self.screen.columns)).rstrip())
+        return self._above
 
     def wait(self, pattern: str, seconds: float = 240, *, count: int = 1) -> str:
         """The terminal's text once `pattern` is in it `count` times."""
         deadline = time.monotonic() + seconds
-        while len(re.findall(pattern, self.text)) < count:
-            if time.monotonic() > deadline:
-                raise AssertionError(f"no {pattern!r} ({count}x) after {seconds} s in:\n{self.text}")
-            if not self.read():
-                raise AssertionError(f"the program ended without {pattern!r}:\n{self.text}")
+        while len(re.findall(pattern, before := self.text)) < count:
+            while self.text == before:
+                if time.monotonic() > deadline:
+                    raise AssertionError(f"no {pattern!r} ({count}x) after {seconds} s in:\n{self.text}")
+                if not self.read():
+                    raise AssertionError(f"the program ended without {pattern!r}:\n{self.text}")
         return self.text
 
     def wait_for_prompt(self, seconds: float = 240) -> None:
@@ -130,6 +168,9 @@ class Terminal:
         deadline = time.monotonic() + seconds
         while self.read(0.1):
             assert time.monotonic() < deadline, f"still running:\n{self.text}"
+        while self.child.isalive():  # its terminal is closed, and it may take a moment more: `close` kills it
+            assert time.monotonic() < deadline, f"it runs on without its terminal:\n{self.text}"
+            time.sleep(0.005)
         self.child.close()
         status: int | None = self.child.exitstatus
         return status

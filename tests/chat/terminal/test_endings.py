@@ -39,11 +39,41 @@ def assert_kept(program: Program, conversation: str, early: str) -> None:
     assert early in shown.split("Go on and on")[1]
 
 
+def settings_of_a_new_terminal() -> list[object]:
+    ours, theirs = os.openpty()
+    try:
+        return termios.tcgetattr(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def assert_pasting_is_plain_again(terminal: Terminal) -> None:
+    assert terminal.raw.rindex(b"\x1b[?2004l") > terminal.raw.rindex(b"\x1b[?2004h")
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("state", ["loading", "prompt", "answering"])
+@pytest.mark.parametrize("state", ["prompt", "answering"])
 def test_signals_that_end_the_program(program: Program, signal_number: int, state: str) -> None:
-    if state == "loading" and signal_number == signal.SIGHUP:
-        return
+    with Terminal(program, RAMBLING) as terminal:
+        terminal.wait("exact · /help")
+        if state == "answering":
+            terminal.type("Hello\r")
+            terminal.wait(ANSWERING)
+            time.sleep(0.3)
+        os.kill(terminal.child.pid, signal_number)
+        started = time.monotonic()
+        while terminal.read():
+            assert time.monotonic() - started < 120, terminal.text
+        assert time.monotonic() - started < patience(5)
+        assert termios.tcgetattr(terminal.child.child_fd) == settings_of_a_new_terminal()
+        assert_pasting_is_plain_again(terminal)
+    if state == "answering":
+        shown = program("history", "show", "1").stdout
+        assert re.search(r"## You\n\nHello\n+## Gemma\n+.*\S", shown)
+
+
+def test_a_signal_while_it_loads_gives_the_shell_its_terminal_back(program: Program) -> None:
     shell = (
         f"stty -a > before; {' '.join([*COMMAND, *RAMBLING])} & echo pid $!; fg; stty -a > after; echo left"
     )
@@ -51,21 +81,12 @@ def test_signals_that_end_the_program(program: Program, signal_number: int, stat
         found = re.search(r"pid (\d+)", terminal.wait(r"pid \d+"))
         assert found
         terminal.wait_for_prompt()
-        if state != "loading":
-            terminal.wait("exact · /help")
-        if state == "answering":
-            terminal.type("Hello\r")
-            terminal.wait(ANSWERING)
-            time.sleep(0.3)
-        os.kill(int(found[1]), signal_number)
+        os.kill(int(found[1]), signal.SIGTERM)
         started = time.monotonic()
         terminal.wait("left")
         assert time.monotonic() - started < patience(5)
         assert (program.folder / "before").read_text() == (program.folder / "after").read_text()
-        assert terminal.raw.rindex(b"\x1b[?2004l") > terminal.raw.rindex(b"\x1b[?2004h")
-    if state == "answering":
-        shown = program("history", "show", "1").stdout
-        assert re.search(r"## You\n\nHello\n+## Gemma\n+.*\S", shown)
+        assert_pasting_is_plain_again(terminal)
 
 
 def test_a_terminal_that_is_closed_in_an_answer(program: Program) -> None:

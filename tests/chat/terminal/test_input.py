@@ -2,6 +2,7 @@
 
 import re
 import threading
+from dataclasses import replace
 
 from support.program import Program
 from support.terminal import Terminal, answer_to, paste
@@ -19,7 +20,7 @@ def history(program: Program) -> list[str]:
 
 
 def test_a_pasted_book_is_one_message_in_every_state(program: Program) -> None:
-    with Terminal(program, RAMBLING) as terminal:
+    with Terminal(replace(program, cold=True), RAMBLING) as terminal:
         terminal.wait_for_prompt()
         terminal.type(paste(PAGE))  # while it loads
         terminal.wait("line 1999 of the page")

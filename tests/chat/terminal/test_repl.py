@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 from support.patience import patience
@@ -27,7 +28,7 @@ def test_two_turns_with_recall_then_leave(program: Program) -> None:
 
 
 def test_the_prompt_is_up_before_torch_and_what_is_typed_then_is_not_lost(program: Program) -> None:
-    with Terminal(program, DEMO) as terminal:
+    with Terminal(replace(program, cold=True), DEMO) as terminal:
         started = time.monotonic()
         terminal.wait_for_prompt()
         assert not torch_is_loaded(terminal.child.pid)
@@ -75,7 +76,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(program: Program) -> None:
 
 
 def test_ctrl_c_ten_times_in_every_state_leaves_a_working_prompt(program: Program) -> None:
-    with Terminal(program, RAMBLING) as terminal:
+    with Terminal(replace(program, cold=True), RAMBLING) as terminal:
         terminal.wait_for_prompt()
         terminal.type("\x03" * 10)
         terminal.wait_for_prompt()

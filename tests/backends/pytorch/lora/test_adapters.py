@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.checkpoints import add_tokenizer, greedy, logits, plan_for, same_logits, tiny
 from support.hub_server import HubServer
 from support.models import demo_tokenizer
+from support.program import Program
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
@@ -53,6 +54,12 @@ def write_adapter(folder: Path, base: Path, *, dora: bool) -> Path:
 @pytest.fixture(scope="module", params=["lora", "dora"])
 def adapter(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_adapter(tmp_path_factory.mktemp(request.param), base, dora=request.param == "dora")
+
+
+@pytest.fixture(scope="module")
+def lora(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For what does not depend on the kind."""
+    return write_adapter(tmp_path_factory.mktemp("lora"), base, dora=False)
 
 
 def ours(base: Path, adapter: Path, preset: str, dtype: str) -> PreTrainedModel:
@@ -133,8 +140,8 @@ def test_merged_it_adds_no_bytes(base: Path, adapter: Path) -> None:
     assert merged.weights_bytes == plan_for(base, "exact").memory.weights_bytes
 
 
-def test_over_several_gpus_each_has_its_part(base: Path, adapter: Path) -> None:
-    facts = resolve_adapted(str(base), str(adapter), revision=None, offline=True).facts
+def test_over_several_gpus_each_has_its_part(base: Path, lora: Path) -> None:
+    facts = resolve_adapted(str(base), str(lora), revision=None, offline=True).facts
     facts = replace(facts, architecture=GEMMA_2_27B)
     assert facts.adapter is not None
     hardware = describe_hardware("cuda", (9 * GIB,) * 4, 64 * GIB)
@@ -147,13 +154,13 @@ def test_over_several_gpus_each_has_its_part(base: Path, adapter: Path) -> None:
     assert sum(share.bytes for share in large.shares) == large.memory.total_bytes
 
 
-def test_an_adapter_alone_finds_its_base(base: Path, adapter: Path, tmp_path: Path) -> None:
-    source = resolve(str(adapter), revision=None, offline=True)
+def test_an_adapter_alone_finds_its_base(base: Path, lora: Path, tmp_path: Path) -> None:
+    source = resolve(str(lora), revision=None, offline=True)
     assert source.folder == base
     assert source.facts.adapter is not None
-    assert source.facts.adapter.id == str(adapter)
+    assert source.facts.adapter.id == str(lora)
     elsewhere = tmp_path / "a"
-    shutil.copytree(adapter, elsewhere)
+    shutil.copytree(lora, elsewhere)
     config = json.loads((elsewhere / "adapter_config.json").read_text())
     (elsewhere / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": "/gone/away"})
@@ -164,10 +171,10 @@ def test_an_adapter_alone_finds_its_base(base: Path, adapter: Path, tmp_path: Pa
     assert resolve_adapted(str(base), str(elsewhere), revision=None, offline=True).folder == base
 
 
-def test_its_own_tokenizer_wins(base: Path, adapter: Path, tmp_path: Path) -> None:
-    assert tokenizer_folder(base, adapter) == base
+def test_its_own_tokenizer_wins(base: Path, lora: Path, tmp_path: Path) -> None:
+    assert tokenizer_folder(base, lora) == base
     own = tmp_path / "own"
-    shutil.copytree(adapter, own)
+    shutil.copytree(lora, own)
     demo_tokenizer().save_pretrained(own)
     assert tokenizer_folder(base, own) == own
 
@@ -182,17 +189,17 @@ def test_tokens_of_its_own_lengthen_the_embedding(base: Path, tmp_path: Path) ->
     assert logits(found).shape[-1] == 2050
 
 
-def test_another_base_is_refused(adapter: Path, tmp_path: Path) -> None:
+def test_another_base_is_refused(lora: Path, tmp_path: Path) -> None:
     tiny("gemma2", intermediate_size=512).save_pretrained(tmp_path)
     with pytest.raises(NotFoundError, match="does not fit this base model") as caught:
-        ours(add_tokenizer(tmp_path), adapter, "exact", "float32")
+        ours(add_tokenizer(tmp_path), lora, "exact", "float32")
     assert "\n" not in caught.value.message
 
 
-def test_pickled_weights_and_other_kinds_are_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
-    config = (adapter / "adapter_config.json").read_text()
+def test_pickled_weights_and_other_kinds_are_refused(base: Path, lora: Path, tmp_path: Path) -> None:
+    config = (lora / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config)
-    torch.save(load_file(adapter / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
+    torch.save(load_file(lora / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
     with pytest.raises(NotFoundError, match="pickle"):
         ours(base, tmp_path, "exact", "float32")
     (tmp_path / "adapter_config.json").write_text(json.dumps(json.loads(config) | {"peft_type": "IA3"}))
@@ -208,36 +215,36 @@ def run_without(package: str, *arguments: str) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-def test_without_peft_the_error_names_the_extra(adapter: Path) -> None:
-    done = run_without("peft", "-m", str(adapter), "--preset", "exact", "-q", "hi")
+def test_without_peft_the_error_names_the_extra(lora: Path) -> None:
+    done = run_without("peft", "-m", str(lora), "--preset", "exact", "-q", "hi")
     assert done.returncode == 4
     assert done.stdout == ""
     assert "pip install 'localgemma-cli[adapters]'" in done.stderr
     assert "Traceback" not in done.stderr
-    assert run_without("peft", "plan", "-m", str(adapter), "--json").returncode == 0
+    assert run_without("peft", "plan", "-m", str(lora), "--json").returncode == 0
 
 
-def test_a_whole_answer_through_the_program(adapter: Path) -> None:
-    command = [sys.executable, "-m", "localgemma_cli", "-m", str(adapter), "--json", "--max-new-tokens", "4"]
-    done = subprocess.run([*command, "hi"], capture_output=True, text=True, timeout=600)
+def test_a_whole_answer_through_the_program(program: Program, lora: Path) -> None:
+    done = program("-m", str(lora), "--json", "--max-new-tokens", "4", "hi")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["plan"]["model"]["adapter"] == str(adapter)
+    assert json.loads(done.stdout)["plan"]["model"]["adapter"] == str(lora)
 
 
-def test_from_the_hub_an_adapter_brings_its_base(base: Path, adapter: Path, tmp_path: Path) -> None:
+def test_from_the_hub_an_adapter_brings_its_base(
+    program: Program, base: Path, lora: Path, tmp_path: Path
+) -> None:
     elsewhere = tmp_path / "adapter"
-    shutil.copytree(adapter, elsewhere)
+    shutil.copytree(lora, elsewhere)
     config = json.loads((elsewhere / "adapter_config.json").read_text())
     (elsewhere / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": "org/base"})
     )
     with HubServer({"org/base": base, "org/adapter": elsewhere}) as hub:
-        env = hub.environment(tmp_path / "home")
-        command = [sys.executable, "-m", "localgemma_cli", "--json", "--max-new-tokens", "4", "hi"]
-        done = subprocess.run([*command, "-m", "org/adapter"], env=env, capture_output=True, text=True)
+        program = program.with_environment(HF_ENDPOINT=hub.endpoint)
+        words = ["--json", "--max-new-tokens", "4", "hi"]
+        done = program(*words, "-m", "org/adapter")
         assert done.returncode == 0, done.stderr
         plan = json.loads(done.stdout)["plan"]
         assert (plan["model"]["id"], plan["model"]["adapter"]) == ("org/base", "org/adapter")
-        named = [*command, "-m", str(base), "--adapter", "org/adapter", "--offline"]
-        again = subprocess.run(named, env=env, capture_output=True, text=True)
+        again = program(*words, "-m", str(base), "--adapter", "org/adapter", "--offline")
         assert again.returncode == 0, again.stderr
