@@ -28,7 +28,7 @@ from support.hub_calls import (
 from support.hub_server import HubServer, Repo
 from support.patience import patience
 
-from localgemma_cli.models.hub import client as hub_module
+from localgemma_cli.models.hub import transfer as hub_module
 
 
 def test_fetch_brings_what_is_loaded_and_nothing_else(hub: HubServer, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def for_ever(first: bytes, chunk: bytes, pause: float = 0.0) -> Callable[[socket
 def test_a_listing_that_never_ends(
     hostile: Hub, listed: Callable[[socket.socket], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(hub, "PATIENCE_SECONDS", 0.3)
     hostile.listed = listed
     began = time.monotonic()
     with pytest.raises(LocalGemmaError):
