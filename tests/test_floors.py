@@ -132,6 +132,7 @@ TESTED_IN = {
     "models/gguf_config.py": "models/test_gguf_header.py",
     "models/hub/cache.py": "models/hub/test_client.py",
     "models/hub/download.py": "models/hub/test_hostile.py",
+    "models/hub/gguf_cache.py": "models/hub/test_gguf.py",
     "models/hub/transfer.py": "models/hub/test_client.py",
     "models/fetch.py": "commands/test_names.py",
     "models/hub/consent.py": "commands/test_consent.py",

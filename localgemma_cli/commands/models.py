@@ -15,6 +15,8 @@ from localgemma_cli.commands.help import CommandGroup
 from localgemma_cli.environment import Streams, expand_home, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
+from localgemma_cli.models.gguf_names import gguf_name, parse_gguf_name
+from localgemma_cli.models.hub.gguf_cache import cached_gguf, delete_gguf, list_cached_ggufs
 from localgemma_cli.models.model_names import models_on_disk, nearest_model
 from localgemma_cli.models.own_models import OwnModel, own_models
 from localgemma_cli.options import Options
@@ -122,7 +124,6 @@ def remove_model(
     Example: localgemma models rm 2b
     """
     from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies, remove_copy
-    from localgemma_cli.models.hub import cache as hub_cache
 
     streams = standard_streams()
     ids = _ids_of(name)
@@ -130,7 +131,7 @@ def remove_model(
     for copy in copies:
         remove_copy(copy)
         streams.show(f"removed {format_bytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}")
-    downloaded = {each: size for each in ids if (size := hub_cache.downloaded_bytes(each))}
+    downloaded = {each: size for each in ids if (size := _downloaded(each))}
     if not copies and not downloaded:
         nearest = nearest_model(name, own_models())
         hint = "List what is on disk with: localgemma models list"
@@ -138,7 +139,7 @@ def remove_model(
         raise NotFoundError(f"Nothing of {name!r} is on disk.", meant + hint)
     for model_id, size in downloaded.items():
         if _may_remove(streams, model_id, size, yes):
-            hub_cache.delete_model(model_id)
+            _delete(model_id)
             streams.show(f"removed {format_bytes(size)}: the downloaded {one_line(model_id)}")
 
 
@@ -249,12 +250,22 @@ def _own_row(own: OwnModel) -> dict[str, object]:
 
 
 def _other_rows() -> list[dict[str, object]]:
-    """Downloads that neither the catalogue nor models.toml names."""
+    """Downloads that neither the catalogue nor models.toml names; each GGUF model by itself."""
     listed = {facts.id for facts in catalogue()}.union(*(_ids_of(name) for name in own_models()))
-    sizes = {each: _downloaded(each) for each in models_on_disk() if each not in listed}
-    return [
-        {"id": each, "on_disk": _cached(each), "disk_bytes": size} for each, size in sizes.items() if size
-    ]
+    named = [name for each in listed if (name := parse_gguf_name(each))]
+    listed.update(cached.name.id for name in named if (cached := cached_gguf(name)))
+    rows = [row for each in models_on_disk() if each not in listed for row in _repository_rows(each)]
+    return [row for row in rows if row["id"] not in listed]
+
+
+def _repository_rows(repository: str) -> list[dict[str, object]]:
+    """Each GGUF model of a repository on disk, and the rest of it."""
+    ggufs = [(each.name.id, each.model.size) for each in list_cached_ggufs(repository)]
+    rest = _downloaded(repository) - sum(size for _, size in ggufs)
+    others = (
+        [{"id": repository, "on_disk": _has_snapshot(repository), "disk_bytes": rest}] if rest > 0 else []
+    )
+    return [*({"id": id, "on_disk": True, "disk_bytes": size} for id, size in ggufs), *others]
 
 
 def _where(row: Mapping[str, object]) -> str:
@@ -273,9 +284,24 @@ def _ids_of(name: str) -> list[str]:
 
 
 def _downloaded(model_id: str) -> int:
+    """Bytes on disk of a repository, or of one GGUF model in it."""
     from localgemma_cli.models.hub.cache import downloaded_bytes
 
+    if name := parse_gguf_name(model_id):
+        cached = cached_gguf(name)
+        return cached.model.size if cached else 0
     return downloaded_bytes(model_id)
+
+
+def _delete(model_id: str) -> None:
+    from localgemma_cli.models.hub.cache import delete_model
+
+    name = parse_gguf_name(model_id)
+    cached = cached_gguf(name) if name else None
+    if cached:
+        delete_gguf(cached)
+    else:
+        delete_model(model_id)
 
 
 def _kept_row(copy: "QuantizedCopy") -> dict[str, object]:
@@ -290,6 +316,10 @@ def _kept_row(copy: "QuantizedCopy") -> dict[str, object]:
 
 
 def _cached(model_id: str) -> bool:
+    return cached_gguf(gguf_name(model_id)) is not None or _has_snapshot(model_id)
+
+
+def _has_snapshot(model_id: str) -> bool:
     from localgemma_cli.models.hub.cache import cached_snapshot
 
     return cached_snapshot(model_id) is not None

@@ -9,7 +9,7 @@ from typing import Any
 from localgemma_cli.environment import cache_folder
 from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.models.catalog import catalogue
-from localgemma_cli.models.model_names import models_on_disk, selectable_models
+from localgemma_cli.models.model_names import names_on_disk, selectable_models
 from localgemma_cli.models.own_models import AUTO, own_models
 from localgemma_cli.types import ASSISTANTS, ATTENTIONS, DEVICES, DTYPES, PROMPT_FORMS, QUANTIZATIONS
 
@@ -79,7 +79,7 @@ def _sessions() -> Iterable[str]:
 
 def _removable() -> Iterable[str]:
     """Models with files on disk, by their shorter name."""
-    downloaded = set(models_on_disk())
+    downloaded = set(names_on_disk())
     names = {facts.id: facts.name for facts in catalogue()}
     own = [each.name for each in own_models().values() if {each.repository, each.adapter} & downloaded]
     copies = cache_folder() / "weights"

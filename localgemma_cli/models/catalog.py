@@ -44,6 +44,12 @@ class ModelFacts:
     bundled: bool = False
     stored: StoredFormat | None = None
     form: PromptForm = "raw"
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file, which llama.cpp runs."""
+        return self.stored is not None and self.stored.kind == "gguf"
+
     adapter: Adapter | None = None
 
 

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localgemma_cli.environment import expand_home
+from localgemma_cli.errors import NotFoundError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.adapter_config import Adapter
 from localgemma_cli.models.catalog import ModelFacts
+from localgemma_cli.models.gguf_names import gguf_name
 from localgemma_cli.models.resolve import Source, naming_the_assistant
 
 CONFIRM_ABOVE = 100_000_000  # bytes; a larger download needs the user's consent
@@ -34,19 +36,33 @@ def missing_from_disk(source: Source) -> tuple[tuple[ModelFacts | Adapter, str |
         parts.append((source.assistant.facts, source.assistant.revision))
     if not parts:  # spare the import of the hub's client
         return ()
+    return tuple((part, revision) for part, revision in parts if not is_on_disk(part, revision))
+
+
+def is_on_disk(part: ModelFacts | Adapter, revision: str | None = None) -> bool:
+    """Whether a hub model or adapter is complete in the hub's cache; uses no network."""
     from localgemma_cli.models.hub.cache import cached_snapshot
 
-    return tuple((part, revision) for part, revision in parts if cached_snapshot(part.id, revision) is None)
+    if isinstance(part, ModelFacts) and part.is_gguf:
+        from localgemma_cli.models.hub.gguf import find_cached_gguf
+
+        return find_cached_gguf(gguf_name(part.id), revision) is not None
+    return cached_snapshot(part.id, revision) is not None
 
 
 def list_downloads(source: Source) -> tuple[PendingDownload, ...]:
     """The downloads with their sizes, from the hub; raises what a download would raise at its start."""
     from localgemma_cli.models.hub.client import bytes_to_fetch
+    from localgemma_cli.models.hub.gguf import gguf_bytes_to_fetch
 
     found = []
     for part, revision in missing_from_disk(source):
         facts = part if isinstance(part, ModelFacts) else None
-        size = bytes_to_fetch(part.id, revision=revision, gated=(facts and facts.gated) or None)
+        gated = (facts and facts.gated) or None
+        if facts and facts.is_gguf:
+            size = gguf_bytes_to_fetch(gguf_name(facts.id), revision=revision, gated=gated)
+        else:
+            size = bytes_to_fetch(part.id, revision=revision, gated=gated)
         found.append(PendingDownload(part.id, facts.licence if facts else "see its card", size))
     return tuple(found)
 
@@ -78,12 +94,23 @@ def tokenizer_folder(folder: Path, adapter: Path | None) -> Path:
 
 
 def fetch_model(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path:
-    """The folder with the weights, downloaded if they are not on disk.
+    """The folder with the weights, or the GGUF file, downloaded if they are not on disk.
 
     A copy on disk is updated if that downloads at most `largest_update` bytes.
     """
     if source.folder is not None:
         return source.folder
+    if source.facts.is_gguf:
+        from localgemma_cli.models.hub.gguf import fetch_gguf
+
+        return fetch_gguf(
+            gguf_name(source.facts.id),
+            revision=source.revision,
+            offline=source.offline,
+            gated=source.facts.gated or None,
+            largest_update=largest_update,
+            progress=progress,
+        )
     from localgemma_cli.models.hub import client as hub
 
     return hub.fetch_snapshot(
@@ -97,10 +124,12 @@ def fetch_model(source: Source, progress: ProgressSink, largest_update: int | No
 
 
 def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
-    """A folder with at least the tokenizer, downloaded without the weights."""
+    """A folder with at least the tokenizer, downloaded without the weights; a GGUF file contains its own."""
     adapter = fetch_adapter(source, progress)
     if source.folder is not None:
         return tokenizer_folder(source.folder, adapter)
+    if source.facts.is_gguf:
+        return _gguf_on_disk(source, progress)
     from localgemma_cli.models.hub import client as hub
 
     folder = hub.fetch_tokenizer_files(
@@ -111,6 +140,16 @@ def fetch_tokenizer(source: Source, progress: ProgressSink) -> Path:
         progress=progress,
     )
     return tokenizer_folder(folder, adapter)
+
+
+def _gguf_on_disk(source: Source, progress: ProgressSink) -> Path:
+    facts = source.facts
+    if not is_on_disk(facts, source.revision):
+        raise NotFoundError(
+            f"The tokenizer of {facts.id} is in its GGUF file, which is not on disk.",
+            f"Download the model first: localgemma models pull {facts.name}",
+        )
+    return fetch_model(source, progress, largest_update=0)
 
 
 def fetch_assistant(source: Source, progress: ProgressSink, largest_update: int | None = None) -> Path | None:

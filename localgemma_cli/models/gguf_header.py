@@ -5,10 +5,12 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 import math
 import os
+import re
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -38,6 +40,11 @@ _MOST_TENSORS, _MOST_PAIRS, _MOST_ITEMS = 100_000, 10_000, 20_000_000
 _LONGEST_NAME, _MOST_TEXT = 65_535, 16 << 20  # bytes
 _MOST_DIMENSIONS, _MOST_ALIGNMENT = 4, 1 << 20
 _SHORT = 1024  # items; a list of numbers up to this length is kept, such as one per layer
+_FIRST_PIECE = re.compile(r"(.+-)00001(-of-(\d{5})\.gguf)", re.IGNORECASE)
+
+
+class _Truncated(ValueError):
+    """The file ends before its header does."""
 
 
 @dataclass(frozen=True)
@@ -108,31 +115,64 @@ class Gguf:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """Read the header.
+    """Read the header; of a split model that of all its pieces, from the first one.
 
-    NotFoundError for a file that is not GGUF, is truncated, or is one of several pieces.
+    NotFoundError for a file that is not GGUF, is truncated, or is a piece without the others beside it.
     """
+    found = _read_file(path)
+    pieces = found.values.get("split.count")
+    if not isinstance(pieces, int) or pieces < 2:
+        return found
+    named = _FIRST_PIECE.fullmatch(path.name)
+    if named is None or int(named[3]) != pieces:
+        raise NotFoundError(
+            f"{path} is one of {pieces} pieces of a model.",
+            f"Name the first one, with the others beside it: NAME-00001-of-{pieces:05}.gguf.",
+        )
+    others = (path.with_name(f"{named[1]}{number:05}{named[2]}") for number in range(2, pieces + 1))
+    return join_pieces([found, *map(_read_file, others)])
+
+
+def _read_file(path: Path) -> Gguf:
+    with _reading(str(path)), open_file(path) as file:
+        return _read(path, file, os.fstat(file.fileno()).st_size)
+
+
+def read_gguf_beginning(path: Path, size: int, name: str) -> Gguf | None:
+    """Read the header of the file `name`, of which `path` has the first of all its `size` bytes.
+
+    None if they end before the header does; NotFoundError as for a whole file.
+    """
+    with _reading(name), open_file(path) as file:
+        try:
+            return _read(Path(name), file, size)
+        except _Truncated:
+            if os.fstat(file.fileno()).st_size >= size:
+                raise
+            return None
+
+
+def join_pieces(pieces: Sequence[Gguf]) -> Gguf:
+    """The header of a split model: the values of its first piece, and the tensors of all."""
+    tensors = {name: tensor for piece in pieces for name, tensor in piece.tensors.items()}
+    return replace(pieces[0], tensors=tensors)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
     try:
-        with open_file(path) as file:
-            found = _read(path, file)
+        yield
     except (OSError, struct.error, ValueError, OverflowError) as error:
         raise NotFoundError(
-            f"{path} cannot be read as a GGUF file: {failure_reason(error)}.",
+            f"{name} cannot be read as a GGUF file: {failure_reason(error)}.",
             "Download it again, or use another file.",
         ) from error
-    pieces = found.values.get("split.count")
-    if isinstance(pieces, int) and pieces > 1:
-        raise NotFoundError(
-            f"{path} is one of {pieces} pieces of a model.", "Join them with llama-gguf-split --merge."
-        )
-    return found
 
 
-def _read(path: Path, file: BinaryIO) -> Gguf:
+def _read(path: Path, file: BinaryIO, size: int) -> Gguf:
     if file.read(4) != b"GGUF" or _number(file, "<I") not in (2, 3):
         raise ValueError("it does not start with a GGUF header of version 2 or 3")
     tensors, pairs = _number(file, "<Q"), _number(file, "<Q")
-    size = os.fstat(file.fileno()).st_size
     if tensors > _MOST_TENSORS or pairs > _MOST_PAIRS:
         raise ValueError("it lists more tensors or values than any model has")
     values = _values(file, pairs)
@@ -228,5 +268,5 @@ def _scalar(file: BinaryIO, form: str) -> float:
 def _exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        raise ValueError("it is truncated")
+        raise _Truncated("it is truncated")
     return data

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from localgemma_cli.environment import hub_cache
 from localgemma_cli.models.catalog import MODEL_NAMES, catalogue
+from localgemma_cli.models.hub.gguf_cache import list_cached_ggufs
 from localgemma_cli.models.own_models import own_models
 
 _TAIL = re.compile(r"(-(it|instruct|chat|text|latest|pt|fp16|bf16|q\d[\w-]*|qat|gguf|awq))+$")
@@ -46,5 +47,13 @@ def models_on_disk() -> list[str]:
 
 
 def selectable_models() -> list[str]:
-    """The names that `--model` accepts: built-in, from models.toml, and hub ids on disk."""
-    return list(dict.fromkeys([*MODEL_NAMES, *own_models(), *models_on_disk()]))
+    """The names that `--model` accepts: built-in, from models.toml, and hub ids and GGUF models on disk."""
+    return list(dict.fromkeys([*MODEL_NAMES, *own_models(), *names_on_disk()]))
+
+
+def names_on_disk() -> list[str]:
+    """The names of hub models on disk: `REPO:QUANT` for each GGUF model of a repository, else its hub id."""
+    names: list[str] = []
+    for repository in models_on_disk():
+        names += [each.name.id for each in list_cached_ggufs(repository)] or [repository]
+    return names

@@ -6,18 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localgemma_cli.documents import failure_reason, read_json_object
 from localgemma_cli.environment import expand_home
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.adapter_config import Adapter, adapter_of
 from localgemma_cli.models.catalog import MODEL_NAMES, ModelFacts, demo_folder, facts_from_config, lookup
+from localgemma_cli.models.gguf_names import GgufName, parse_gguf_name
 from localgemma_cli.models.model_names import nearest_model
 from localgemma_cli.models.own_models import OwnModel, own_models
-from localgemma_cli.models.unsupported_formats import hub_file_error, is_adapter, refuse_unsupported_formats
+from localgemma_cli.models.unsupported_formats import (
+    GgufOnlyError,
+    is_adapter,
+    refuse_unsupported_formats,
+)
+
+if TYPE_CHECKING:
+    from localgemma_cli.models.gguf_header import Gguf
 
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")  # the hub allows no longer names
-_HUB_FILE = re.compile(r"[\w.-]+/[\w.-]+:\S+")
 _ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -76,25 +84,45 @@ def _resolve_known(
     if os.path.isfile(path):
         return Source(_file_facts(path, model), path, revision, offline)
     if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
-        from localgemma_cli.models.hub.cache import cached_snapshot
-        from localgemma_cli.models.hub.client import fetch_config  # only a hub id needs the client
-
-        try:
-            config = fetch_config(model, revision=revision, offline=offline)
-        except NotFoundError as error:
-            raise _with_the_nearest(error, model) from error
-        if "peft_type" in config:
-            return _adapted(None, model, revision, offline, force)
-        facts = facts_from_config(config, name=model, id=model, force=force)
-        return Source(_with_the_stored_head(facts, cached_snapshot(model, revision)), None, revision, offline)
-    if _HUB_FILE.fullmatch(model):
-        raise hub_file_error(model)
+        return _resolve_hub(model, revision, offline, force)
+    if name := parse_gguf_name(model):
+        return _resolve_hub_gguf(name, revision, offline)
+    if model.lower().endswith(".gguf"):
+        raise NotFoundError(
+            f"GGUF file not found: {model}.", "Check the path. For a file on the hub, use -m REPO:FILE.gguf."
+        )
     names = (*MODEL_NAMES, *others)
     nearest = nearest_model(model, others)
     raise NotFoundError(
         f"Model not found: {model!r} is not a known name, a folder or a hub id.",
         f"Did you mean {nearest}?" if nearest else f"Known names: {', '.join(names)}; or ORGANISATION/NAME.",
     )
+
+
+def _resolve_hub(model: str, revision: str | None, offline: bool, force: bool) -> Source:
+    from localgemma_cli.models.hub.cache import cached_snapshot
+    from localgemma_cli.models.hub.client import fetch_config  # only a hub id needs the client
+    from localgemma_cli.models.hub.gguf import has_only_ggufs
+
+    if has_only_ggufs(model, revision, offline):
+        return _resolve_hub_gguf(GgufName(model), revision, offline)
+    try:
+        config = fetch_config(model, revision=revision, offline=offline)
+    except GgufOnlyError:
+        return _resolve_hub_gguf(GgufName(model), revision, offline)
+    except NotFoundError as error:
+        raise _with_the_nearest(error, model) from error
+    if "peft_type" in config:
+        return _adapted(None, model, revision, offline, force)
+    facts = facts_from_config(config, name=model, id=model, force=force)
+    return Source(_with_the_stored_head(facts, cached_snapshot(model, revision)), None, revision, offline)
+
+
+def _resolve_hub_gguf(name: GgufName, revision: str | None, offline: bool) -> Source:
+    from localgemma_cli.models.hub.gguf import read_hub_gguf
+
+    found = read_hub_gguf(name, revision=revision, offline=offline)
+    return Source(_gguf_facts(found.header, found.name.id), None, revision, offline)
 
 
 def _with_the_nearest(error: NotFoundError, model: str) -> NotFoundError:
@@ -185,11 +213,15 @@ def _file_facts(path: Path, name: str) -> ModelFacts:
     """The facts of a GGUF file."""
     if path.suffix.lower() != ".gguf":
         raise NotFoundError(f"{name} is not a GGUF file.", "Use a model's folder, or a .gguf file.")
-    from localgemma_cli.models.gguf_config import gguf_config
     from localgemma_cli.models.gguf_header import read_gguf
 
-    found = read_gguf(path)
-    return replace(facts_from_config(gguf_config(found), name=name, id=name), stored=found.stored)
+    return _gguf_facts(read_gguf(path), name)
+
+
+def _gguf_facts(header: "Gguf", name: str) -> ModelFacts:
+    from localgemma_cli.models.gguf_config import gguf_config
+
+    return replace(facts_from_config(gguf_config(header), name=name, id=name), stored=header.stored)
 
 
 @contextmanager

@@ -33,9 +33,13 @@ _PICKLES = r".*\.(bin|pt|pth|ckpt)"
 _PACKED = {"quantize_config.json": "GPTQ", "hf_quant_config.json": "NVIDIA's ModelOpt form"}
 
 
+class GgufOnlyError(NotFoundError):
+    """A repository or folder whose weights are GGUF files."""
+
+
 def is_adapter(names: Collection[str]) -> bool:
     """Whether these are the files of an adapter and not of a complete model."""
-    is_whole = _has_weights(names) or any(name.endswith(".safetensors.index.json") for name in names)
+    is_whole = has_weights(names) or any(name.endswith(".safetensors.index.json") for name in names)
     return "adapter_config.json" in names and not is_whole
 
 
@@ -46,7 +50,7 @@ def refuse_unsupported_formats(names: Collection[str], model: str, *, on_disk: P
             f"{model} is stored in an unsupported quantized form ({packed}).",
             SUPPORTED_FORMS_HINT,
         )
-    if _has_weights(names) or is_adapter(names):
+    if has_weights(names) or is_adapter(names):
         return
     if files := sorted(name for name in names if name.lower().endswith(".gguf")):
         raise _gguf_only(model, files, on_disk)
@@ -60,26 +64,15 @@ def refuse_unsupported_formats(names: Collection[str], model: str, *, on_disk: P
         )
 
 
-def hub_file_error(model: str) -> NotFoundError:
-    """The error for `org/name:Q4_K_M`, with which other programs name one GGUF file of a repository."""
-    repository = model.partition(":")[0]
-    return NotFoundError(
-        f"{model} names a file in a repository; GGUF files are loaded from disk only.",
-        f"Download it (hf download {repository} FILE.gguf --local-dir .), then: localgemma -m ./FILE.gguf",
-    )
-
-
-def _has_weights(names: Collection[str]) -> bool:
+def has_weights(names: Collection[str]) -> bool:
     """Whether a complete model's safetensors files are among them."""
     return any(name.endswith(".safetensors") and not name.startswith("adapter_") for name in names)
 
 
-def _gguf_only(model: str, files: list[str], on_disk: Path | None) -> NotFoundError:
-    if on_disk:
-        hint = f"Name the file itself: localgemma -m {on_disk / files[0]}"
-    else:
-        get = f"hf download {model} {files[0]} --local-dir ."
-        hint = f"Download one of its files ({get}), then: localgemma -m ./{files[0]}"
-    return NotFoundError(
-        f"{model} has weights as GGUF only, which are loaded from a single file on disk.", hint
+def _gguf_only(model: str, files: list[str], on_disk: Path | None) -> GgufOnlyError:
+    return GgufOnlyError(
+        f"{model} has weights as GGUF only.",
+        f"Name the file itself: localgemma -m {on_disk / files[0]}"
+        if on_disk
+        else f"Name one of its files: localgemma -m {model}:{files[0]}",
     )

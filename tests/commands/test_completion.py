@@ -2,13 +2,12 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
-from support.program import COMMAND, Program
+from support.program import COMMAND, Program, completed
 
 from localgemma_cli.chat.terminal.completion import ChatCompleter
 from localgemma_cli.sessions.store import Store
@@ -40,22 +39,6 @@ done
         ["bash", "-c", script], env=env, cwd=program.folder, capture_output=True, text=True, check=True
     )
     assert done.stdout.split("\n")[:3] == ["history", "--accessible", "export"]
-
-
-def completed(program: Program, *words: str) -> list[str]:
-    """What bash is offered for the last of the words."""
-    line = {"COMP_WORDS": "\n".join(["localgemma", *words]), "COMP_CWORD": str(len(words))}
-    probe = (
-        "import sys; from localgemma_cli.cli import run\n"
-        "from localgemma_cli.environment import standard_streams\n"
-        "try: run([], standard_streams())\n"
-        "finally: print('LOADED', sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
-    )
-    env = {**program.env, **line, "_LOCALGEMMA_COMPLETE": "complete_bash"}
-    done = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True, check=False)
-    *offered, loaded = done.stdout.splitlines()
-    assert loaded == "LOADED []", done.stdout + done.stderr
-    return [each for each in offered if each]
 
 
 def test_values_are_completed_without_importing_anything_heavy(program: Program) -> None:

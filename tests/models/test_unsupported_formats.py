@@ -83,20 +83,20 @@ def test_an_adapter_is_told_from_a_whole_model() -> None:
 
 def test_the_program_refuses_before_it_plans(tmp_path: Path) -> None:
     config = (DEMO / "config.json").read_bytes()
-    gguf = {"README.md": b"x", "m-Q4_K_M.gguf": b"GGUF" + b"\0" * 99}
+    onnx = {"README.md": b"x", "model.onnx": b"\0" * 99}
     mlx = json.dumps({**json.loads(config), "quantization": {"group_size": 64, "bits": 4}}).encode()
     whole = {"tokenizer.json": b"{}", "model.safetensors": b"x" * 99}
     repos = {
-        "org/g": {"config.json": config, **gguf},
-        "org/only": gguf,
+        "org/o": {"config.json": config, **onnx},
+        "org/only": onnx,
         "org/mlx": {"config.json": mlx, **whole},
     }
     with HubServer(repos) as hub:
         program = Program(tmp_path, hub.environment(tmp_path))
         for words, what in {
-            ("models", "pull", "org/g"): "localgemma -m ./m-Q4_K_M.gguf",
-            ("plan", "-m", "org/only"): "localgemma -m ./m-Q4_K_M.gguf",
-            ("-m", "org/only:Q4_K_M", "hi"): "GGUF",
+            ("models", "pull", "org/o"): "ONNX",
+            ("plan", "-m", "org/only"): "ONNX",
+            ("-m", "org/only:Q4_K_M", "hi"): "no GGUF files",
             ("plan", "-m", "org/mlx"): "MLX",
         }.items():
             done = program(*words)
@@ -104,4 +104,4 @@ def test_the_program_refuses_before_it_plans(tmp_path: Path) -> None:
             assert what in done.stderr
             assert len(done.stderr.splitlines()) == 2, done.stderr
             assert "fits" not in done.stderr
-        assert not any(path.endswith((".gguf", ".safetensors")) for path in map(str, hub.requests))
+        assert not any(path.endswith((".onnx", ".safetensors")) for path in map(str, hub.requests))

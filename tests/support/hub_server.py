@@ -245,15 +245,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _send_file(self, name: str, content: bytes | None, headers: dict[str, str]) -> None:
         if content is None:
             return self._refuse(404, None, "Not found")
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted is None or self.server_hub.refuses_ranges:
             return self._send(200, content, headers, name)
         start, size = int(wanted[1]), len(content)
         if start >= size:
             return self._refuse(416, None, "Range not satisfiable")
-        return self._send(
-            206, content[start:], {**headers, "Content-Range": f"bytes {start}-{size - 1}/{size}"}, name
-        )
+        end = min(int(wanted[2]) + 1, size) if wanted[2] else size
+        field = {"Content-Range": f"bytes {start}-{end - 1}/{size}"}
+        return self._send(206, content[start:end], {**headers, **field}, name)
 
     def _send_json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -76,3 +76,19 @@ class Program:
         folder = self.folder / "home" / "config"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+def completed(program: Program, *words: str) -> list[str]:
+    """What bash is offered for the last of the words."""
+    line = {"COMP_WORDS": "\n".join(["localgemma", *words]), "COMP_CWORD": str(len(words))}
+    probe = (
+        "import sys; from localgemma_cli.cli import run\n"
+        "from localgemma_cli.environment import standard_streams\n"
+        "try: run([], standard_streams())\n"
+        "finally: print('LOADED', sorted({'torch', 'transformers', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    env = {**program.env, **line, "_LOCALGEMMA_COMPLETE": "complete_bash"}
+    done = subprocess.run([sys.executable, "-c", probe], env=env, capture_output=True, text=True, check=False)
+    *offered, loaded = done.stdout.splitlines()
+    assert loaded == "LOADED []", done.stdout + done.stderr
+    return [each for each in offered if each]

@@ -159,8 +159,9 @@ def open_partial(path: Path) -> FileIO:
 def link(repo: Repo, commit: str, file: RepoFile) -> None:
     """Link a blob into the snapshot; without links it is moved there, as the client does."""
     blob, pointer = repo.blob(file), repo.snapshot(commit) / file.name
-    if pointer.parent.is_symlink():  # a link out of the cache: do not write there
-        pointer.parent.unlink()
+    for folder in (each for each in reversed(pointer.parents) if each.is_relative_to(repo.snapshot(commit))):
+        if folder.is_symlink():  # a link out of the cache: do not write there
+            folder.unlink()
     make_folder(pointer.parent)
     pointer.unlink(missing_ok=True)
     if _are_links_supported(repo):

@@ -56,10 +56,16 @@ _SLOWEST = 1024  # bytes per second
 
 @dataclass(frozen=True)
 class Listing:
+    """What a revision has: `files` that a loader of safetensors needs, `ggufs`, also those in folders.
+
+    `names`: of everything at the top of the repository, and of `ggufs`.
+    """
+
     commit: str
     gated: bool
     files: tuple[RepoFile, ...]
-    names: tuple[str, ...] = ()  # of everything at the top of the repository
+    names: tuple[str, ...] = ()
+    ggufs: tuple[RepoFile, ...] = ()
 
 
 def list_files(repo: Repo, patience: float) -> Listing:
@@ -85,14 +91,24 @@ def _listing(info: Any, repo: Repo) -> Listing:
     if not COMMIT.fullmatch(info["sha"]):
         raise ValueError("no commit")
     gated = repo.gated if info.get("gated") is None else bool(info["gated"])
-    names = tuple(each["rfilename"] for each in listed if not re.search(r"[/\\]", each["rfilename"]))
-    return Listing(info["sha"], bool(gated), tuple(files.values()), names)
+    top = tuple(each["rfilename"] for each in listed if not re.search(r"[/\\]", each["rfilename"]))
+    ggufs = {file.name: file for file in map(_file, (s for s in listed if _is_gguf(s["rfilename"])))}
+    names = tuple(dict.fromkeys((*top, *ggufs)))
+    return Listing(info["sha"], bool(gated), tuple(files.values()), names, tuple(ggufs.values()))
 
 
 def _is_wanted(name: str) -> bool:
     """Whether it is a top-level file of weights, configuration or tokenizer; never code."""
-    is_plain = _NAME.fullmatch(name) and not _RESERVED.fullmatch(name)
-    return bool(is_plain) and any(fnmatchcase(name, pattern) for pattern in _WANTED)
+    return _is_plain(name) and any(fnmatchcase(name, pattern) for pattern in _WANTED)
+
+
+def _is_gguf(name: str) -> bool:
+    """Whether it is a GGUF file, also in a folder of the repository."""
+    return name.lower().endswith(".gguf") and all(map(_is_plain, name.split("/")))
+
+
+def _is_plain(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and not _RESERVED.fullmatch(name)
 
 
 def _file(sibling: Mapping[str, Any]) -> RepoFile:
@@ -111,7 +127,7 @@ def download(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], No
     make_folder(repo.lock(file).parent)
     with WeakFileLock(repo.lock(file)):
         if not is_whole(blob, file):
-            _receive(repo, commit, file, report)
+            _receive(repo, commit, file, file.size, report)
             if _digest(partial, file) != file.digest:
                 partial.unlink()
                 raise NetworkError(f"{file.name} was damaged during the download.", "Run the command again.")
@@ -120,8 +136,21 @@ def download(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], No
             link(repo, commit, file)
 
 
-def _receive(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], None]) -> None:
-    """Append to the partial file until it is complete; attempts that add little to it are failures.
+def download_beginning(repo: Repo, commit: str, file: RepoFile, size: int) -> Path:
+    """A file with at least the first `size` bytes of `file`; `download` continues from them."""
+    blob, partial = repo.blob(file), repo.partial(file)
+    if is_whole(blob, file):
+        return blob
+    if size_of(partial) < size:
+        make_folder(blob.parent)
+        make_folder(repo.lock(file).parent)
+        with WeakFileLock(repo.lock(file)):
+            _receive(repo, commit, file, size, lambda _: None)
+    return partial
+
+
+def _receive(repo: Repo, commit: str, file: RepoFile, size: int, report: Callable[[int], None]) -> None:
+    """Append to the partial file until it has `size` bytes; attempts that add little to it are failures.
 
     Bytes that an attempt discards and downloads again add nothing.
     """
@@ -132,14 +161,14 @@ def _receive(repo: Repo, commit: str, file: RepoFile, report: Callable[[int], No
         partial.unlink()
     open_partial(partial).close()
     reached, step = size_of(partial), max(_STEP, file.size // 1000)
-    while size_of(partial) < file.size:
+    while size_of(partial) < size:
         trouble: Exception | None = None
         try:
-            _stream(url, repo, partial, file, report)
+            _stream(url, repo, partial, size, file, report)
         except (HTTP_ERROR, _TooSlow) as error:
             trouble = error
         have = size_of(partial)
-        failures = 0 if have >= min(reached + step, file.size) else failures + 1
+        failures = 0 if have >= min(reached + step, size) else failures + 1
         reached = max(reached, have) if failures == 0 else reached
         if trouble and not _is_transient(trouble):
             raise trouble
@@ -156,19 +185,22 @@ class _TooSlow(Exception):
     """A connection that is open but almost idle."""
 
 
-def _stream(url: str, repo: Repo, partial: Path, file: RepoFile, report: Callable[[int], None]) -> None:
+def _stream(
+    url: str, repo: Repo, partial: Path, size: int, file: RepoFile, report: Callable[[int], None]
+) -> None:
     have, patience = size_of(partial), constants.HF_HUB_DOWNLOAD_TIMEOUT
-    wanted = {"Range": f"bytes={have}-"} if have else {}
+    end = "" if size == file.size else size - 1
+    wanted = {"Range": f"bytes={have}-{end}"} if have or size < file.size else {}
     with _answer(repo, url, wanted, patience) as response, open_partial(partial) as out:
-        if have and not _resumes_at(response, have):
+        if wanted and not _resumes_at(response, have):
             out.truncate(have := 0)
             if response.status_code == 206:  # another range than requested
                 return
         for chunk in _chunks(response, patience):
-            out.write(chunk[: file.size - have])
-            have = min(have + len(chunk), file.size)
+            out.write(chunk[: size - have])
+            have = min(have + len(chunk), size)
             report(have)
-            if have == file.size:  # the listed size; ignore anything beyond it
+            if have == size:  # ignore anything beyond it
                 return
 
 

@@ -113,5 +113,3 @@ class _Meter:
     def _report(self, done: int) -> None:
         self._reported = done
         self._progress(LoadProgress("downloading", done, self._total))
-
-
