@@ -49,3 +49,37 @@ def test_help_is_within_four_times_of_importing_typer_and_rich(program: Program)
     program = program.with_environment(PYTHONDONTWRITEBYTECODE="")
     floor = seconds(program, "-c", "import typer, rich.console")
     assert seconds(program, "-m", "localgemma_cli", "--help") <= 4 * floor
+
+
+# What torch.compile, several processes or another model need, and an answer does not.
+UNUSED = (
+    "sympy",
+    "torch._dynamo.convert_frame",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "torch.distributed.fsdp",
+)
+UNUSED += ("bitsandbytes", "peft", "prompt_toolkit", "torch.onnx")
+
+
+def test_an_answer_imports_only_what_it_uses(program: Program) -> None:
+    probe = (
+        "import sys; from localgemma_cli.cli import run\n"
+        "from localgemma_cli.environment import standard_streams\n"
+        "words = ['-m', 'demo', '-q', '--no-save', '--max-new-tokens', '4', 'Hello']\n"
+        "code = run(words, standard_streams())\n"
+        f"print('LOADED', sorted(set({UNUSED!r}) & set(sys.modules)), code, file=sys.stderr)\n"
+        "print(sum(name.startswith('transformers.models.') for name in sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        capture_output=True,
+        text=True,
+        env=program.env,
+        check=True,
+        timeout=600,
+    )
+    loaded, models = done.stderr.splitlines()[-2:]
+    assert done.stdout
+    assert loaded == "LOADED [] 0"
+    assert int(models) < 20

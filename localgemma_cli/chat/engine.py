@@ -78,9 +78,9 @@ class LocalEngine:
         folder = fetch_model(self.source, progress, CONFIRM_ABOVE)
         adapter = fetch_adapter(self.source, progress, CONFIRM_ABOVE)
         draft = fetch_assistant(self.source, progress, CONFIRM_ABOVE)
-        from localgemma_cli.events import LoadProgress
+        from localgemma_cli.backends.pytorch.lean_import import import_frameworks
 
-        progress(LoadProgress("starting PyTorch"))
+        import_frameworks(progress)
         from localgemma_cli.backends.pytorch.backend import LoadOptions, load_backend
 
         return load_backend(self.plan, folder, progress, LoadOptions(self.template, adapter, draft))

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.layers.cpu_linear import tune_linears
 from localgemma_cli.backends.pytorch.loading.completeness import require_complete
+from localgemma_cli.backends.pytorch.loading.mapped import can_map, load_mapped
 from localgemma_cli.errors import DoesNotFitError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.load_errors import loading
@@ -55,7 +56,9 @@ def out_of_memory(plan: LoadPlan) -> DoesNotFitError:
 
 
 def _load_weights(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrainedModel:
-    """By the loader for the plan's 4-bit copy, for the checkpoint's own format, or by transformers."""
+    """By the loader for the plan's 4-bit copy, for the checkpoint's own format or its plain weights, or by
+    transformers.
+    """
     if plan.streamed:
         from localgemma_cli.backends.pytorch.loading.load_4bit import load_quantized
 
@@ -73,6 +76,8 @@ def _load_weights(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTr
             from localgemma_cli.backends.pytorch.loading.gguf import load_gguf
 
             return load_gguf(plan, folder, progress)
+    if can_map(plan) and (mapped := load_mapped(plan, folder, progress)) is not None:
+        return mapped
     from localgemma_cli.backends.pytorch.loading.pretrained import load_pretrained
 
     return load_pretrained(plan, folder, progress)

@@ -1,0 +1,162 @@
+"""Imports torch and transformers without the parts that one process on one machine does not use.
+
+Two thirds of the time of `import transformers.modeling_utils` go to the front end of torch.compile
+(`torch._dynamo`), to tensors that are split over processes (`torch.distributed.tensor`, which imports sympy),
+and to a second listing of all models in transformers. What uses the first or the last imports it then.
+"""
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache, partial, wraps
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from threading import RLock
+from types import ModuleType
+from typing import Any
+
+from localgemma_cli.environment import torchrun_rank
+from localgemma_cli.events import LoadProgress, ProgressSink
+
+_MODELS = "transformers.modeling_utils"
+# What transformers imports from dynamo, and what it decorates functions with, while it is imported.
+_DYNAMO_PARTS = ("_trace_wrapped_higher_order_op",)
+_DYNAMO_DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")
+_lock = RLock()
+
+
+def import_frameworks(progress: ProgressSink) -> None:
+    """Import torch, and from transformers what every model needs."""
+    with _uncollected():
+        progress(LoadProgress("starting PyTorch"))
+        import torch
+
+        progress(LoadProgress("starting transformers"))
+        if "transformers" in sys.modules or torchrun_rank(os.environ) is not None:
+            return
+        try:
+            _import_lean(torch)
+        except Exception:  # a version of torch or transformers that this does not suit
+            _forget_transformers()
+            import_module(_MODELS)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without garbage collection, a fifth of the time, and exempt from it what is imported."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _import_lean(torch: ModuleType) -> None:
+    dynamo = defer_package("torch._dynamo", _DYNAMO_PARTS)
+    for name in _DYNAMO_DECORATORS:
+        vars(dynamo).setdefault(name, decorate_later(dynamo, name))
+    defer_package("transformers.models")
+    import_utils = import_module("transformers.utils.import_utils")
+    _deny_distributed(torch.distributed, import_utils.is_torch_distributed_available)
+    import_module(_MODELS)
+
+
+def _deny_distributed(distributed: ModuleType, is_available: Callable[[], bool]) -> None:
+    """Let `is_available` of transformers, which asks torch once and keeps the answer, keep a no."""
+    real = distributed.is_available
+    distributed.is_available = lambda: False  # type: ignore[attr-defined]
+    try:
+        is_available()
+    finally:
+        distributed.is_available = real  # type: ignore[attr-defined]
+
+
+def _forget_transformers() -> None:
+    """Drop what was imported of transformers, for another import without these shortcuts."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers"]:
+        del sys.modules[name]
+    dynamo = sys.modules.get("torch._dynamo")
+    if isinstance(dynamo, DeferredPackage):
+        dynamo.run()
+
+
+class DeferredPackage(ModuleType):
+    """A package whose own code runs when something reads an attribute that it does not have yet.
+
+    Unlike with `importlib.util.LazyLoader`, submodules can be imported before that.
+    """
+
+    _is_running = False
+
+    def __getattr__(self, name: str) -> Any:
+        with _lock:
+            if self._is_running:
+                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+            return getattr(self.run(), name)
+
+    def run(self) -> ModuleType:
+        """Run the package's code unless it has run; return the module that it made, which may be another."""
+        with _lock:
+            if type(self) is DeferredPackage:
+                assert self.__spec__ is not None
+                assert self.__spec__.loader is not None
+                self._is_running = True
+                self.__path__ = self.__spec__.submodule_search_locations or []
+                try:
+                    self.__spec__.loader.exec_module(self)
+                finally:
+                    del self._is_running
+                self.__class__ = ModuleType  # type: ignore[assignment]
+                if (made := sys.modules[self.__name__]) is not self:
+                    vars(self)["__getattr__"] = partial(getattr, made)
+        return sys.modules[self.__name__]
+
+
+def defer_package(name: str, parts: Sequence[str] | None = None) -> ModuleType:
+    """Import a package as a `DeferredPackage`; one that is imported already stays as it is.
+
+    Its submodules `parts` are imported now, without the package's code, which runs before any other; None:
+    each of them can be imported without it.
+    """
+    if name not in sys.modules:
+        spec = find_spec(name)
+        if spec is None:
+            raise ModuleNotFoundError(name)
+        package = module_from_spec(spec)
+        package.__class__ = DeferredPackage
+        parent, _, own = name.rpartition(".")
+        sys.modules[name] = package
+        setattr(sys.modules[parent], own, package)
+        if parts is not None:
+            for part in parts:
+                import_module(f"{name}.{part}")
+            vars(package).pop("__path__", None)  # what looks for another submodule reads it
+    return sys.modules[name]
+
+
+def decorate_later(package: ModuleType, name: str) -> Callable[..., Any]:
+    """The decorator `package.NAME`, applied to a function at the first call after the package's code has run.
+
+    Before, nothing compiles, and a function that is decorated for compilation runs as it is.
+    """
+
+    def decorate(function: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        if function is None:
+            return lambda function: decorate(function, *args, **kwargs)
+
+        @cache
+        def decorated() -> Callable[..., Any]:
+            result: Callable[..., Any] = getattr(package, name)(function, *args, **kwargs)
+            return result
+
+        @wraps(function)
+        def call(*values: Any, **named: Any) -> Any:
+            called = function if isinstance(package, DeferredPackage) else decorated()
+            return called(*values, **named)
+
+        return call
+
+    return decorate
