@@ -61,6 +61,7 @@ TESTED_IN = {
     "backends/http/proxy_settings.py": "backends/http/test_before_connecting.py",
     "backends/http/rockchip.py": "commands/test_rockchip.py",
     "backends/http/transport.py": "backends/http/test_deadlines.py",
+    "backends/pytorch/generation/cpu_step_support.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/kv_cache.py": "backends/pytorch/generation/test_decode.py",
     "backends/pytorch/generation/sampler.py": "test_sampling.py",
     "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",

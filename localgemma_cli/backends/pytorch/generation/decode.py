@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from localgemma_cli.backends.pytorch.generation.cpu_step_support import make_cpu_step
 from localgemma_cli.backends.pytorch.generation.cuda_graph import (
     BackgroundCompiler,
     RecordedStep,
@@ -34,6 +35,8 @@ def make_step(model: PreTrainedModel, compile_mode: str) -> Step:
     def step(token: torch.Tensor, cache: Cache) -> torch.Tensor:
         return forward(model, token, cache)
 
+    if compile_mode == "none" and model.device.type == "cpu":
+        return make_cpu_step(model, step)
     if compile_mode == "none" or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return step
     compiler = None if compile_mode == "graph" else BackgroundCompiler(step)

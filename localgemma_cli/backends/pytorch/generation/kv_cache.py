@@ -32,6 +32,15 @@ class WholeLayer(DynamicLayer):
         """The size of a buffer for this many tokens."""
         return -(-max(tokens, self.reserved) // _GROWTH) * _GROWTH
 
+    def make_room(self, count: int) -> None:
+        """Let the buffers, which hold at least a token, have room for `count` more."""
+        raise NotImplementedError
+
+    @property
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Keys [kv_heads, tokens, head_dim]; values [kv_heads, head_dim, tokens]; in 8 bits, scales too."""
+        raise NotImplementedError
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """For the next `query_length` tokens: (number of tokens attention sees, position of the first)."""
         first = 0 if self.window is None else max(self.length - self.window + 1, 0)
@@ -60,15 +69,23 @@ class GrowingLayer(WholeLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = _empty_like(key_states, 0), self._empty_values(value_states, 0)
+        self.make_room(count)
+        end = self.length + count
+        self.keys[..., self.length : end, :] = key_states
+        self.values[..., self.length : end, :] = value_states
+        self.length = end
+        return self.keys[..., first:end, :], self.values[..., first:end, :]
+
+    def make_room(self, count: int) -> None:
         end = self.length + count
         if end > self.keys.shape[-2]:
             capacity = self.capacity(end)
             self.keys = self._move_into(self.keys, _empty_like(self.keys, capacity))
             self.values = self._move_into(self.values, self._empty_values(self.values, capacity))
-        self.keys[..., self.length : end, :] = key_states
-        self.values[..., self.length : end, :] = value_states
-        self.length = end
-        return self.keys[..., first:end, :], self.values[..., first:end, :]
+
+    @property
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor, None]:
+        return self.keys[0], self.values[0].mT, None
 
     def _empty_values(self, states: torch.Tensor, tokens: int) -> torch.Tensor:
         batch, heads, _, width = states.shape
@@ -94,9 +111,10 @@ class Int8Layer(WholeLayer):
     ) -> tuple[Int8Keys, Int8Values] | tuple[torch.Tensor, torch.Tensor]:
         count = key_states.shape[-2]
         _, first = self.get_mask_sizes(count)
+        if not self.is_initialized:
+            self._grow(key_states, self.capacity(self.length + count))
+        self.make_room(count)
         end = self.length + count
-        if not self._buffers or end > self._buffers[0].shape[1]:
-            self._grow(key_states, self.capacity(end))
         keys, values, scales = self._buffers
         heads, new, seen = len(keys), slice(self.length, end), slice(first, end)
         levels, scales[:, new] = quantize_states(torch.cat([key_states[0], value_states[0]]))
@@ -108,8 +126,19 @@ class Int8Layer(WholeLayer):
             return all_keys.unpacked(key_states.dtype), all_values.unpacked(value_states.dtype)
         return all_keys, all_values
 
+    def make_room(self, count: int) -> None:
+        keys = self._buffers[0]
+        if self.length + count > keys.shape[1]:
+            self._grow(keys[None], self.capacity(self.length + count))
+
+    @property
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        keys, values, scales = self._buffers
+        return keys, values, scales
+
     def _grow(self, states: torch.Tensor, tokens: int) -> None:
         _, heads, _, width = states.shape
+        self.is_initialized = True
         grown = (
             states.new_empty((heads, tokens, width), dtype=torch.int8),
             states.new_empty((heads, width, tokens), dtype=torch.int8),

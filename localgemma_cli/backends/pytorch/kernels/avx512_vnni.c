@@ -18,6 +18,7 @@
 #include "bfloat16.h"
 #include "int4.h"
 #include "int8.h"
+#include "step.h"
 
 #ifdef __clang__
 #pragma clang attribute pop

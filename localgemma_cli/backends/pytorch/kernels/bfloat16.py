@@ -6,7 +6,7 @@ answer.
 
 import ctypes
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -126,6 +126,22 @@ def _available() -> _Functions:
 
 def run_bfloat16(functions: _Functions, x: Tensor, weight: Tensor | CompactWeights) -> Tensor:
     """`bfloat16_rows` with the functions of one variant."""
+    call, out = _bind(functions, x, weight)
+    call()
+    return out
+
+
+def bind_bfloat16(x: Tensor, weight: Tensor | CompactWeights) -> tuple[Callable[[], object], Tensor]:
+    """Return a call of `bfloat16_rows` that can be repeated, and the tensor that it writes its result to.
+
+    Every call multiplies what x holds by then.
+    """
+    return _bind(_available(), x, weight)
+
+
+def _bind(
+    functions: _Functions, x: Tensor, weight: Tensor | CompactWeights
+) -> tuple[Callable[[], object], Tensor]:
     heads, m, k = x.shape
     if isinstance(weight, CompactWeights):
         n, apart = len(weight.bases), 0
@@ -137,5 +153,9 @@ def run_bfloat16(functions: _Functions, x: Tensor, weight: Tensor | CompactWeigh
     out = x.new_empty(heads, m, n)
     numbers = x.new_empty(heads * m * (-(-k // GROUP) * GROUP), dtype=torch.float32)
     sizes = (torch.get_num_threads(), heads, m, n, k)
-    functions["bfloat16_rows"](*sizes, x.data_ptr(), pointers, apart, out.data_ptr(), numbers.data_ptr())
-    return out
+    arguments = (*sizes, x.data_ptr(), pointers, apart, out.data_ptr(), numbers.data_ptr())
+
+    def call(_held: object = (x, weight, numbers)) -> None:
+        functions["bfloat16_rows"](*arguments)
+
+    return call, out

@@ -8,6 +8,7 @@ docs/benchmarks.md.
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.pytorch.kernels.bfloat16 import (
     CompactWeights,
     bfloat16_rows,
+    bind_bfloat16,
     can_compact,
     compact_weights,
     has_bfloat16_rows,
@@ -34,6 +36,25 @@ def is_widened() -> bool:
     """Return whether this processor multiplies bfloat16 in float32; False where the system lists no flags."""
     flags = cpu_flags()
     return flags is not None and not flags & CPU_BF16_FLAGS
+
+
+# a call that can be repeated, and the tensor [1, out] that it writes to
+BoundProduct = tuple[Callable[[], object], Tensor]
+
+
+def bind_row(module: Any, row: Tensor) -> BoundProduct:
+    """Bind a linear layer to one row [1, in], whose values each call reads; for a step that is repeated.
+
+    A layer's own `bind_row` saves the cost of its forward in Python.
+    """
+    own = getattr(type(module), "bind_row", None)  # not through a wrapper that passes attributes on
+    bound: BoundProduct = _bind_forward(module, row) if own is None else own(module, row)
+    return bound
+
+
+def _bind_forward(module: Any, row: Tensor) -> BoundProduct:
+    out = row.new_empty(1, module.out_features)
+    return lambda: out.copy_(module(row)), out
 
 
 class PackedLinear(nn.Module):
@@ -62,10 +83,17 @@ class CompactLinear(nn.Module):
         self.packed, self.bases = nn.Buffer(weights.packed), nn.Buffer(weights.bases)
         self.raw = nn.Buffer(weights.raw)
 
+    @property
+    def _weights(self) -> CompactWeights:
+        return CompactWeights(self.packed, self.bases, self.raw)
+
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(1, -1, self.in_features).contiguous()
-        product = bfloat16_rows(rows, CompactWeights(self.packed, self.bases, self.raw))
-        return product.view(*inputs.shape[:-1], self.out_features)
+        return bfloat16_rows(rows, self._weights).view(*inputs.shape[:-1], self.out_features)
+
+    def bind_row(self, row: Tensor) -> BoundProduct:
+        call, out = bind_bfloat16(row[None], self._weights)
+        return call, out[0]
 
 
 class WidenedLinear(nn.Module):
@@ -90,6 +118,12 @@ class WidenedLinear(nn.Module):
         else:
             product = self._multiply_by_pieces(rows)
         return product.view(*inputs.shape[:-1], self.out_features)
+
+    def bind_row(self, row: Tensor) -> BoundProduct:
+        if not has_bfloat16_rows():
+            return _bind_forward(self, row)
+        call, out = bind_bfloat16(row[None], self.weight[None])
+        return call, out[0]
 
     def _multiply_by_pieces(self, rows: Tensor) -> Tensor:
         """Widen the weights of a few output features at a time, in the processor's cache."""
