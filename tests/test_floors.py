@@ -85,7 +85,6 @@ TESTED_IN = {
     "bench/host_peak.py": "bench/test_engines.py",
     "bench/job.py": "bench/test_engines.py",
     "bench/machine.py": "commands/test_bench.py",
-    "bench/measure.py": "commands/test_bench.py",
     "bench/prompts.py": "bench/test_engines.py",
     "bench/random_weights.py": "bench/test_engines.py",
     "bench/reference.py": "bench/test_engines.py",

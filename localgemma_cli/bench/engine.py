@@ -25,6 +25,7 @@ from localgemma_cli.bench.job import (
     LoadResult,
     Workload,
 )
+from localgemma_cli.bench.other_programs import others_share, read_processor_times
 from localgemma_cli.bench.prompts import prompt_ids, random_ids
 from localgemma_cli.bench.random_weights import load_dummy
 from localgemma_cli.conversation import Message
@@ -49,6 +50,10 @@ class _IdPrompter(Prompter):
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         return frozenset()
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return ()
 
 
 def measure(job: Job) -> JobResult:
@@ -97,6 +102,7 @@ class _TimedModel:
             self._backend.wait()
             self.run(workload, repeat=-2)  # records what compiled meanwhile
         reset_peaks(self._device)
+        processor = read_processor_times()
         runs = [self.run(workload, repeat) for repeat in range(self._job.repeats)]
         return AnswerResult(
             workload=workload,
@@ -106,6 +112,7 @@ class _TimedModel:
             ),
             token_ids=runs[0][0].token_ids or (),
             peaks=peaks(self._device),
+            others_share=others_share(processor, read_processor_times()),
         )
 
     def run(self, workload: Workload, repeat: int) -> tuple[Finished, float, float]:
@@ -151,6 +158,7 @@ class _TimedModel:
         synchronise(self._device)
         total = time.perf_counter() - started
         assert isinstance(finished, Finished)  # a stream always ends with one
+        assert finished.usage.completion_tokens == new_tokens, f"{finished.usage} instead of {new_tokens}"
         return finished, finished.timing.time_to_first_token_seconds, total
 
 

@@ -80,6 +80,7 @@ class AnswerResult:
     """Medians over the repeats; `token_ids` are the first repeat's.
 
     `margins`: the likeliest logit minus the next one, per token; empty if not measured.
+    `others_share`: of the processor's time during the repeats, what other programs used.
     """
 
     workload: Workload
@@ -88,6 +89,7 @@ class AnswerResult:
     token_ids: tuple[int, ...]
     peaks: Peaks
     margins: tuple[float, ...] = ()
+    others_share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,6 @@ class JobResult:
     """The results of one job.
 
     `read_bytes`: of weights, per decoded token. The stream's seconds are from an id to flushed text.
-    `others_share`: of the processor's time during the job, what other programs used.
     """
 
     loaded: LoadResult
@@ -113,4 +114,3 @@ class JobResult:
     answered: tuple[AnswerResult, ...] = ()
     chatted: ChatResult | None = None
     stream_seconds_per_token: float | None = None
-    others_share: float = 0.0

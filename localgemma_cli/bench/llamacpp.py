@@ -16,6 +16,7 @@ import psutil  # type: ignore[import-untyped]
 
 from localgemma_cli.bench.host_peak import host_peak, reset_host_peak
 from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Peaks, Workload
+from localgemma_cli.bench.other_programs import others_share, read_processor_times
 from localgemma_cli.bench.prompts import prompt_ids
 from localgemma_cli.errors import NotFoundError
 
@@ -85,6 +86,7 @@ def _private_listener(params: Any) -> Iterator[None]:
 
 def _answer(server: Any, job: Job, workload: Workload) -> AnswerResult:
     reset_host_peak()
+    processor = read_processor_times()
     runs = [_run(server, job, workload, repeat) for repeat in range(job.repeats)]
     return AnswerResult(
         workload=workload,
@@ -92,6 +94,7 @@ def _answer(server: Any, job: Job, workload: Workload) -> AnswerResult:
         decode_tokens_per_second=median(run.decode_rate for run in runs),
         token_ids=(),  # llama.cpp is slower when it returns them, and nothing is compared with its weights
         peaks=_peaks(),
+        others_share=others_share(processor, read_processor_times()),
     )
 
 

@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from localgemma_cli.bench.gauges import peaks, reset_peaks, step_bytes, synchronise, tensor_bytes
 from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Workload
+from localgemma_cli.bench.other_programs import others_share, read_processor_times
 from localgemma_cli.bench.prompts import prompt_ids
 from localgemma_cli.bench.random_weights import load_dummy
 
@@ -76,6 +77,7 @@ def _load(job: Job) -> PreTrainedModel:
 def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> AnswerResult:
     reset_peaks(model.device)
     first, rates, answers = [], [], []
+    processor = read_processor_times()
     for repeat in range(job.repeats):
         prompt, clock = _prompt(model, job, workload, repeat), _CallTimes()
         synchronise(model.device)
@@ -84,7 +86,14 @@ def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> AnswerResul
         synchronise(model.device)
         first.append(clock.times[1] - started)
         rates.append((workload.new_tokens - 1) / (time.perf_counter() - clock.times[1]))
-    return AnswerResult(workload, median(first), median(rates), answers[0], peaks(model.device))
+    return AnswerResult(
+        workload=workload,
+        first_token_seconds=median(first),
+        decode_tokens_per_second=median(rates),
+        token_ids=answers[0],
+        peaks=peaks(model.device),
+        others_share=others_share(processor, read_processor_times()),
+    )
 
 
 def _prompt(model: PreTrainedModel, job: Job, workload: Workload, repeat: int) -> torch.Tensor:

@@ -76,7 +76,7 @@ class Row:
     """One line of the report.
 
     `step_share`: the cost of turning an id into text, as a share of the first workload's decode step.
-    `others_share`: of the processor's time while this row was measured, what other programs used.
+    `others_share`: of the processor's time during the answers, what other programs used; the highest of them.
     """
 
     label: str
@@ -127,7 +127,7 @@ def _row(entry: Entry, first: Entry, bandwidth: float) -> Row:
         chat=_chat(outcome.chatted) if outcome.chatted else None,
         stream_seconds_per_token=stream,
         step_share=None if stream is None else stream * answers[0].decode_tokens_per_second,
-        others_share=outcome.others_share,
+        others_share=max((each.others_share for each in outcome.answered), default=0.0),
     )
 
 

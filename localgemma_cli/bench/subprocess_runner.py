@@ -12,11 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from localgemma_cli.bench.job import Job, JobResult
+from localgemma_cli.bench.job import Engine, Job, JobResult
 from localgemma_cli.errors import DoesNotFitError, LocalGemmaError
 from localgemma_cli.models.architecture import Architecture
 
 _HERE = "localgemma_cli.bench"
+_MEASURE: Mapping[Engine, str] = {
+    "localgemma": f"{_HERE}.engine:measure",
+    "transformers": f"{_HERE}.reference:measure",
+    "llama.cpp": f"{_HERE}.llamacpp:measure",
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Failure:
 
 
 def run_job(job: Job, environment: Mapping[str, str]) -> JobResult:
-    return cast(JobResult, _run(f"{_HERE}.measure:measure_job", (job,), environment))
+    return cast(JobResult, _run(_MEASURE[job.engine], (job,), environment))
 
 
 def run_bandwidth(device: str) -> float:

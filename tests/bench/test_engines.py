@@ -27,6 +27,7 @@ from localgemma_cli.planning.load_plan import LoadPlan
 from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import load_presets
+from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.render.progress import ignore_progress
 
 SHAPE = resolve("demo", revision=None, offline=True).facts.architecture
@@ -209,7 +210,9 @@ def test_prompts_are_the_same_everywhere_and_begin_differently() -> None:
 # Engines
 
 
-def test_the_engine_answers_as_the_reference_does(checkpoint: Path) -> None:
+def test_the_engine_answers_as_the_reference_does(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (engine, reference):
+        monkeypatch.setattr(module, "others_share", lambda *_: 0.25)
     ours, theirs = engine.measure(job(checkpoint)), reference.measure(job(checkpoint))
     assert [each.workload for each in ours.answered] == [SHORT, LONG]
     for mine, other in zip(ours.answered, theirs.answered, strict=True):
@@ -218,9 +221,18 @@ def test_the_engine_answers_as_the_reference_does(checkpoint: Path) -> None:
         assert min(mine.first_token_seconds, mine.decode_tokens_per_second) > 0
         assert mine.peaks.host_bytes > ours.loaded.weights_bytes
         assert mine.peaks.device_bytes is None
+        assert mine.others_share == other.others_share == 0.25
     assert len(theirs.answered[0].margins) == SHORT.new_tokens
     assert 0 <= min(theirs.answered[0].margins) < max(theirs.answered[0].margins)
     assert len(set(ours.answered[1].token_ids)) > 2  # or equal tokens would prove little
+
+
+def test_a_stop_string_of_the_models_prompt_does_not_end_an_answer(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Prompter, "stops", ("a", "e", "i", "o", "u", " "))
+    measured = engine.measure(job(checkpoint, workloads=(LONG,), repeats=1))
+    assert len(measured.answered[0].token_ids) == LONG.new_tokens
 
 
 def test_other_weights_give_other_tokens(checkpoint: Path) -> None:

@@ -55,13 +55,15 @@ def test_llama_cpp_is_asked_what_the_reference_is_asked(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["f32", "q4_0"])
-def test_times_sizes_and_peaks_are_measured(folder: Path, kind: str) -> None:
+def test_times_sizes_and_peaks_are_measured(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "others_share", lambda *_: 0.25)
     path = folder / f"{kind}.gguf"
     measured = llamacpp.measure(job(path))
     assert [each.workload for each in measured.answered] == [SHORT, LONG]
     for each in measured.answered:
         assert min(each.first_token_seconds, each.decode_tokens_per_second) > 0
         assert each.peaks.host_bytes > measured.loaded.weights_bytes
+        assert each.others_share == 0.25
     assert measured.loaded.seconds > 0
     assert measured.read_bytes == measured.loaded.weights_bytes == path.stat().st_size
 
