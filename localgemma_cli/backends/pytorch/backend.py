@@ -1,6 +1,6 @@
 """The backend that runs a Gemma in this process with PyTorch. Implements `backends.base.Backend`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.stop_strings import StopStrings
+from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.sampling import Sampling
 
@@ -191,11 +192,15 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What to load a model with: a chat template, and the folders of an adapter and of a draft model."""
+    """What to load a model with: a chat template, and the folders of an adapter and of a draft model.
+
+    `tokenizer` returns the model's tokenizer, if that is being loaded already; raises as `load_tokenizer`.
+    """
 
     template: str = AUTO
     adapter: Path | None = None
     draft: Path | None = None
+    tokenizer: Callable[[], Tokenizer] | None = None
 
 
 def load_backend(
@@ -207,7 +212,10 @@ def load_backend(
     with loading("model", folder):
         # The tokenizer first, so that a bad folder or template fails before gigabytes are read.
         progress(LoadProgress("reading the tokenizer"))
-        tokenizer = load_tokenizer(tokenizer_folder(folder, options.adapter))
+        if options.tokenizer is not None:
+            tokenizer = options.tokenizer()
+        else:
+            tokenizer = load_tokenizer(tokenizer_folder(folder, options.adapter))
         prompter = Prompter(tokenizer, options.template, plan.model.form)
         draft = None
         if plan.draft is not None and options.draft is not None:

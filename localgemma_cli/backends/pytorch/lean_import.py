@@ -5,6 +5,7 @@ Two thirds of the time of `import transformers.modeling_utils` go to the front e
 and to a second listing of all models in transformers. What uses the first or the last imports it then.
 """
 
+import ctypes
 import gc
 import os
 import sys
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache, partial, wraps
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
-from threading import RLock
+from threading import RLock, Thread
 from types import ModuleType
 from typing import Any
 
@@ -31,16 +32,32 @@ def import_frameworks(progress: ProgressSink) -> None:
     """Import torch, and from transformers what every model needs."""
     with _uncollected():
         progress(LoadProgress("starting PyTorch"))
-        import torch
-
-        progress(LoadProgress("starting transformers"))
-        if "transformers" in sys.modules or torchrun_rank(os.environ) is not None:
+        if "torch" in sys.modules or torchrun_rank(os.environ) is not None:
+            import_module(_MODELS)
             return
+        Thread(target=link_torch, daemon=True).start()
+        import_module("transformers.utils.import_utils")  # it does not import torch
+        torch = import_module("torch")
+        progress(LoadProgress("starting transformers"))
         try:
             _import_lean(torch)
         except Exception:  # a version of torch or transformers that this does not suit
             _forget_transformers()
             import_module(_MODELS)
+
+
+def link_torch() -> None:
+    """Let Linux load and link torch's libraries: a third of a second that does not need Python's lock."""
+    spec = find_spec("torch")
+    if sys.platform != "linux" or spec is None or spec.origin is None:
+        return
+    folder = os.path.join(os.path.dirname(spec.origin), "lib")
+    dlopen = ctypes.CDLL(None).dlopen  # ctypes.CDLL(path) would hold the lock
+    dlopen.argtypes, dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+    # in the order and with the visibility in which torch loads them itself
+    for name, visibility in (("global_deps", os.RTLD_GLOBAL), ("python", os.RTLD_LOCAL)):
+        if not dlopen(f"{folder}/libtorch_{name}.so".encode(), os.RTLD_LAZY | visibility):
+            return  # torch's own import says why
 
 
 @contextmanager
@@ -59,7 +76,7 @@ def _import_lean(torch: ModuleType) -> None:
     for name in _DYNAMO_DECORATORS:
         vars(dynamo).setdefault(name, decorate_later(dynamo, name))
     defer_package("transformers.models")
-    import_utils = import_module("transformers.utils.import_utils")
+    import_utils = sys.modules["transformers.utils.import_utils"]
     _deny_distributed(torch.distributed, import_utils.is_torch_distributed_available)
     import_module(_MODELS)
 

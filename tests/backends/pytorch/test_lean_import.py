@@ -115,6 +115,17 @@ print(AutoModelForCausalLM.__name__, gemma2.Gemma2Config.__name__)
     ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux links them early")
+def test_the_libraries_of_torch_are_linked_without_python(program: Program) -> None:
+    code = """
+import sys
+from localgemma_cli.backends.pytorch.lean_import import link_torch
+link_torch()
+print("libtorch_cpu" in open("/proc/self/maps").read(), "torch" in sys.modules)
+"""
+    assert python(program, code) == ["True False"]
+
+
 def test_where_the_lean_import_fails_all_is_imported(program: Program) -> None:
     code = """
 import sys
