@@ -151,8 +151,9 @@ def _dispatch(words: Sequence[str]) -> int:
 
 def _complete() -> int:
     """Print completions for the shell."""
-    from localgemma_cli.commands.shell_values import first_word, offer_values
+    from localgemma_cli.commands.shell_values import first_word, join_at_colons, offer_values
 
+    join_at_colons(os.environ)
     first = first_word(os.environ)
     wanted = COMMAND_NAMES if first is None else [name for name in COMMAND_NAMES if name == first]
     command: Any = typer.main.get_command(build_app(wanted))

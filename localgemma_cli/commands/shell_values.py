@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,21 @@ from localgemma_cli.types import ASSISTANTS, ATTENTIONS, DEVICES, DTYPES, PROMPT
 
 _MANY = 50  # conversations to offer
 _SPECIAL = {"": r"[^\w@%+=:,./-]", '"': r'[\\$`"]', "'": r"(?!)"}  # to bash, inside these quotes
+
+
+def join_at_colons(environ: MutableMapping[str, str]) -> None:
+    """Undo in bash's variables that it splits words at colons, as in `org/repo:Q4_K_M`."""
+    words, place = environ.get("COMP_WORDS", "").split("\n"), environ.get("COMP_CWORD", "")
+    if ":" not in words or not place.isdecimal():
+        return
+    joined, typing = words[:1], 0
+    for index, word in enumerate(words[1:], start=1):
+        if word and ":" in (word, words[index - 1]):
+            joined[-1] += word
+        else:
+            joined.append(word)
+        typing = len(joined) - 1 if index <= int(place) else typing
+    environ["COMP_WORDS"], environ["COMP_CWORD"] = "\n".join(joined), str(typing)
 
 
 def first_word(environ: Mapping[str, str]) -> str | None:
@@ -38,20 +53,23 @@ def offer_values(command: Any, path: str = "") -> None:
 def _completer(values: Callable[[], Iterable[str]]) -> Callable[[Any, Any, str], list[str]]:
     def completions(_context: Any, _param: Any, begun: str) -> list[str]:
         with suppress(LocalGemmaError, OSError):  # the shell cannot show an error in a user's file
-            return [_on_the_line(each, os.environ) for each in values() if each.startswith(begun)]
+            return [_on_the_line(each, begun, os.environ) for each in values() if each.startswith(begun)]
         return []
 
     return completions
 
 
-def _on_the_line(value: str, environ: Mapping[str, str]) -> str:
-    """`value` as bash needs it on a command line; other shells quote completions themselves."""
+def _on_the_line(value: str, begun: str, environ: Mapping[str, str]) -> str:
+    """`value` as bash needs it on a command line; other shells quote completions themselves.
+
+    bash replaces only what follows the last colon of the word that was `begun`.
+    """
     if environ.get("_LOCALGEMMA_COMPLETE") != "complete_bash":
         return value
     words, place = environ.get("COMP_WORDS", "").split("\n"), environ.get("COMP_CWORD", "")
     word = words[int(place)] if place.isdecimal() and int(place) < len(words) else ""
     opened = word[:1] if word[:1] in ("'", '"') else ""
-    return re.sub(_SPECIAL[opened], r"\\\g<0>", value)
+    return re.sub(_SPECIAL[opened], r"\\\g<0>", value if opened else value[begun.rfind(":") + 1 :])
 
 
 def _presets() -> Iterable[str]:

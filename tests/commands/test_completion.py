@@ -10,6 +10,7 @@ from prompt_toolkit.document import Document
 from support.program import COMMAND, Program, completed
 
 from localgemma_cli.chat.terminal.completion import ChatCompleter
+from localgemma_cli.commands.shell_values import join_at_colons
 from localgemma_cli.sessions.store import Store
 
 
@@ -64,6 +65,25 @@ def test_values_are_completed_without_importing_anything_heavy(program: Program)
     assert completed(program, "models", "pull", "system-2") == ["system-2b", "system-27b"]
     (program.config / "models.toml").write_text("[mine")
     assert completed(program, "-m", "m") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "joined", "typing"),
+    [
+        (["lg", "-m", "o/r", ":", "Q4"], 4, ["lg", "-m", "o/r:Q4"], 2),
+        (["lg", "-m", "o/r", ":"], 3, ["lg", "-m", "o/r:"], 2),
+        (["lg", "-m", "o/r", ":", "Q4", "-p", ""], 6, ["lg", "-m", "o/r:Q4", "-p", ""], 4),
+        (["lg", "-m", "o/r", ":", ""], 4, ["lg", "-m", "o/r:", ""], 3),
+        (["lg", "--endpoint", "http", ":", "//a", ":", "80"], 6, ["lg", "--endpoint", "http://a:80"], 2),
+        (["lg", "-m", "o/r"], 2, ["lg", "-m", "o/r"], 2),
+    ],
+)
+def test_words_that_bash_splits_at_colons_are_joined(
+    words: list[str], place: int, joined: list[str], typing: int
+) -> None:
+    environ = {"COMP_WORDS": "\n".join(words), "COMP_CWORD": str(place)}
+    join_at_colons(environ)
+    assert environ == {"COMP_WORDS": "\n".join(joined), "COMP_CWORD": str(typing)}
 
 
 @pytest.mark.parametrize("content", [b"no database " * 100, None], ids=["not a database", "damaged page"])

@@ -52,6 +52,7 @@ def test_a_model_is_pulled_listed_completed_planned_and_removed(
     names = [f"{ID}:Q4_K_M", f"{ID}:Q8_0"]
     assert completed(online, "-m", "org") == names
     assert completed(online, "models", "rm", "org") == names
+    assert completed(online, "-m", ID, ":", "Q4") == ["Q4_K_M"]  # as bash splits it
     offline = json.loads(online("plan", "--json", "--offline", "-m", f"{ID}:q8_0").stdout)
     assert offline["model"]["id"] == f"{ID}:Q8_0"
     assert "remove it with --yes" in online("models", "rm", f"{ID}:Q8_0").stderr
