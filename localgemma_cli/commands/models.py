@@ -28,6 +28,7 @@ from localgemma_cli.units import format_bytes
 
 if TYPE_CHECKING:  # `--help` does not need them
     from localgemma_cli.backends.pytorch.loading.quantized_cache import QuantizedCopy
+    from localgemma_cli.models.resolve import Source
     from localgemma_cli.planning.hardware import Hardware
 
 _WIDE = 76  # columns that a line of the list needs
@@ -167,12 +168,21 @@ def pull_model(
         raise UsageError(f"{forbidden} forbids downloading.", f"{going_online(forbidden)}.")
     source = find_source(replace(options, model=name), hardware)
     if not options.quiet:
-        streams.say(one_line(_verdict(source.facts, hardware)))
+        for line in (source.note, _verdict(source.facts, hardware), *_announcements(source)):
+            if line:
+                streams.say(one_line(line))
     with show_progress(streams.stderr, quiet=options.quiet) as progress:
         folder, adapter = fetch_model(source, progress), fetch_adapter(source, progress)
     _show_folder(streams, source.facts.id, folder)
     if source.facts.adapter and adapter:
         _show_folder(streams, source.facts.adapter.id, adapter)
+
+
+def _announcements(source: "Source") -> Iterator[str]:
+    from localgemma_cli.models.fetch import list_downloads
+
+    for each in list_downloads(source):
+        yield f"Downloading {each.model_id}: {format_bytes(each.size)}, licence: {each.licence}."
 
 
 def _show_folder(streams: Streams, model_id: str, folder: Path) -> None:

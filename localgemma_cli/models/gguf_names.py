@@ -122,6 +122,17 @@ def _problem(name: GgufName, found: Sequence[GgufModel]) -> str:
     return f"has no GGUF file {name.wanted}"
 
 
+def describe_default(asked: GgufName, model: GgufModel, models: Sequence[GgufModel]) -> str:
+    """Which model was chosen, and the others; empty if the user named it or there is only one."""
+    others = [each for each in models if each != model]
+    if asked.wanted or not others:
+        return ""
+    return (
+        f"{asked.repository} has {len(models)} GGUF models; the default is {short_name(model, models)}."
+        f" Others: {list_words(asked.repository, others)}."
+    )
+
+
 def list_words(repository: str, models: Sequence[GgufModel]) -> str:
     """The words to type, each with its size: `org/repo:Q4_K_M (2.5 GB), :Q8_0 (4.1 GB)`."""
     words = [f":{short_name(each, models)} ({format_bytes(each.size)})" for each in models]

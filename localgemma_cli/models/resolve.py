@@ -33,7 +33,7 @@ _ADAPTER_CONFIG = "adapter_config.json"
 class Source:
     """A model's facts, and its folder or GGUF file; None if it comes from the hub.
 
-    `adapter_revision`: the revision of an adapter on the hub.
+    `adapter_revision`: the revision of an adapter on the hub. `note`: the default among GGUF files.
     """
 
     facts: ModelFacts
@@ -42,6 +42,7 @@ class Source:
     offline: bool
     assistant: "Source | None" = None
     adapter_revision: str | None = None
+    note: str = ""
 
 
 def resolve_assistant(model: str, *, offline: bool) -> Source:
@@ -122,7 +123,7 @@ def _resolve_hub_gguf(name: GgufName, revision: str | None, offline: bool) -> So
     from localgemma_cli.models.hub.gguf import read_hub_gguf
 
     found = read_hub_gguf(name, revision=revision, offline=offline)
-    return Source(_gguf_facts(found.header, found.name.id), None, revision, offline)
+    return Source(_gguf_facts(found.header, found.name.id), None, revision, offline, note=found.note)
 
 
 def _with_the_nearest(error: NotFoundError, model: str) -> NotFoundError:

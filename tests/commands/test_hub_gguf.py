@@ -44,6 +44,9 @@ def test_a_model_is_pulled_listed_completed_planned_and_removed(
     assert done.stdout.startswith(f"{ID}:Q8_0: 0.2 MB in ")
     assert done.stdout.endswith(f"{Q8}\n")
     assert f"{ID}:Q8_0 fits here" in done.stderr
+    assert (
+        f"Downloading {ID}:Q8_0: 0.0 MB, licence: see its model card.\n" in done.stderr
+    )  # the header has it all
     assert online("models", "pull", "-q", ID).stdout.startswith(f"{ID}:Q8_0: ")  # which is on disk
     assert online("models", "pull", "-q", f"{ID}:{Q4}").returncode == 0
     rows = {"on_disk": True, "disk_bytes": len(files[Q4])}
@@ -72,7 +75,8 @@ def test_a_large_download_asks_first_on_a_terminal(
     hub.publish(ID, Repo(large, claimed_sizes={Q4: 150_000_000}))
     with Terminal(online, ["-m", ID], columns=200) as terminal:
         asked = terminal.wait(r"\[y/N\]")
-        for told in (f"{ID}:Q4_K_M", "0.1 GB", "licence", str(online.folder / "hub")):
+        told_default = f"the default is Q4_K_M. Others: {ID}:Q8_0 (0.2 MB)."
+        for told in (told_default, f"{ID}:Q4_K_M", "0.1 GB", "licence", str(online.folder / "hub")):
             assert told in asked
         terminal.type("\r")
         assert terminal.wait_for_end() == 4

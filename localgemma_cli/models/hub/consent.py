@@ -37,6 +37,8 @@ def agree_to_download(source: "Source", streams: Streams, *, named: bool, yes: b
     total = sum(each.size for each in wanted)
     if total <= CONFIRM_ABOVE:
         return
+    if source.note:
+        streams.say(source.note)
     for each in wanted:
         streams.say(f"{each.model_id} is not on disk: {format_bytes(each.size)}, licence: {each.licence}.")
     if not streams.confirm(f"Download {format_bytes(total)} to {_destination()}?"):

@@ -6,7 +6,14 @@ from pathlib import Path
 from localgemma_cli.errors import LocalGemmaError, NotFoundError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.gguf_header import Gguf, join_pieces, read_gguf, read_gguf_beginning
-from localgemma_cli.models.gguf_names import GgufModel, GgufName, choose_gguf, full_name, gguf_models
+from localgemma_cli.models.gguf_names import (
+    GgufModel,
+    GgufName,
+    choose_gguf,
+    describe_default,
+    full_name,
+    gguf_models,
+)
 from localgemma_cli.models.hub import errors as hub_errors
 from localgemma_cli.models.hub.cache import (
     COMMIT,
@@ -38,10 +45,11 @@ _MOST_HEADER_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class HubGguf:
-    """A model that was found: its full name, and its header."""
+    """A model that was found: its full name, its header, and how it was chosen from several."""
 
     name: GgufName
     header: Gguf
+    note: str = ""
 
 
 def read_hub_gguf(asked: GgufName, *, revision: str | None, offline: bool) -> HubGguf:
@@ -61,9 +69,10 @@ def read_hub_gguf(asked: GgufName, *, revision: str | None, offline: bool) -> Hu
         listing = list_files(repo, PATIENCE_SECONDS)
         model = _choose(asked, listing)
         check_access(repo, listing)
-        name = full_name(asked, model, gguf_models(_sizes(listing)))
+        models = gguf_models(_sizes(listing))
         headers = [_read_header(repo, listing.commit, file) for file in _files_of(model, listing)]
-        return HubGguf(name, join_pieces(headers))
+        note = describe_default(asked, model, models)
+        return HubGguf(full_name(asked, model, models), join_pieces(headers), note)
 
 
 def fetch_gguf(
