@@ -81,8 +81,9 @@ def _load(job: Job, prompter: Prompter) -> tuple[float, LocalBackend, PreTrained
         model = load_dummy(job.plan, job.seed)
     else:
         model = load_model(job.plan, job.weights, ignore_progress)
-    if model.generation_config:
-        model.generation_config.eos_token_id = None
+    for config in (model.generation_config, model.config, model.config.get_text_config()):
+        if config is not None:
+            config.eos_token_id = None  # never stop early
     backend = LocalBackend(job.plan, model, prompter)
     synchronise(device)
     return time.perf_counter() - started, backend, model

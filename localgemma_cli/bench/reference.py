@@ -84,6 +84,7 @@ def _answer(model: PreTrainedModel, job: Job, workload: Workload) -> AnswerResul
         started = time.perf_counter()
         answers.append(_generate(model, prompt, workload.new_tokens, clock=clock))
         synchronise(model.device)
+        assert len(answers[-1]) == workload.new_tokens, f"{len(answers[-1])} tokens"
         first.append(clock.times[1] - started)
         rates.append((workload.new_tokens - 1) / (time.perf_counter() - clock.times[1]))
     return AnswerResult(

@@ -235,6 +235,17 @@ def test_a_stop_string_of_the_models_prompt_does_not_end_an_answer(
     assert len(measured.answered[0].token_ids) == LONG.new_tokens
 
 
+def test_an_end_token_does_not_end_an_answer(checkpoint: Path, tmp_path: Path) -> None:
+    """The second token that the model writes is made its end token."""
+    written = engine.measure(job(checkpoint, workloads=(LONG,), repeats=1)).answered[0].token_ids
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": written[1]}))
+    for measure in (engine.measure, reference.measure):
+        assert measure(job(folder, workloads=(LONG,), repeats=1)).answered[0].token_ids == written
+
+
 def test_other_weights_give_other_tokens(checkpoint: Path) -> None:
     ours, theirs = engine.measure(job(checkpoint)), reference.measure(job(None, seed=1))
     prompts = replace(job(None), seed=1)
