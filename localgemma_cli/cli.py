@@ -26,6 +26,7 @@ from localgemma_cli.environment import (
     detach_from_terminal,
     fill_closed_descriptors,
     hide_library_output,
+    keep_own_stderr,
     standard_streams,
     torchrun_rank,
 )
@@ -96,6 +97,7 @@ def main() -> None:
     if rank is not None and rank.index > 0:
         detach_from_terminal()
     fill_closed_descriptors()
+    keep_own_stderr()
     streams = standard_streams()
     hide_library_output(streams, verbose=_error_style(sys.argv[1:], os.environ).verbose)
     code = run(sys.argv[1:], streams)

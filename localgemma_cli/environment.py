@@ -143,6 +143,16 @@ def fill_closed_descriptors() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # open until the process ends
 
 
+def keep_own_stderr() -> None:
+    """Give the program its own descriptor for stderr; another thread may redirect descriptor 2 for a while.
+
+    `suppress_panics` does that while a tokenizer loads.
+    """
+    if isinstance(sys.stderr, TextIOWrapper):
+        own = os.dup(2)
+        sys.stderr = open(own, "w", 1, encoding=sys.stderr.encoding, errors=sys.stderr.errors)  # noqa: SIM115
+
+
 @dataclass(frozen=True)
 class Rank:
     """This process among those that `torchrun` started; index 0 uses the terminal."""

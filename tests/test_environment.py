@@ -1,5 +1,7 @@
 """The world outside may be odd: variables, folders and streams that nobody would set on purpose."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,25 @@ def test_standard_input_and_a_commands_output_are_attached_as_files(program: Pro
     assert pipe.endswith(" tokens]")
     for wrong in (["-f", "-", "-"], ["-f", "-"]):
         assert program("-m", "demo", *wrong, stdin="text").returncode == 2
+
+
+_LEAVING = """
+import os
+from localgemma_cli import cli
+from localgemma_cli.models.load_errors import suppress_panics
+
+def run(words, streams):
+    with suppress_panics():
+        os.write(2, b"a panic")
+        streams.say("Interrupted.")
+        os._exit(130)
+
+cli.run = run
+cli.main()
+"""
+
+
+def test_a_message_is_written_at_once_while_another_thread_holds_back_descriptor_2() -> None:
+    """As after a Ctrl-C, and at the prompt, while a tokenizer loads."""
+    done = subprocess.run([sys.executable, "-c", _LEAVING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
