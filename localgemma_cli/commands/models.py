@@ -135,7 +135,10 @@ def remove_model(
     downloaded = {each: size for each in ids if (size := _downloaded(each))}
     if not copies and not downloaded:
         nearest = nearest_model(name, own_models())
+        gguf = parse_gguf_name(name)
         hint = "List what is on disk with: localgemma models list"
+        if gguf and _downloaded(gguf.repository):
+            hint = f"Other files of it are; remove them all with: localgemma models rm {gguf.repository}"
         meant = f"Did you mean {nearest}? " if nearest not in (None, name) else ""
         raise NotFoundError(f"Nothing of {name!r} is on disk.", meant + hint)
     for model_id, size in downloaded.items():

@@ -11,6 +11,7 @@ from localgemma_cli.errors import NotFoundError
 from localgemma_cli.units import format_bytes
 
 _NAME = re.compile(r"(?P<repository>\w[\w.-]{0,95}/[\w.-]{1,96}):(?P<wanted>[\w+][\w.+ /-]{0,250})")
+_HOST = re.compile(r"(https://)?(hf\.co|huggingface\.co)/")
 _SPLIT = re.compile(r"(?P<stem>.+)-(?P<piece>\d{5})-of-(?P<pieces>\d{5})", re.IGNORECASE)
 _QUANTIZATION = re.compile(
     r"(?:.*?[-._/])?(?P<word>(?:UD-)?(?:I?Q\d\w*|TQ\d_\d|MXFP4\w*|NVFP4|BF16|FP?16|FP?32))", re.IGNORECASE
@@ -56,9 +57,14 @@ class GgufModel:
         return found["word"].upper() if found else None
 
 
+def without_host(name: str) -> str:
+    """The hub id in `hf.co/REPO:QUANT`, as Ollama spells it, or in the address of a model's page."""
+    return _HOST.sub("", name, count=1) if _HOST.match(name) else name
+
+
 def parse_gguf_name(name: str) -> GgufName | None:
     """The parts of `REPO:QUANT` or `REPO:FILE.gguf`; None for any other name, such as a path."""
-    found = _NAME.fullmatch(name)
+    found = _NAME.fullmatch(without_host(name))
     if found is None or ".." in found["wanted"] or "//" in found["wanted"]:
         return None
     return GgufName(found["repository"], None if found["wanted"] == "latest" else found["wanted"])

@@ -13,7 +13,7 @@ from localgemma_cli.environment import expand_home
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
 from localgemma_cli.models.adapter_config import Adapter, adapter_of
 from localgemma_cli.models.catalog import MODEL_NAMES, ModelFacts, demo_folder, facts_from_config, lookup
-from localgemma_cli.models.gguf_names import GgufName, parse_gguf_name
+from localgemma_cli.models.gguf_names import GgufName, parse_gguf_name, without_host
 from localgemma_cli.models.model_names import nearest_model
 from localgemma_cli.models.own_models import OwnModel, own_models
 from localgemma_cli.models.unsupported_formats import (
@@ -84,8 +84,9 @@ def _resolve_known(
         return Source(_with_the_stored_head(facts, path), path, revision, offline)
     if os.path.isfile(path):
         return Source(_file_facts(path, model), path, revision, offline)
-    if _HUB_ID.fullmatch(model) and not model.startswith((".", os.sep)):
-        return _resolve_hub(model, revision, offline, force)
+    hub_id = without_host(model)
+    if _HUB_ID.fullmatch(hub_id) and not hub_id.startswith((".", os.sep)):
+        return _resolve_hub(hub_id, revision, offline, force)
     if name := parse_gguf_name(model):
         return _resolve_hub_gguf(name, revision, offline)
     if model.lower().endswith(".gguf"):

@@ -63,6 +63,7 @@ def test_a_model_is_pulled_listed_completed_planned_and_removed(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"removed 0.2 MB: the downloaded {ID}:q8_0\n"
     assert list(others(online)) == [f"{ID}:Q4_K_M"]
+    assert f"localgemma models rm {ID}\n" in online("models", "rm", f"{ID}:q8_0").stderr
     assert online("models", "rm", f"{ID}:Q4_K_M", "--yes").returncode == 0
     assert not list((online.folder / "hub" / "hub").glob("models--*"))
     assert online("models", "rm", f"{ID}:Q4_K_M").returncode == 4

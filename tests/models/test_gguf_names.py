@@ -113,6 +113,8 @@ def test_the_pieces_of_a_split_model_are_one_model() -> None:
         ("ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", ("ggml-org/gemma-3-4b-it-GGUF", "Q4_K_M")),
         ("org/repo:sub/gemma-Q8_0.gguf", ("org/repo", "sub/gemma-Q8_0.gguf")),
         ("org/repo:latest", ("org/repo", None)),
+        ("hf.co/org/repo:Q4_K_M", ("org/repo", "Q4_K_M")),
+        ("https://huggingface.co/org/repo:Q4_K_M", ("org/repo", "Q4_K_M")),
     ],
 )
 def test_a_name_has_two_parts(name: str, parts: tuple[str, str | None]) -> None:

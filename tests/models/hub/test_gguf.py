@@ -209,3 +209,36 @@ def test_a_file_larger_than_the_disk_is_refused_before_the_download(
     with pytest.raises(LocalGemmaError, match=r"disk space"):
         fetch("Q4_K_M")
     assert not hub.asked_for(Q4)
+
+
+def test_the_address_of_a_model_names_it(hub: HubServer) -> None:
+    for name in (f"hf.co/{ID}", f"https://huggingface.co/{ID}", f"hf.co/{ID}:q4_k_m"):
+        assert resolve(name, revision=None, offline=False).facts.id == f"{ID}:Q4_K_M"
+
+
+def test_names_that_lead_out_of_the_repository_are_no_files(hub: HubServer, files: dict[str, bytes]) -> None:
+    names = (
+        "../m-Q4_0.gguf",
+        "a/../../m-Q4_0.gguf",
+        "/m-Q4_0.gguf",
+        "C:\\m-Q4_0.gguf",
+        "a/con.gguf",
+        "a//b.gguf",
+    )
+    hub.publish(ID, dict.fromkeys(names, files[Q4]))
+    with pytest.raises(NotFoundError, match="no GGUF files"):
+        found("Q4_0")
+
+
+def test_a_folder_that_is_a_link_out_of_the_cache_is_not_written_to(
+    hub: HubServer, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    name = "a/b/tiny-Q2_K.gguf"
+    commit = hub.publish(ID, {name: files[Q4]}).commit
+    snapshot = tmp_path / "hub" / "models--org--tiny-GGUF" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "a").symlink_to(outside)
+    assert fetch("Q2_K") == snapshot / name
+    assert not list(outside.iterdir())
