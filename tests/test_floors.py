@@ -63,7 +63,6 @@ TESTED_IN = {
     "backends/http/transport.py": "backends/http/test_deadlines.py",
     "backends/pytorch/generation/cpu_step_support.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/kv_cache.py": "backends/pytorch/generation/test_decode.py",
-    "backends/pytorch/generation/sampler.py": "test_sampling.py",
     "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/layers/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/loading/assemble.py": "backends/pytorch/test_families.py",

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -13,9 +15,171 @@ from transformers.generation.logits_process import (
 
 from localgemma_cli.sampling import Sampling
 
+Floats = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+_BLOCK = 256  # numbers: a search looks at each block's largest number or sum first
+_SMALLEST = np.float32(
+    -80
+)  # a logarithm: smaller weights, 1e-35 of the largest, would be slow denormal numbers
+_FEW = 1024  # numbers that are sorted
+_LEAST = (1e-2, 1e-4)  # weights; most distributions have few larger ones, with most of the sum
+
 
 class Sampler:
-    """Logits [1, vocabulary] -> next id [1], on the device, by transformers' processors in its order."""
+    """Logits [1, vocabulary] float32 -> next id [1], on the device, as transformers' processors in its order.
+
+    On a CPU with NumPy: PyTorch's operations over a vocabulary of 262,144 take several milliseconds.
+    """
+
+    def __init__(self, sampling: Sampling, device: torch.device) -> None:
+        self._draw = _HostSampler(sampling) if device.type == "cpu" else _DeviceSampler(sampling, device)
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        """Start an answer to `prompt`, whose ids the repetition penalty applies to."""
+        self._draw.begin(prompt)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return self._draw(logits)
+
+
+class _HostSampler:
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._prompt: Sequence[int] = ()
+        self._seen: _SeenIds | None = None
+        self._scores: Floats = np.empty(0, np.float32)  # kept: fresh memory takes longer than the arithmetic
+
+    def begin(self, prompt: Sequence[int]) -> None:
+        self._prompt, self._seen = prompt, None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        token = self._choose(logits[0].numpy())
+        if self._seen is not None:
+            self._seen.add(token)
+        return torch.tensor([token])
+
+    def _choose(self, logits: Floats) -> int:
+        sampling = self._sampling
+        if sampling.repetition_penalty == 1.0 and sampling.temperature == 0:
+            return int(logits.argmax())
+        if len(self._scores) != len(logits):
+            self._scores = np.empty_like(logits)
+        np.divide(logits, np.float32(sampling.temperature or 1), out=self._scores)
+        if sampling.repetition_penalty != 1.0:
+            self._seen = self._seen or _SeenIds(self._prompt, len(logits))
+            self._seen.penalize(self._scores, sampling.repetition_penalty)
+        if sampling.temperature == 0:
+            return int(self._scores.argmax())
+        return draw(self._scores, sampling, self._random.random())
+
+
+class _SeenIds:
+    """The different ids in the prompt and in the answer so far."""
+
+    def __init__(self, prompt: Sequence[int], vocabulary: int) -> None:
+        self._is_seen = np.zeros(vocabulary, np.bool_)
+        self._is_seen[np.asarray(prompt, np.int64)] = True
+        self._ids = np.flatnonzero(self._is_seen)
+
+    def add(self, token: int) -> None:
+        if not self._is_seen[token]:
+            self._is_seen[token] = True
+            self._ids = np.append(self._ids, token)
+
+    def penalize(self, scores: Floats, penalty: float) -> None:
+        """Apply transformers' RepetitionPenaltyLogitsProcessor in place; a temperature does not change it."""
+        some = scores[self._ids]
+        scores[self._ids] = np.where(some < 0, some * np.float32(penalty), some / np.float32(penalty))
+
+
+def draw(scores: Floats, sampling: Sampling, position: float) -> int:
+    """Draw an id at `position`, 0 to 1, of the filtered distribution's cumulative sum over ids.
+
+    `scores` are divided by the temperature, and are changed. ValueError where one is not a number.
+    """
+    ids: Ids | None = None  # of `scores`; None: all
+    if sampling.top_k is not None and sampling.top_k < len(scores):
+        ids = find_largest(scores, sampling.top_k)
+        scores = scores[ids]
+    scores -= scores.max()
+    np.maximum(scores, _SMALLEST, out=scores)
+    weights: Floats = torch.from_numpy(scores).exp_().numpy()
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ids, weights = _select(ids, weights, find_top_p(weights, sampling.top_p))
+    if sampling.min_p is not None:
+        kept = np.flatnonzero(weights >= np.float32(sampling.min_p) * weights.max())
+        ids, weights = _select(ids, weights, kept)
+    index = find_position(weights, position)
+    return index if ids is None else int(ids[index])
+
+
+def _select(ids: Ids | None, weights: Floats, kept: Ids) -> tuple[Ids, Floats]:
+    return kept if ids is None else ids[kept], weights[kept]
+
+
+def find_largest(scores: Floats, count: int) -> Ids:
+    """Return the indices of the `count` largest scores, and of any equal to the least of these."""
+    blocks = scores[: len(scores) // _BLOCK * _BLOCK].reshape(-1, _BLOCK).max(axis=1)
+    if count <= len(blocks):  # so many blocks have a score of at least this
+        some = np.flatnonzero(scores >= np.partition(blocks, -count)[-count])
+    else:
+        some = np.arange(len(scores))
+    least = np.partition(scores[some], -count)[-count]
+    found: Ids = some[scores[some] >= least]
+    return found
+
+
+def find_top_p(weights: Floats, top_p: float) -> Ids:
+    """Return the indices of the largest weights, without those that together are at most 1 - `top_p` of all.
+
+    The largest weight is 1. Equal weights are kept together.
+    """
+    left_out = (1 - top_p) * float(weights.sum())
+    some, below = _bracket(weights, left_out)
+    while len(some) > _FEW:
+        is_small = some < some.mean()
+        small = some[is_small]
+        if len(small) in (0, len(some)):
+            break
+        mass = float(small.sum())
+        if below + mass > left_out:
+            some = small
+        else:
+            some, below = some[~is_small], below + mass
+    some = np.sort(some)
+    is_kept = below + some.cumsum(dtype=np.float64) > left_out
+    least = some[is_kept.argmax()] if is_kept.any() else some[-1]
+    return np.flatnonzero(weights >= least)
+
+
+def _bracket(weights: Floats, left_out: float) -> tuple[Floats, float]:
+    """Return weights among which the least that is kept lies, and the sum of all smaller ones."""
+    for least in _LEAST:
+        some = weights[np.flatnonzero(weights >= np.float32(least))]
+        below = float(weights.sum()) - float(some.sum())
+        if below <= left_out:
+            return some, max(below, 0.0)
+    return weights, 0.0
+
+
+def find_position(weights: Floats, position: float) -> int:
+    """Return the index at `position`, 0 to 1, of the weights' cumulative sum."""
+    sums = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64).cumsum()
+    if not np.isfinite(sums[-1]):
+        raise ValueError("The model's logits are not numbers.")
+    wanted = position * sums[-1]
+    block = min(int(np.searchsorted(sums, wanted, side="right")), len(sums) - 1)
+    first = block * _BLOCK
+    before = float(sums[block - 1]) if block else 0.0
+    inner = before + weights[first : first + _BLOCK].cumsum(dtype=np.float64)
+    within = int(np.searchsorted(inner, wanted, side="right"))
+    return first + min(within, len(inner) - 1)
+
+
+class _DeviceSampler:
+    """By transformers' processors, without waiting for the device."""
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self._device, self._penalty = device, sampling.repetition_penalty
@@ -39,7 +203,6 @@ class Sampler:
             self._generator.manual_seed(sampling.seed)
 
     def begin(self, prompt: Sequence[int]) -> None:
-        """Start an answer to `prompt`, whose ids the repetition penalty applies to."""
         self._prompt, self._seen = prompt, None
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:

@@ -155,7 +155,7 @@ def _bind(
     sizes = (torch.get_num_threads(), heads, m, n, k)
     arguments = (*sizes, x.data_ptr(), pointers, apart, out.data_ptr(), numbers.data_ptr())
 
-    def call(_held: object = (x, weight, numbers)) -> None:
+    def call(_held: object = (x, weight, out, numbers)) -> None:
         functions["bfloat16_rows"](*arguments)
 
     return call, out
