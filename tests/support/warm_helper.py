@@ -8,6 +8,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 import termios
 from typing import Any
 
@@ -51,6 +52,7 @@ def become_the_program(request: dict[str, Any], streams: list[int]) -> None:
         )
         for name in [each for each in sys.modules if each.partition(".")[0] == "huggingface_hub"]:
             del sys.modules[name]  # it reads its variables when it is imported
+        tempfile.tempdir = None  # it is chosen once
         sys.argv = ["localgemma", *request["words"]]
         runpy.run_module("localgemma_cli", run_name="__main__", alter_sys=True)
     except BaseException:  # the program itself leaves by os._exit

@@ -19,7 +19,7 @@ from pathlib import Path
 
 HELPER = Path(__file__).with_name("warm_helper.py")
 IS_AVAILABLE = sys.platform == "linux" and not os.environ.get("LOCALGEMMA_TEST_COLD")
-_READ_LATE = ("TERM", "COLUMNS", "NO_COLOR", "EDITOR", "VISUAL")
+_READ_LATE = ("TERM", "COLUMNS", "NO_COLOR", "EDITOR", "VISUAL", "TMPDIR")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
