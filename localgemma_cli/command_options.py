@@ -6,6 +6,8 @@ from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
+import typer
+
 from localgemma_cli.option_spec import OptionSpec
 from localgemma_cli.options import Options
 
@@ -31,6 +33,11 @@ def defaults_from(config: Mapping[str, object], command: str) -> dict[str, objec
         for name, spec in options_of(command).items()
         if spec.key in config
     }
+
+
+def value_places(ctx: typer.Context) -> dict[str, str]:
+    """Where each option gets its value: DEFAULT, DEFAULT_MAP (config.toml), ENVIRONMENT, COMMANDLINE."""
+    return {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
 
 
 def _is_repeatable(name: str) -> bool:

@@ -8,11 +8,12 @@ from localgemma_cli.errors import UsageError
 DeviceKind = Literal["cuda", "mps", "cpu"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Quantization = Literal["none", "nf4", "int4", "int8"]
-# Formats of quantized checkpoints; the last three are only loaded, never made here.
+# Formats of quantized checkpoints; the last three are never made here, and only llama.cpp runs the last one.
 StoredQuantization = Literal["nf4", "int8", "awq", "w8a8", "gguf"]
 WeightKind = Quantization | StoredQuantization
-Attention = Literal["eager", "sdpa", "flash_attention_2"]
-CacheKind = Literal["full", "int8", "sliding", "static"]
+Attention = Literal["eager", "sdpa", "flash_attention_2", "llama.cpp"]
+# The last two are llama.cpp's.
+CacheKind = Literal["full", "int8", "sliding", "static", "f16", "q8_0"]
 CompileMode = Literal[
     "none",
     "graph",  # not compiled; its kernels are recorded once as a CUDA graph and replayed

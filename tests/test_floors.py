@@ -17,6 +17,7 @@ FLOORS = {
     "bench": 5,
     "chat": 5,
     "backends": 4,
+    "backends.llamacpp": 4.1,
     "backends.pytorch": 4.6,
     "backends.pytorch.generation": 4.5,
     "backends.pytorch.loading": 4.4,
@@ -49,6 +50,7 @@ FLOORS = {
 # A module `a/b.py` is tested in tests/a/test_b.py, or in the file named here.
 TESTED_IN = {
     "__main__.py": "test_interrupted_start.py",
+    "backends/answer_stream.py": "backends/pytorch/test_backend.py",
     "backends/base.py": "backends/pytorch/test_backend.py",
     "backends/http/text_filters.py": "backends/http/test_sse.py",
     "backends/http/backend.py": "backends/http/test_hostile.py",
@@ -61,6 +63,9 @@ TESTED_IN = {
     "backends/http/proxy_settings.py": "backends/http/test_before_connecting.py",
     "backends/http/rockchip.py": "commands/test_rockchip.py",
     "backends/http/transport.py": "backends/http/test_deadlines.py",
+    "backends/llamacpp/parameters.py": "backends/llamacpp/test_backend.py",
+    "backends/llamacpp/process.py": "backends/llamacpp/test_backend.py",
+    "backends/llamacpp/worker.py": "backends/llamacpp/test_backend.py",
     "backends/pytorch/generation/cpu_step_support.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/kv_cache.py": "backends/pytorch/generation/test_decode.py",
     "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
@@ -139,8 +144,10 @@ TESTED_IN = {
     "models/shapes.py": "models/test_model_config.py",
     "option_spec.py": "test_options.py",
     "optional_dependencies.py": "backends/pytorch/lora/test_adapters.py",
+    "planning/gguf_settings.py": "backends/llamacpp/test_backend.py",
     "planning/model_options.py": "commands/test_plan.py",
     "planning/prequantized.py": "planning/test_settings.py",
+    "prompts/partial_bpe.py": "prompts/test_gguf_tokenizer.py",
     "prompts/markers.py": "prompts/test_template_process.py",
     "prompts/stop_strings.py": "prompts/test_prompt_forms.py",
     "prompts/template_worker.py": "prompts/test_template_process.py",
@@ -206,9 +213,10 @@ def test_only_the_pytorch_backend_and_the_benchmark_import_torch_and_transformer
         assert not tops & {"torch", "transformers", "accelerate", "bitsandbytes"}
 
 
-def test_models_and_prompts_load_no_torch_and_no_transformers() -> None:
+def test_models_prompts_and_llamacpp_load_no_torch_and_no_transformers() -> None:
     """Not even through another module: they serve engines that need neither."""
-    modules = [module_name(path) for room in ("models", "prompts") for path in (PACKAGE / room).rglob("*.py")]
+    rooms = ("models", "prompts", "backends/llamacpp")
+    modules = [module_name(path) for room in rooms for path in (PACKAGE / room).rglob("*.py")]
     heavy = ("torch", "transformers", "accelerate", "bitsandbytes")
     code = f"import sys\nimport {', '.join(modules)}\nprint(*({{*{heavy!r}}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)

@@ -84,6 +84,10 @@ class LocalEngine:
         folder = fetch_model(self.source, progress, CONFIRM_ABOVE)
         adapter = fetch_adapter(self.source, progress, CONFIRM_ABOVE)
         draft = fetch_assistant(self.source, progress, CONFIRM_ABOVE)
+        if self.plan.quantization == "gguf":
+            from localgemma_cli.backends.llamacpp.backend import load_backend as load_gguf
+
+            return load_gguf(self.plan, folder, progress, self.template)
         from localgemma_cli.backends.pytorch.lean_import import import_frameworks
         from localgemma_cli.prompts.tokenizer_loader import start_loading_tokenizer
 

@@ -63,7 +63,7 @@ class EngineChoice:
         from localgemma_cli.planning.plan import require_fits
 
         template = choose_template(options.template, own)
-        source, plan = plan_model(options, processes=self._processes)
+        source, plan = plan_model(options, processes=self._processes, places=self._places)
         require_fits(plan)
         return LocalEngine(source, plan, template)
 

@@ -76,6 +76,11 @@ def _request(options: Options) -> BenchRequest:
 def _plans(
     source: Source, presets: Sequence[str | None], hardware: Hardware, overrides: Overrides
 ) -> tuple[LoadPlan, ...]:
+    if source.facts.is_gguf:
+        raise UsageError(
+            "bench measures PyTorch; a GGUF file runs on llama.cpp.",
+            f"Compare it with a model: localgemma bench -m MODEL --llama-cpp {source.facts.id}",
+        )
     known = load_presets()
     plans = tuple(make_plan(source.facts, preset, hardware, overrides, known) for preset in presets)
     for plan in plans:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import __version__
-from localgemma_cli.command_options import takes_options
+from localgemma_cli.command_options import takes_options, value_places
 from localgemma_cli.environment import standard_streams, torchrun_rank
 from localgemma_cli.errors import UsageError
 from localgemma_cli.options import Options
@@ -53,7 +53,7 @@ def chat(
 
         return follow()
     _refuse_conflicts(options)
-    places = {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
+    places = value_places(ctx)
     literal = bool(ctx.meta.get(LITERAL))
     return _chat(options, prompt or [], places, literal=literal, processes=rank.count if rank else 1)
 

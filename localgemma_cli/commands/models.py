@@ -243,7 +243,11 @@ def _row(facts: ModelFacts) -> dict[str, object]:
 
 def _stored_as(facts: ModelFacts) -> WeightFormat:
     stored = facts.stored
-    return WeightFormat("float16", stored.kind, stored.nested) if stored else WeightFormat("bfloat16")
+    return (
+        WeightFormat("float16", stored.kind, stored.nested, stored_bytes=stored.bytes)
+        if stored
+        else WeightFormat("bfloat16")
+    )
 
 
 def _own_row(own: OwnModel) -> dict[str, object]:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from localgemma_cli.command_options import takes_options
+from localgemma_cli.command_options import takes_options, value_places
 from localgemma_cli.environment import Streams, standard_streams
 from localgemma_cli.options import Options
 from localgemma_cli.planning.hardware import Hardware, parse_size, parse_sizes, probe_or_describe
@@ -17,6 +17,7 @@ from localgemma_cli.render.json import write_line
 
 @takes_options("plan")
 def plan(
+    ctx: typer.Context,
     options: Options,
     all_: Annotated[
         bool, typer.Option("--all", help="Print every model with every preset, as a table.")
@@ -31,7 +32,7 @@ def plan(
         overrides = make_overrides(options, resolve_draft(options))
         _print_all(plan_all(hardware, overrides, load_presets()), streams, json=options.json)
     else:
-        _print_one(plan_model(options, hardware)[1], streams, json=options.json)
+        _print_one(plan_model(options, hardware, places=value_places(ctx))[1], streams, json=options.json)
 
 
 def _hardware(options: Options) -> Hardware:

@@ -157,12 +157,19 @@ class Architecture:
 
 @dataclass(frozen=True)
 class StoredFormat:
-    """The format of a pre-quantized checkpoint; `detail`: the type of a GGUF file, such as Q4_K."""
+    """The format of a pre-quantized checkpoint.
+
+    Of a GGUF file also `detail`, its type, such as Q4_K_M; `bytes`, the size of its tensors; and
+    `why_unpacked`, what in it llama.cpp does not support.
+    """
 
     kind: StoredQuantization
     nested: bool = False
     group: int = 128
     detail: str = ""
+    bytes: int = 0
+    is_quantized: bool = True
+    why_unpacked: str = ""
 
     @property
     def words(self) -> str:

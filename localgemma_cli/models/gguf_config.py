@@ -73,6 +73,17 @@ def gguf_config(file: Gguf) -> dict[str, object]:
     }
 
 
+def why_unpacked(file: Gguf) -> str:
+    """What in the file llama.cpp refuses or computes otherwise (b11549); empty for most files."""
+    kind = file.values.get("general.architecture")
+    if kind in ("gemma", "gemma2") and "output.weight" in file.tensors:
+        return f"a {kind} with an output head of its own"
+    scaling, factor = (file.values.get(f"{kind}.rope.scaling.{key}") for key in ("type", "factor"))
+    if kind == "gemma2" and scaling == "none" and factor not in (None, 0, 1):
+        return "a gemma2 with a RoPE factor that its type switches off"
+    return ""
+
+
 def _supported_architecture(file: Gguf) -> str:
     kind = file.values.get("general.architecture")
     if isinstance(kind, str) and kind in _MODEL_TYPES:

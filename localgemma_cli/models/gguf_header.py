@@ -35,6 +35,13 @@ _SCALARS = {
 _STRING, _ARRAY = 8, 9
 _TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K"}
 _TYPES |= {12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 30: "BF16"}
+_UNQUANTIZED = {0, 1, 30}
+_FILE_TYPES = {  # of general.file_type: llama_ftype in llama.cpp's llama.h
+    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S"},
+    **{12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K"},
+    **{19: "IQ2_XXS", 20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL"},
+    **{26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16"},
+}
 # Limits beyond any real header: they bound the time and memory that a damaged file can cost.
 _MOST_TENSORS, _MOST_PAIRS, _MOST_ITEMS = 100_000, 10_000, 20_000_000
 _LONGEST_NAME, _MOST_TEXT = 65_535, 16 << 20  # bytes
@@ -49,8 +56,9 @@ class _Truncated(ValueError):
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """The place of one tensor: `type` by ggml's number, `shape` in PyTorch's order, `offset` in the file."""
+    """The place of one tensor in the file `path`: `type` by ggml's number, `shape` in PyTorch's order."""
 
+    path: Path
     type: int
     shape: tuple[int, ...]
     offset: int
@@ -68,15 +76,19 @@ class GgufArray:
 
 @dataclass(frozen=True)
 class Gguf:
-    """A header: its values by key, and its tensors by name."""
+    """A header: its values by key, and its tensors by name; `stored_bytes`: the size of those."""
 
     path: Path
     values: Mapping[str, object]
     tensors: Mapping[str, GgufTensor]
+    stored_bytes: int
 
     @property
     def stored(self) -> StoredFormat:
-        """The format that most of the weights are stored in; NotFoundError without weights."""
+        """The file's own name for its format, else the type of most weights.
+
+        NotFoundError without weights.
+        """
         if not self.tensors:
             raise NotFoundError(
                 f"{self.path} contains no weights.",
@@ -85,8 +97,14 @@ class Gguf:
         weights = Counter[int]()
         for tensor in self.tensors.values():
             weights[tensor.type] += prod(tensor.shape)
-        kind = weights.most_common(1)[0][0]
-        return StoredFormat("gguf", detail=_TYPES.get(kind, f"type {kind}"))
+        kind, named = weights.most_common(1)[0][0], self.values.get("general.file_type")
+        detail = _FILE_TYPES.get(named) if isinstance(named, int) else None
+        return StoredFormat(
+            "gguf",
+            detail=detail or _TYPES.get(kind, f"type {kind}"),
+            bytes=self.stored_bytes,
+            is_quantized=not weights.keys() <= _UNQUANTIZED,
+        )
 
     def texts(self, key: str) -> list[str]:
         """A list of texts; bytes that are not UTF-8 become U+FFFD. ValueError if the key has none."""
@@ -155,7 +173,7 @@ def read_gguf_beginning(path: Path, size: int, name: str) -> Gguf | None:
 def join_pieces(pieces: Sequence[Gguf]) -> Gguf:
     """The header of a split model: the values of its first piece, and the tensors of all."""
     tensors = {name: tensor for piece in pieces for name, tensor in piece.tensors.items()}
-    return replace(pieces[0], tensors=tensors)
+    return replace(pieces[0], tensors=tensors, stored_bytes=sum(piece.stored_bytes for piece in pieces))
 
 
 @contextmanager
@@ -181,12 +199,12 @@ def _read(path: Path, file: BinaryIO, size: int) -> Gguf:
     if not isinstance(alignment, int) or not 1 <= alignment <= _MOST_ALIGNMENT or alignment & (alignment - 1):
         raise ValueError(f"general.alignment must be a power of two (got {format_value(alignment)})")
     start = -(-file.tell() // alignment) * alignment
-    found = {name: GgufTensor(kind, shape, start + at) for name, kind, shape, at in listed}
+    found = {name: GgufTensor(path, kind, shape, start + at) for name, kind, shape, at in listed}
     for name, tensor in found.items():
         # no format stores a weight in less than one bit
         if tensor.offset + prod(tensor.shape) // 8 > size:
             raise ValueError(f"it is truncated: {format_value(name)} ends after the file")
-    return Gguf(path, values, found)
+    return Gguf(path, values, found, size - start)  # the tensors fill the rest of the file
 
 
 def _values(file: BinaryIO, pairs: int) -> dict[str, object]:

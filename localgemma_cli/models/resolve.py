@@ -221,9 +221,10 @@ def _file_facts(path: Path, name: str) -> ModelFacts:
 
 
 def _gguf_facts(header: "Gguf", name: str) -> ModelFacts:
-    from localgemma_cli.models.gguf_config import gguf_config
+    from localgemma_cli.models.gguf_config import gguf_config, why_unpacked
 
-    return replace(facts_from_config(gguf_config(header), name=name, id=name), stored=header.stored)
+    stored = replace(header.stored, why_unpacked=why_unpacked(header))
+    return replace(facts_from_config(gguf_config(header), name=name, id=name), stored=stored)
 
 
 @contextmanager

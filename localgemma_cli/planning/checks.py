@@ -11,6 +11,8 @@ _OVERFLOWS_FROM = 20_000_000_000  # parameters; of Gemma 2's sizes only 27b (27.
 
 def check_settings(facts: ModelFacts, settings: PlanSettings, hardware: Hardware) -> None:
     """Raise UsageError for the first combination that cannot work on this hardware."""
+    if settings.weights.kind == "gguf":  # llama.cpp runs every type on every device
+        return
     _check_dtype(facts, settings, hardware)
     _check_weights(facts, settings, hardware)
     _check_attention(facts, settings, hardware)
@@ -81,7 +83,7 @@ def list_warnings(
     native = "bfloat16" if hardware.bf16 or hardware.bf16_widened else "float32"
     found = (
         (
-            preset.name == "exact" and (settings.attention != "eager" or dtype != native),
+            preset.name == "exact" and kind != "gguf" and (settings.attention != "eager" or dtype != native),
             "with these overrides, exact no longer gives the reference's tokens",
         ),
         (family == "other", "this model is not a Gemma: it is untested, and the figures are estimates"),

@@ -10,6 +10,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.models.architecture import FAMILY_NAMES
 from localgemma_cli.models.catalog import ModelFacts
 from localgemma_cli.planning.memory import MemoryEstimate
+from localgemma_cli.planning.prequantized import unpack_reason
 from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settings import Overrides
 from localgemma_cli.types import CacheKind
@@ -20,13 +21,19 @@ _EVERY_TOKEN: Mapping[str, CacheKind] = {"sliding": "full", "least": "int8"}  # 
 _SMALL = 8  # a model this many times smaller proposes several tokens while the larger one computes one
 
 
-def check_draft(facts: ModelFacts, draft: ModelFacts, processes: int) -> None:
+def check_draft(facts: ModelFacts, draft: ModelFacts, preset: Preset, processes: int) -> None:
     """A UsageError if the models cannot share token ids; loading compares their tokenizers."""
     if processes > 1:
         raise UsageError(
             f"--assistant {draft.name} cannot be used with {processes} processes.",
             "Remove --assistant, or run localgemma without torchrun.",
         )
+    for each in (facts, draft):
+        if each.is_gguf and each.stored and unpack_reason(each.stored, preset) is None:
+            raise UsageError(
+                f"--assistant cannot be used with a GGUF file, and {each.name} is one.",
+                "Remove --assistant, or use the model's safetensors repository.",
+            )
     main, small = facts.architecture, draft.architecture
     if main.family != small.family:
         differ = f"{draft.name} is {FAMILY_NAMES[small.family]} and {facts.name} {FAMILY_NAMES[main.family]}"

@@ -15,12 +15,14 @@ from localgemma_cli.planning.draft_model import (
     draft_reason,
     draft_warnings,
 )
+from localgemma_cli.planning.gguf_settings import decide_gguf_settings
 from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.layer_split import LayerShare
 from localgemma_cli.planning.memory import MemoryEstimate
 from localgemma_cli.planning.placement import place_model, placement_warnings
+from localgemma_cli.planning.prequantized import unpack_reason
 from localgemma_cli.planning.presets import Preset, Presets
-from localgemma_cli.planning.settings import Overrides, decide_settings
+from localgemma_cli.planning.settings import Overrides, PlanSettings, decide_settings
 from localgemma_cli.planning.tensor_slices import slice_hardware, slice_settings
 from localgemma_cli.types import (
     Assistant,
@@ -135,8 +137,8 @@ def plan_preset(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
     """The plan of this preset, whether it fits or not; a UsageError if the preset cannot work here."""
     if overrides.draft is None:
         return _plan_model(facts, preset, hardware, overrides)
-    check_draft(facts, overrides.draft, overrides.processes)
-    context = decide_settings(facts, preset, hardware, overrides).context
+    check_draft(facts, overrides.draft, preset, overrides.processes)
+    context = _decide(facts, preset, hardware, overrides).context
     for_draft = draft_overrides(overrides, overrides.draft, context)
     draft = _plan_model(overrides.draft, draft_preset(preset), hardware, for_draft)
     rest = hardware.device_memory_free - draft.memory.weights_bytes - draft.memory.kv_cache_bytes
@@ -150,11 +152,17 @@ def plan_preset(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
     )
 
 
+def _decide(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> PlanSettings:
+    if facts.is_gguf and facts.stored and unpack_reason(facts.stored, preset) is None:
+        return decide_gguf_settings(facts, facts.stored, preset, hardware.device, overrides)
+    return decide_settings(facts, preset, hardware, overrides)
+
+
 def _plan_model(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> LoadPlan:
     """The plan of one model by itself: settings, checks, placement, with the reasons of each."""
     if overrides.processes > 1:
         hardware = slice_hardware(hardware, overrides.processes)
-    settings = decide_settings(facts, preset, hardware, overrides)
+    settings = _decide(facts, preset, hardware, overrides)
     if overrides.processes > 1:
         settings = slice_settings(facts, settings, overrides)
     check_settings(facts, settings, hardware)
@@ -183,6 +191,9 @@ def _plan_model(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
         shares=placement.shares,
         processes=overrides.processes,
         memory=placement.memory,
-        reasons=(f"{preset.name}: {preset.summary}", *settings.reasons),
-        warnings=(*warnings, *placement_warnings(facts, placement, weights.streamed)),
+        # the summaries describe what PyTorch does
+        reasons=settings.reasons
+        if weights.kind == "gguf"
+        else (f"{preset.name}: {preset.summary}", *settings.reasons),
+        warnings=(*warnings, *placement_warnings(facts, placement, weights)),
     )

@@ -12,6 +12,10 @@ PREFILL_CHUNK = 512  # tokens; prompts are processed in such pieces, to keep att
 # 0.6 GB on Ampere and later, as users report; not measured here). Metal: assumed to be the same. CPU: 0.4 GB
 # resident after torch, transformers and bitsandbytes are imported (measured), plus thread buffers.
 RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
+LLAMACPP_BATCH = 512  # tokens; llama.cpp's prompts are processed in such pieces
+LLAMACPP_CHECKPOINTS = 3  # copies of the sliding layers' cache at earlier turns, to go back to by /undo
+# Python, the tokenizer and llama.cpp itself, without PyTorch (measured with 262,144 tokens).
+_LLAMACPP_BYTES = 300_000_000
 _COMPACT_BYTES = 97.4 / 64  # per weight; 1 in 370 groups of 64 normal weights is stored unpacked as well
 _PIECE_BYTES = 16_000_000  # int4.py unpacks an int4 or AWQ matrix in pieces of this size
 
@@ -27,6 +31,7 @@ class WeightFormat:
     checkpoint's file when they are looked up, so almost nothing of the embedding is in memory.
     `wide`: NF4 scales are in fp32 on the device, as CUDA's kernel reads them, and not converted at each step.
     `compact`: unquantized bfloat16 weights packed losslessly into 12 bits each.
+    `stored_bytes`: of the tensors of a GGUF file.
     """
 
     dtype: Dtype
@@ -35,6 +40,7 @@ class WeightFormat:
     streamed: bool = False
     wide: bool = False
     compact: bool = False
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ class MemoryInputs:
 
 def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
     """The whole model; a tied head counts once, and embeddings and norms are unquantized unless streamed."""
+    if weights.kind == "gguf":
+        return weights.stored_bytes
     size = DTYPE_BYTES[weights.dtype]
     last = architecture.hidden + architecture.layer_embedding
     layers = architecture.layers * layer_bytes(architecture, weights) + last * size
@@ -105,6 +113,9 @@ def embedding_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
 
 def layer_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+    if weights.kind == "gguf":  # as if every tensor had the same number of bits per weight
+        share = architecture.layer_linear_parameters + architecture.layer_norm_parameters
+        return weights.stored_bytes * share // architecture.parameters
     norms = architecture.layer_norm_parameters * DTYPE_BYTES[weights.dtype]
     return norms + _matrix_bytes(
         architecture.layer_linear_parameters, architecture.layer_linear_rows, weights
@@ -133,7 +144,7 @@ def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
         case "awq":
             return _int4_bytes(count, 128)
         case "gguf":
-            raise ValueError("GGUF weights are unpacked while they are loaded")
+            raise ValueError("the size of GGUF weights is that of the file")
 
 
 def _nf4_bytes(count: int, weights: WeightFormat) -> int:
@@ -151,20 +162,45 @@ def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, c
     """Bytes of keys and values of `context` tokens.
 
     sliding: layers with a sliding window keep only that window. int8: one byte per number, and a 16-bit scale
-    per head and token.
+    per head and token. f16 and q8_0, llama.cpp's: two bytes per number, and one with a 16-bit scale per 32.
     """
     window = context
     if cache == "sliding" and architecture.sliding_window is not None:
         window = min(context, architecture.sliding_window)
+    elif cache in ("f16", "q8_0"):
+        window = _llamacpp_window(architecture, context)
     kept = (
         group.count
         * group.kv_heads
-        * (group.head_dim + 2 if cache == "int8" else group.head_dim * DTYPE_BYTES[dtype])
+        * _head_bytes(group.head_dim, dtype, cache)
         * (context if group.full else window)
         for group in architecture.groups
         if group.projected
     )
     return 2 * sum(kept)
+
+
+def llamacpp_keeps_all(architecture: Architecture, context: int) -> bool:
+    """Whether llama.cpp's sliding layers keep every token: where that takes no more than their window."""
+    return _llamacpp_window(architecture, context) == context
+
+
+def _llamacpp_window(architecture: Architecture, context: int) -> int:
+    """Tokens that a sliding layer keeps: its window with room for a batch, and the checkpoints."""
+    window = architecture.sliding_window or context
+    return min(context, window + LLAMACPP_BATCH + LLAMACPP_CHECKPOINTS * window)
+
+
+def _head_bytes(width: int, dtype: Dtype, cache: CacheKind) -> int:
+    match cache:
+        case "int8":
+            return width + 2
+        case "f16":
+            return width * 2
+        case "q8_0":
+            return width // 32 * 34
+        case _:
+            return width * DTYPE_BYTES[dtype]
 
 
 def workspace_bytes(work: MemoryInputs) -> int:
@@ -173,6 +209,8 @@ def workspace_bytes(work: MemoryInputs) -> int:
     The sum of the tensors that the reference's modules keep alive at once; tests compare it with the measured
     peak.
     """
+    if work.weights.kind == "gguf":
+        return _llamacpp_workspace(work)
     architecture, size = work.architecture, DTYPE_BYTES[work.weights.dtype]
     chunk = min(PREFILL_CHUNK, work.context)
     # Logits of one position in fp32, their probabilities, and both sorted with int64 indices for sampling.
@@ -181,6 +219,18 @@ def workspace_bytes(work: MemoryInputs) -> int:
     stream = chunk * architecture.hidden * (2 * size + 4)
     largest = max(_attention_bytes(work, chunk), _mlp_bytes(work, chunk))
     return RUNTIME_BYTES[work.device] + logits + stream + largest
+
+
+def _llamacpp_workspace(work: MemoryInputs) -> int:
+    """Peak bytes of a batch in llama.cpp besides weights and cache: float32 activations of one layer.
+
+    The logits of one position and their copies for sampling; the mask in 16 bits.
+    """
+    shape = work.architecture
+    widest = max(3 * shape.widest_ffn, 2 * (shape.heads + 2 * shape.kv_heads) * shape.widest_head_dim)
+    batch = LLAMACPP_BATCH * ((widest + 4 * shape.hidden) * 4 + 2 * 2 * work.context)
+    runtime = _LLAMACPP_BYTES if work.device == "cpu" else RUNTIME_BYTES[work.device]
+    return runtime + batch + shape.vocabulary * (4 + 3 * 12)
 
 
 def _attention_bytes(work: MemoryInputs, chunk: int) -> int:

@@ -72,7 +72,8 @@ def _fit_model(
         part = replace(facts, architecture=slice_architecture(facts.architecture, overrides.processes))
         return settings, _place(part, settings, hardware)
     placement = _place(facts, settings, hardware)
-    if not placement.is_whole and (split := _split_over_gpus(facts, settings, hardware, overrides)):
+    can_split = settings.weights.kind != "gguf" and not placement.is_whole
+    if can_split and (split := _split_over_gpus(facts, settings, hardware, overrides)):
         return split
     if settings.compile != "none" and not placement.can_capture:
         if overrides.compile or placement.offload != "none":
@@ -157,6 +158,7 @@ def place_layers(work: MemoryInputs, available: int, host_available: int, rule: 
     Norms and the whole cache stay on the device. Streamed weights are offloaded as they are, and the next
     layer is copied in while one computes: two layers count as workspace. accelerate copies each offloaded
     layer in for every token, unquantized, so one such layer counts, and the embeddings stay on the device.
+    llama.cpp computes the layers that do not fit on the processor, so no workspace is added.
     Disk space is not checked: offloaded layers are read from the downloaded or the quantized file.
     """
     whole = estimate_memory(work, available, host_available)
@@ -175,10 +177,11 @@ def place_layers(work: MemoryInputs, available: int, host_available: int, rule: 
 
 
 def _offload(work: MemoryInputs, whole: MemoryEstimate, rule: OffloadRule, *, head_waits: bool) -> Placement:
-    streamed, layers = work.weights.streamed, work.architecture.layers
-    inside = layer_bytes(work.architecture, work.weights)
-    outside = inside if streamed else layer_bytes(work.architecture, WeightFormat(work.weights.dtype))
-    passing = 2 * inside if streamed else outside
+    weights, layers = work.weights, work.architecture.layers
+    inside = layer_bytes(work.architecture, weights)
+    moved_as_stored = weights.streamed or weights.kind == "gguf"
+    outside = inside if moved_as_stored else layer_bytes(work.architecture, WeightFormat(weights.dtype))
+    passing = 0 if weights.kind == "gguf" else 2 * inside if weights.streamed else outside
     head = head_bytes(work.architecture, work.weights) if head_waits else 0
     rest = whole.total_bytes - layers * inside - head + passing
     kept = max(0, min(layers - 1, (whole.available_bytes - rest) // inside))
@@ -191,7 +194,7 @@ def _offload(work: MemoryInputs, whole: MemoryEstimate, rule: OffloadRule, *, he
         host_bytes=on_host,
         disk_bytes=waiting - on_host,
     )
-    on_gpu = streamed and work.device == "cuda"
+    on_gpu = weights.streamed and work.device == "cuda"
     return Placement(memory, "disk" if memory.disk_bytes else "host", kept, on_gpu, head_waits)
 
 
@@ -242,12 +245,15 @@ def _waiting_layers(facts: ModelFacts, placement: Placement, resident: int) -> s
     )
 
 
-def placement_warnings(facts: ModelFacts, placement: Placement, streamed: bool) -> Iterator[str]:
+def placement_warnings(facts: ModelFacts, placement: Placement, weights: WeightFormat) -> Iterator[str]:
     if placement.resident_layers is None:
         return
     layers, memory = facts.architecture.layers, placement.memory
     sources = ((memory.host_bytes, "the host's memory"), (memory.disk_bytes, "disk"))
     where = " and ".join(name for size, name in sources if size)
     moved = layers - placement.resident_layers
-    how = "read" if streamed and not memory.host_bytes else "copied"
+    if weights.kind == "gguf":
+        yield f"{moved} of {layers} layers are computed on the processor, which is slow"
+        return
+    how = "read" if weights.streamed and not memory.host_bytes else "copied"
     yield f"{moved} of {layers} layers are {how} from {where} for every token, which is slow"

@@ -21,7 +21,8 @@ def keep_or_unpack(
 ) -> Decision:
     """The checkpoint's own format is kept where it can be: quantizing it again would lose more."""
     if stored.kind == "gguf":
-        why = f"the file's weights ({stored.words}) are unpacked to {dtype} while they are loaded"
+        why = unpack_reason(stored, preset) or ""
+        why = f"PyTorch runs the file, its weights ({stored.words}) unpacked to {dtype}: {why}"
         return WeightFormat(dtype), _ignoring(why, asked not in (None, "none"), f"--quantization {asked}")
     if stored.kind == "awq":
         return _keep_or_unpack_awq(facts, stored, preset, hardware, dtype, asked)
@@ -34,6 +35,15 @@ def keep_or_unpack(
     why = _ignoring(why, asked not in (None, stored.kind), f"--quantization {asked}")
     why = _ignoring(why, preset.name in LOSSLESS, f"preset {preset.name}")
     return WeightFormat(dtype, stored.kind, stored.nested), why
+
+
+def unpack_reason(stored: StoredFormat, preset: Preset) -> str | None:
+    """Why PyTorch runs a GGUF file; None where llama.cpp does."""
+    if stored.why_unpacked:
+        return f"llama.cpp does not support {stored.why_unpacked}"
+    if preset.name == "exact" and not stored.is_quantized:
+        return "exact gives the tokens of transformers; --preset speed runs it on llama.cpp"
+    return None
 
 
 def _keep_or_unpack_awq(

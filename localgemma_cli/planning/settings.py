@@ -50,6 +50,7 @@ class Overrides:
     assistant: str | None = None
     draft: ModelFacts | None = None  # the model that --assistant names, if it names one
     processes: int = 1  # that share the model, each with a slice of every layer
+    defaults: frozenset[str] = frozenset()  # of these fields: from config.toml or a variable
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def decide_settings(
     weights, *why_weights = _decide_weights(facts, preset, wanted, dtype, overrides, hardware)
     own_kernels = dtype == "bfloat16" and _has_own_bf16_kernels(hardware)
     attention, why_attention = _decide_attention(facts, wanted, overrides, own_kernels)
-    context, why_context = _decide_context(facts, overrides)
+    context, why_context = decide_context(facts, overrides)
     cache = _decide_cache(facts, wanted, dtype, attention, context, hardware)
     mode, cache, why_mode = _decide_compile(wanted, cache, weights, attention, hardware, overrides)
     assistant, cache, why_assistant = _decide_assistant(wanted, cache, mode, overrides)
@@ -289,7 +290,8 @@ def _decide_assistant(
     return assistant, full, why
 
 
-def _decide_context(facts: ModelFacts, overrides: Overrides) -> tuple[int, str]:
+def decide_context(facts: ModelFacts, overrides: Overrides) -> tuple[int, str]:
+    """The context in tokens, and why."""
     longest = facts.architecture.context_length
     if overrides.context is None:
         context = min(longest, DEFAULT_CONTEXT)

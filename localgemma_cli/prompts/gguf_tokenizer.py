@@ -1,11 +1,13 @@
 """The tokenizer of a GGUF file, built from the vocabulary in its header; no package for GGUF is needed.
 
 Gemma's is a byte-pair encoding as SentencePiece trains it. Files of the "llama" kind list no merges: they
-follow from the order of the tokens. The ids are those of transformers (5.23, integrations/gguf).
+follow from the order of the tokens. The ids are those of transformers (5.23, integrations/gguf), but for runs
+of more spaces than one token has: they are split as llama.cpp splits them.
 Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#ggml
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import tokenizers
@@ -13,6 +15,7 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
+from localgemma_cli.prompts.partial_bpe import PartialBpe
 from localgemma_cli.prompts.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
 
 _SPACE = "\u2581"  # a space, in the vocabulary
@@ -32,12 +35,8 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
         raise ValueError(f"tokenizer.ggml.model must be {' or '.join(_KINDS)} (got {kind!r})")
     stored = tokens = file.texts("tokenizer.ggml.tokens")
     if kind == "llama":  # runs of spaces are stored as spaces
-        tokens = [_SPACE * len(token) if token.isspace() and " " in token else token for token in stored]
+        tokens = [_SPACE * len(token) if _is_run(token) else token for token in stored]
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    if kind == "gemma4":
-        merges = [_split_merge(merge) for merge in file.texts("tokenizer.ggml.merges")]
-    else:
-        merges = list(_merges(vocabulary))
     template = file.values.get("tokenizer.chat_template")
     names = _special_names(file, tokens)
     settings = TokenizerSettings(
@@ -45,12 +44,29 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
         tuple(_added_tokens(stored, file.numbers("tokenizer.ggml.token_type"), vocabulary)),
         {"default": template} if isinstance(template, str) else {},
     )
-    return build_tokenizer(_library(vocabulary, merges, names["unk_token"] or "<unk>"), settings)
+    unknown = names["unk_token"] or "<unk>"
+    if kind == "gemma4":
+        merges = [_split_merge(merge) for merge in file.texts("tokenizer.ggml.merges")]
+        return build_tokenizer(_library(_model(vocabulary, merges, unknown)), settings)
+    whole = build_tokenizer(_library(_model(vocabulary, [], unknown)), settings)
+    byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
+    kept = frozenset((*byte_tokens, unknown, *(name for name in names.values() if name), *whole.added_tokens))
+    named = {token: vocabulary[token] for token in kept if token in vocabulary}
+    encoder = PartialBpe(
+        build_tokenizer(_library(_model(named, [], unknown)), settings).library,
+        vocabulary,
+        frozenset((*byte_tokens, unknown)),
+        lambda part: _model(part, list(_merges(part)), unknown),
+    )
+    return replace(whole, encoder=encoder)
 
 
-def _library(vocabulary: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> tokenizers.Tokenizer:
-    """Gemma's own tokenizer.json around another vocabulary."""
-    model = BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+def _model(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], unknown: str) -> BPE:
+    return BPE(vocab=dict(vocabulary), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+
+
+def _library(model: BPE) -> tokenizers.Tokenizer:
+    """Gemma's own tokenizer.json around another model."""
     library = tokenizers.Tokenizer(model)
     library.normalizer = normalizers.Replace(" ", _SPACE)
     library.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
@@ -71,6 +87,10 @@ def _merges(vocabulary: Mapping[str, int]) -> Iterator[tuple[str, str]]:
                 yield token[:middle], token[middle:]
 
 
+def _is_run(token: str) -> bool:
+    return bool(token) and token.isspace() and " " in token
+
+
 def _split_merge(merge: str) -> tuple[str, str]:
     left, _, right = merge.partition(" ")
     return left, right
@@ -85,7 +105,9 @@ def _special_names(file: Gguf, tokens: Sequence[str]) -> dict[str, str | None]:
 def _added_tokens(
     stored: Sequence[str], types: Sequence[float], vocabulary: Mapping[str, int]
 ) -> Iterator[AddedToken]:
-    """Control and user-defined tokens, matched whole in a text; runs of spaces are merged instead."""
+    """Control and user-defined tokens, matched whole in a text, the longest first."""
     for token, kind in zip(stored, types, strict=False):
+        if kind == _USER_DEFINED and _is_run(token) and _SPACE * len(token) in vocabulary:
+            yield AddedToken(_SPACE * len(token), normalized=True)  # as spaces are after normalization
         if kind in (_CONTROL, _USER_DEFINED) and token in vocabulary:
             yield AddedToken(token, normalized=False, special=kind == _CONTROL)

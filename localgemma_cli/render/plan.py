@@ -113,6 +113,8 @@ def _caption(plans: Sequence[LoadPlan], complete: bool) -> Text:
 
 
 def _weights(plan: LoadPlan) -> str:
+    if plan.quantization == "gguf" and plan.model.stored:
+        return plan.model.stored.words
     if plan.quantization == "none":
         return f"{plan.dtype} in 12 bits" if plan.compact else plan.dtype
     nested = " with nested scales" if plan.nested_quantization else ""
@@ -121,6 +123,8 @@ def _weights(plan: LoadPlan) -> str:
 
 def _step(plan: LoadPlan) -> str:
     step = {"none": "", "graph": ", recorded (graph)"}.get(plan.compile, f", compiled ({plan.compile})")
+    if plan.attention == "llama.cpp":
+        return plan.attention
     return f"{plan.attention} attention{step}"
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from support.real_gguf import BareLlama
 from transformers import AutoTokenizer
 
 from localgemma_cli.errors import NotFoundError
+from localgemma_cli.prompts import partial_bpe
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
 NORMAL, CONTROL, USER, BYTE = 1, 3, 4, 6
@@ -38,7 +40,7 @@ TYPES += [BYTE] * 256 + [NORMAL] * len(LETTERS + PIECES)
 TEXTS = (
     "",
     "the thing and then heat",
-    "the  the   the    the \u2581\u2581the",
+    "the  the   the \u2581\u2581the",
     " the\n\n\nin 東京 é😀 <html>at</html> <end_of_turn><0x41>",
     "theheatthingandthe" * 9,
 )
@@ -76,7 +78,8 @@ def require_equal(path: Path) -> None:
     own = {name: reference.special_tokens_map[name] for name in ours.names}
     assert dict(ours.names) == own
     added = {each.content: each.special for each in reference.added_tokens_decoder.values()}
-    assert ours.added_tokens == {name: special for name, special in added.items() if name != "<mask>"}
+    matched = {name: special for name, special in ours.added_tokens.items() if set(name) != {"\u2581"}}
+    assert matched == {name: special for name, special in added.items() if name != "<mask>"}
     assert (ours.id_of(ours.bos), ours.eos_id) == (2, 1)
 
 
@@ -132,3 +135,61 @@ def test_a_vocabulary_that_is_not_gemmas_is_refused(
     with pytest.raises(NotFoundError, match=match) as caught:
         load_tokenizer(path)
     assert str(path) in caught.value.message
+
+
+def real_texts() -> list[str]:
+    """Prose, code, numbers, scripts, emoji, runs of spaces and newlines, look-alikes of control tokens."""
+    words = (
+        "The quick brown fox",
+        "naïve café",
+        "東京タワー",
+        "Привет, мир",
+        "مرحبا بالعالم",
+        "שלום עולם",
+        "नमस्ते दुनिया",
+        "สวัสดี",
+        "안녕하세요",
+        "Ελληνικά",
+        "👩‍👩‍👧‍👦🏳️‍🌈",
+        "ﷺ\u0301 e\u0301",
+        "𒐫𓀀",
+        "1234567890",
+        "3.14159e-10",
+        "0x7fFF",
+        "def f(x):\n\treturn x**2",
+        "<html><b>a</b></html>",
+        "<start_of_turn>user",
+        "<bos>",
+        "<eos>",
+        "<unused7>",
+        "[multimodal]",
+        "<0x41>",
+        "a\u00a0b\u2003c",
+        "\ufeffz",
+        "don't WON'T",
+        "ZZZZZZZZ",
+        "{'a': [1, 2]}",
+        "https://example.org/a?b=c#d",
+        "\r\n",
+        "\x00\x01\x7f",
+        "$\\frac{1}{2}$",
+    )
+    runs = (" ", "  ", "    ", " " * 33, "\n", "\n\n", "\n" * 40, "\t", "\t\t ", " \n ")
+    alone = [*words, *runs, "", *(chr(code) for code in range(32, 127))]
+    return [*alone, *(f"{word}{run}{word}" for word in words for run in runs[:6])]
+
+
+def test_the_ids_of_a_real_vocabulary_are_llama_cpps(real_gguf: Path, bare_llama: BareLlama) -> None:
+    tokenizer, texts = load_tokenizer(real_gguf), real_texts()
+    assert len(texts) >= 300
+    different = {text: ids for text in texts if (ids := tokenizer.encode(text)) != bare_llama.tokenize(text)}
+    assert different == {}
+
+
+def test_a_long_text_has_the_ids_of_its_parts(real_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a limit the whole model is built, which must not change the ids."""
+    texts = real_texts()[:150]
+    short, long = load_tokenizer(real_gguf), load_tokenizer(real_gguf)
+    expected = list(map(short.encode, texts))
+    monkeypatch.setattr(partial_bpe, "_LONG", -1)
+    assert list(map(long.encode, texts)) == expected

@@ -1,6 +1,6 @@
 """The backend that runs a Gemma in this process with PyTorch. Implements `backends.base.Backend`."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from threading import Event as Cancel
 import torch
 from transformers import PreTrainedModel
 
+from localgemma_cli.backends.answer_stream import AnswerText, answer_events, answer_limit
 from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep
 from localgemma_cli.backends.pytorch.generation.decode import generate, make_step
 from localgemma_cli.backends.pytorch.generation.draft_model import DraftModel, load_draft_model
@@ -16,25 +17,14 @@ from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, PromptLookup
 from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
-from localgemma_cli.conversation import FinishReason, Message
-from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, LocalGemmaError
-from localgemma_cli.events import (
-    Delta,
-    Event,
-    Finished,
-    LoadProgress,
-    ProgressSink,
-    RateMeter,
-    Reading,
-    Usage,
-)
+from localgemma_cli.conversation import Message
+from localgemma_cli.errors import InterruptedAnswer, LocalGemmaError
+from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, Reading
 from localgemma_cli.models.fetch import tokenizer_folder
 from localgemma_cli.models.load_errors import load_error, loading
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
-from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.stop_strings import StopStrings
 from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.sampling import Sampling
@@ -42,7 +32,6 @@ from localgemma_cli.sampling import Sampling
 # Parameters. The demo's step takes 2.9 ms on one core and 2.6 ms on four, but 400 ms where other programs use
 # those cores, because each product then waits for a thread that is not running.
 _SMALL = 20_000_000
-_ANSWER_ROOM = 256  # tokens that a prompt must leave free, or a quarter of a small context
 
 
 class LocalBackend:
@@ -70,23 +59,11 @@ class LocalBackend:
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
             raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
-        limit = self._answer_limit(len(prompt), sampling.max_new_tokens)
+        limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
         cached = self._kv.reuse(prompt)
-        text = _AnswerText(self._prompter, self._stop_ids)
-        for token in self._tokens(prompt, sampling, limit, cancel):
-            if isinstance(token, Reading):
-                yield token
-                continue
-            meter.tick()
-            if piece := text.add(token):
-                yield Delta(piece)
-            if text.has_ended:
-                break
-        if rest := text.finish():
-            yield Delta(rest)
-        usage = Usage(len(prompt), cached, meter.ticks)
-        timing = meter.timing(meter.ticks)
-        yield Finished(_finish_reason(text.has_ended, cancel), usage, timing, text.token_ids)
+        text = AnswerText(self._prompter, self._stop_ids)
+        tokens = self._tokens(prompt, sampling, limit, cancel)
+        yield from answer_events(tokens, text, meter, len(prompt), lambda: cached, cancel)
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))
@@ -99,7 +76,7 @@ class LocalBackend:
 
     def _tokens(
         self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel
-    ) -> Iterator[Reading | int]:
+    ) -> Generator[Reading | int | str]:
         sampler = Sampler(sampling, self._model.device)
         guesses = self._guesses(cancel)
         try:
@@ -129,57 +106,6 @@ class LocalBackend:
         if self._draft is not None:
             return self._draft.begin_answer(cancel)
         return PromptLookup() if self.plan.assistant == "lookup" else None
-
-    def _answer_limit(self, prompt_tokens: int, wanted: int | None) -> int:
-        """The most tokens the answer may have; ContextOverflowError where that is too few."""
-        room = self.context_length - prompt_tokens
-        if room < min(wanted or _ANSWER_ROOM, _ANSWER_ROOM, self.context_length // 4):
-            raise ContextOverflowError(
-                f"The conversation has {prompt_tokens} tokens, which leaves too little room for an answer in"
-                f" the context of {self.context_length}.",
-                "Shorten the prompt.",
-            )
-        return min(wanted, room) if wanted else room
-
-
-class _AnswerText:
-    """The text of one answer from its token ids, up to a stop token or a stop string."""
-
-    def __init__(self, prompter: Prompter, stop_ids: frozenset[int]) -> None:
-        self._stop_ids = stop_ids
-        self._detokenizer = Detokenizer(prompter.tokenizer)
-        self._stop_text = StopStrings(prompter.stops)
-        self._ids: list[int] = []
-        self._whole = 0  # ids up to the last whole character
-        self.has_ended = False
-
-    def add(self, token: int) -> str:
-        """The text that is certain by now; may be empty."""
-        if token in self._stop_ids:
-            self.has_ended = True
-            return ""
-        self._ids.append(token)
-        text = self._stop_text.add(self._detokenizer.step(token))
-        if not self._detokenizer.is_open:
-            self._whole = len(self._ids)
-        self.has_ended = self._stop_text.found
-        return text
-
-    def finish(self) -> str:
-        """The rest of the text; an answer that can be continued ends with a whole character."""
-        end = self._detokenizer.flush() if self.has_ended else self._detokenizer.complete_text()
-        return "" if self._stop_text.found else self._stop_text.rest(end)
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        """The ids of the text, without the stop token or string; only after `finish`."""
-        return tuple(self._ids[: self._stop_text.tokens if self.has_ended else self._whole])
-
-
-def _finish_reason(has_ended: bool, cancel: Cancel) -> FinishReason:
-    if has_ended:
-        return "stop"
-    return "interrupted" if cancel.is_set() else "length"
 
 
 def _generation_eos(model: PreTrainedModel) -> frozenset[int]:

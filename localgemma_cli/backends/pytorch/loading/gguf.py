@@ -79,7 +79,7 @@ def _tensor_reader(file: Gguf, name: str) -> Callable[[], torch.Tensor]:
         kind = gguf.GGMLQuantizationType(tensor.type)
         block, size = gguf.GGML_QUANT_SIZES[kind]
         rows = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
-        raw = np.memmap(file.path, np.uint8, "r", tensor.offset, rows)
+        raw = np.memmap(tensor.path, np.uint8, "r", tensor.offset, rows)
         values = torch.from_numpy(np.array(gguf.dequantize(raw, kind), np.float32))
         return values.view(tensor.shape) - 1 if name.endswith("norm.weight") else values.view(tensor.shape)
 

@@ -131,12 +131,9 @@ def test_a_product_with_a_wrong_result_fails_its_check(functions: Mapping[str, F
     for skipped in range(4):
         calls = itertools.count()
 
-        def multiply(*arguments: int, calls: Iterator[int] = calls, skipped: int = skipped) -> None:
+        def multiply(*arguments: object, calls: Iterator[int] = calls, skipped: int = skipped) -> None:
             if next(calls) != skipped:
                 functions["bfloat16_rows"](*arguments)
-            else:  # fresh memory may still hold the result of another call
-                _, heads, m, n, *_ = arguments
-                ctypes.memset(arguments[8], 0, heads * m * n * 2)
 
         assert not bfloat16_kernel.passes_self_check({**functions, "bfloat16_rows": multiply}), skipped
 

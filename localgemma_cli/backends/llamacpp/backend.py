@@ -1,0 +1,84 @@
+"""The backend that runs a GGUF file with llama.cpp. Implements `backends.base.Backend`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Event as Cancel
+
+from localgemma_cli.backends.answer_stream import answer_events, answer_limit
+from localgemma_cli.backends.llamacpp.completion import Completion, completion_request
+from localgemma_cli.backends.llamacpp.parameters import server_parameters
+from localgemma_cli.backends.llamacpp.process import LlamaProcess
+from localgemma_cli.conversation import Message
+from localgemma_cli.errors import InterruptedAnswer
+from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter
+from localgemma_cli.models.own_models import AUTO
+from localgemma_cli.planning.plan import LoadPlan
+from localgemma_cli.prompts.prompter import Prompter
+from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
+from localgemma_cli.sampling import Sampling
+
+
+class LlamaCppBackend:
+    """A GGUF file in llama.cpp, with the KV cache of one conversation.
+
+    A process that has ended is started again, with the same `parameters`, for the next answer.
+    """
+
+    name = "local"
+    continues = True
+
+    def __init__(
+        self, plan: LoadPlan, process: LlamaProcess, prompter: Prompter, parameters: Mapping[str, object]
+    ) -> None:
+        self.plan = plan
+        self.context_length = plan.context_length
+        self.note = prompter.note
+        self._process, self._prompter, self._parameters = process, prompter, parameters
+
+    def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
+        """See `Backend.stream`."""
+        meter = RateMeter()
+        prompt = self._prompter.encode(messages)
+        self._reload(cancel)
+        if cancel.is_set():
+            raise _stopped()
+        limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
+        answer = Completion(self._process, self._prompter, cancel)
+        tokens = answer.tokens(completion_request(prompt, sampling, limit))
+        yield from answer_events(tokens, answer.text, meter, len(prompt), lambda: answer.cached, cancel)
+
+    def count(self, messages: Sequence[Message]) -> int:
+        return len(self._prompter.encode(messages))
+
+    def recognizes(self, answer: Message) -> bool:
+        return self._prompter.recognizes(answer)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        return self._prompter.text(messages)
+
+    def _reload(self, cancel: Cancel) -> None:
+        def stop(_: LoadProgress) -> None:
+            if cancel.is_set():
+                raise _stopped()
+
+        if self._process.has_ended:
+            self._process = LlamaProcess(self._parameters)
+            self._process.load(stop)
+
+
+def _stopped() -> InterruptedAnswer:
+    return InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
+
+
+def load_backend(plan: LoadPlan, path: Path, progress: ProgressSink, template: str = AUTO) -> LlamaCppBackend:
+    """Load the GGUF file. Raises as `LlamaProcess`, and NotFoundError for the tokenizer."""
+    parameters = server_parameters(plan, path)
+    process = LlamaProcess(parameters)  # loads while the tokenizer is read
+    try:
+        progress(LoadProgress("reading the tokenizer"))
+        prompter = Prompter(load_tokenizer(path), template, plan.model.form)
+    except BaseException:
+        process.close()
+        raise
+    process.load(progress)
+    return LlamaCppBackend(plan, process, prompter, parameters)
