@@ -73,20 +73,31 @@ def test_jsonl_streams_what_json_says(program: Program) -> None:
 
 
 def test_a_closed_pipe_ends_quietly(program: Program) -> None:
-    shell = f"set -o pipefail; {' '.join(COMMAND)} -m demo 'What is the memory preset?' | head -c 5"
-    done = program.shell(shell)
-    assert len(done.stdout) == 5
-    assert done.stderr == ""
-    assert done.returncode == 0
+    errors = program.folder / "errors"
+    reading, writing = os.pipe()
+    with errors.open("wb") as stderr:
+        pid = program.start(
+            "-m", "demo", "What is the memory preset?", stdout=writing, stderr=stderr.fileno()
+        )
+    os.close(writing)
+    assert os.read(reading, 5)
+    os.close(reading)
+    assert exit_code(pid) == 0
+    assert errors.read_text() == ""
+
+
+def exit_code(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_told(program: Program) -> None:
-    shell = f"{' '.join(COMMAND)} -m demo Hello > /dev/full"
-    done = program.shell(shell)
-    assert done.returncode == 1
-    assert "No space left" in done.stderr
-    assert "Traceback" not in done.stderr
+    errors = program.folder / "errors"
+    with open("/dev/full", "wb") as full, errors.open("wb") as stderr:
+        pid = program.start("-m", "demo", "Hello", stdout=full.fileno(), stderr=stderr.fileno())
+    assert exit_code(pid) == 1
+    assert "No space left" in errors.read_text()
+    assert "Traceback" not in errors.read_text()
 
 
 def gemma_config(folder: Path, **more: object) -> str:
@@ -172,22 +183,19 @@ def test_exit_6_context(program: Program) -> None:
 def test_exit_130_prints_and_marks_the_partial_answer(program: Program, form: str) -> None:
     # at this temperature the bundled model rambles, so that there is time to interrupt it
     words = ["-m", "demo", form, "--temperature", "20", "--seed", "3", "Hello"]
-    process = subprocess.Popen(
-        [*COMMAND, *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        bufsize=0,
-        cwd=program.folder,
-        env=program.env,
-    )
-    assert process.stdout is not None
-    first = process.stdout.read(200)
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=600)
+    errors = program.folder / "errors"
+    reading, writing = os.pipe()
+    with errors.open("wb") as stderr:
+        pid = program.start(*words, stdout=writing, stderr=stderr.fileno())
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as stdout:
+        first = stdout.read(200)
+        os.kill(pid, signal.SIGINT)
+        rest = stdout.readall()
+    code = exit_code(pid)
     printed = (first + rest).decode()
-    assert process.returncode == 130
-    assert b"Traceback" not in errors
+    assert code == 130
+    assert "Traceback" not in errors.read_text()
     assert printed.endswith("\n")
     if form == "--jsonl":
         end = json.loads(printed.splitlines()[-1])

@@ -52,6 +52,18 @@ class Program:
             done.args, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
         )
 
+    def start(self, *words: str, stdout: int, stderr: int) -> int:
+        """The process id of the program, for tests that read or stop it while it runs; its input is empty."""
+        with open(os.devnull) as nothing:
+            if self.starts_warm(words):
+                streams = (nothing.fileno(), stdout, stderr)
+                return warm_start.start(words, streams, cwd=self.folder, env=self.env)
+            process = subprocess.Popen(
+                [*COMMAND, *words], stdin=nothing, stdout=stdout, stderr=stderr, cwd=self.folder, env=self.env
+            )
+            process.returncode = 0  # the test waits for it by its number
+            return process.pid
+
     def shell(self, line: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
         """What bash makes of a line, for pipes and redirections; without `stdin` standard input is ours."""
         return subprocess.run(
