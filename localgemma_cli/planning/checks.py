@@ -2,7 +2,7 @@
 
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.catalog import ModelFacts
-from localgemma_cli.planning.hardware import Hardware
+from localgemma_cli.planning.hardware import Ability, Hardware
 from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settings import PlanSettings
 
@@ -41,7 +41,8 @@ def _check_weights(facts: ModelFacts, settings: PlanSettings, hardware: Hardware
     if kind == "int4" and not settings.weights.streamed:
         why = "an adapter needs other weights" if facts.adapter else "its layers' shapes do not allow it"
         raise UsageError(f"{facts.name} cannot be quantized to int4: {why}.", "Use --quantization nf4.")
-    ability = {"nf4": hardware.nf4, "int8": hardware.int8}.get(kind)
+    int8 = Ability(True, "") if settings.weights.streamed else hardware.int8
+    ability = {"nf4": hardware.nf4, "int8": int8}.get(kind)
     if ability is not None and not ability:
         raise UsageError(
             f"{kind} weights are not supported on {hardware.name}: {ability.why}.",
@@ -111,6 +112,7 @@ def list_warnings(
 def _cpu_warnings(settings: PlanSettings, hardware: Hardware, native: str) -> tuple[tuple[object, str], ...]:
     """Whether each warning about a CPU applies, and its text; `native`: the dtype that it is fastest in."""
     dtype, kind = settings.weights.dtype, settings.weights.kind
+    plain = (kind, dtype) == ("none", "bfloat16")
     return (
         (dtype == "float16", "float16 is slow on a CPU; float32 or bfloat16 is faster"),
         (
@@ -119,8 +121,7 @@ def _cpu_warnings(settings: PlanSettings, hardware: Hardware, native: str) -> tu
             + ("; --quantization int4 is faster" if hardware.int4 and settings.weights.streamed else ""),
         ),
         (
-            not hardware.extension
-            and (kind == "int4" or ((kind, dtype) == ("none", "bfloat16") and hardware.bf16_widened)),
+            not hardware.extension and (settings.weights.grouped or (plain and hardware.bf16_widened)),
             f"{hardware.extension.why}; answers are slower, and prompts several times as slow",
         ),
     )

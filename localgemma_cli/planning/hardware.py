@@ -310,8 +310,7 @@ def apple_gpu(host: Hardware, macos: int) -> Hardware:
 
 def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
     """The CPU. bitsandbytes 0.50.2's README: on x86-64, NF4 and int8 need AVX2; on 64-bit Arm, nothing.
-
-    PyTorch 2.13 has an int4 kernel for AVX2 and AVX-512, except in builds by Microsoft's compiler.
+    int4 needs nothing: without the C extension, PyTorch multiplies unpacked weights.
     """
     memory = host_memory()
     flags = cpu_flags()
@@ -335,10 +334,7 @@ def _cpu(notes: tuple[str, ...] = ()) -> Hardware:
         nf4_kernel=Ability(
             flags is None or "avx512_bf16" in flags, "the fast NF4 kernel needs a processor with AVX512-BF16"
         ),
-        int4=Ability(
-            bool(flags and "avx2" in flags),
-            "PyTorch's int4 kernel needs AVX2, which is only detected on Linux",
-        ),
+        int4=Ability(True, ""),
         bf16_widened=bool(flags and "avx2" in flags) and not bf16,
         extension=_extension(flags or frozenset()),
         notes=notes,

@@ -43,11 +43,12 @@ class LoadPlan:
     """All that a loader needs to know; `resident_layers` None: every layer is on the device.
 
     `draft`: the plan of the draft model; `memory` includes it.
-    `streamed`: 4-bit weights that this program makes and keeps itself, without bitsandbytes.
+    `streamed`: quantized weights that this program makes and keeps itself, without bitsandbytes.
     `wide_scales`, `host_embedding`, `head_waits`: for streamed weights on a GPU; see `WeightFormat` and
     `Placement`.
     `shares`: the layers of each GPU, if the model is split over several.
     `compact`: bfloat16 weights packed losslessly into 12 bits each.
+    `small_head`: with int4 the head is in int4, too.
     `processes`: how many compute together, each with a slice of every layer; `memory` is that of one of them.
     `hint`: what would fit, if this plan does not.
     """
@@ -77,6 +78,7 @@ class LoadPlan:
     host_embedding: bool = False
     head_waits: bool = False
     compact: bool = False
+    small_head: bool = False
 
     @property
     def merges_adapter(self) -> bool:
@@ -186,6 +188,7 @@ def _plan_model(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
         host_embedding=placement.host_embedding,
         head_waits=placement.head_waits,
         compact=weights.compact,
+        small_head=weights.small_head,
         context_length=settings.context,
         assistant=settings.assistant,
         shares=placement.shares,

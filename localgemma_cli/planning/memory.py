@@ -1,7 +1,7 @@
 """Estimate the memory a model needs, as a sum over its tensors; all figures in bytes, all functions pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from localgemma_cli.models.architecture import Architecture
 from localgemma_cli.types import DTYPE_BYTES, Attention, CacheKind, DeviceKind, Dtype, WeightKind
@@ -17,7 +17,7 @@ LLAMACPP_CHECKPOINTS = 3  # copies of the sliding layers' cache at earlier turns
 # Python, the tokenizer and llama.cpp itself, without PyTorch (measured with 262,144 tokens).
 _LLAMACPP_BYTES = 300_000_000
 _COMPACT_BYTES = 97.4 / 64  # per weight; 1 in 370 groups of 64 normal weights is stored unpacked as well
-_PIECE_BYTES = 16_000_000  # int4.py unpacks an int4 or AWQ matrix in pieces of this size
+_PIECE_BYTES = 16_000_000  # an AWQ matrix is unpacked in pieces of this size; groups in smaller ones, or not
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class WeightFormat:
 
     `dtype` is that of embeddings, norms and arithmetic, and of the layers if nothing is quantized.
     `nested`: bitsandbytes quantizes the scales of NF4 as well.
-    `streamed`: NF4 or int4 as this program makes and keeps it. Scales are in 16 bits, which is exact for the
-    NF4 scales of 16-bit weights; the head is quantized like a layer; embedding rows are read from the
-    checkpoint's file when they are looked up, so almost nothing of the embedding is in memory.
+    `streamed`: NF4, int4 or int8 as this program makes and keeps it. NF4's scales are in 16 bits, which is
+    exact for 16-bit weights. The head is quantized, too; with int4 it is in int8, like the projections to
+    values. Embedding rows are read from the checkpoint's file when they are looked up, so almost nothing
+    of the embedding is in memory.
     `wide`: NF4 scales are in fp32 on the device, as CUDA's kernel reads them, and not converted at each step.
     `compact`: unquantized bfloat16 weights packed losslessly into 12 bits each.
     `stored_bytes`: of the tensors of a GGUF file.
+    `small_head`: with int4 the head is in int4, too.
     """
 
     dtype: Dtype
@@ -41,6 +43,12 @@ class WeightFormat:
     wide: bool = False
     compact: bool = False
     stored_bytes: int = 0
+    small_head: bool = False
+
+    @property
+    def grouped(self) -> bool:
+        """Whether weights are in groups of 32, which the C extension multiplies."""
+        return self.streamed and self.kind in ("int4", "int8")
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,8 @@ def weights_bytes(architecture: Architecture, weights: WeightFormat) -> int:
 
 
 def head_bytes(architecture: Architecture, weights: WeightFormat) -> int:
+    if weights.kind == "int4" and not weights.small_head:
+        weights = replace(weights, kind="int8")
     return _matrix_bytes(architecture.vocabulary * architecture.hidden, architecture.vocabulary, weights)
 
 
@@ -117,18 +127,22 @@ def layer_bytes(architecture: Architecture, weights: WeightFormat) -> int:
         share = architecture.layer_linear_parameters + architecture.layer_norm_parameters
         return weights.stored_bytes * share // architecture.parameters
     norms = architecture.layer_norm_parameters * DTYPE_BYTES[weights.dtype]
-    return norms + _matrix_bytes(
-        architecture.layer_linear_parameters, architecture.layer_linear_rows, weights
-    )
+    count, rows = architecture.layer_linear_parameters, architecture.layer_linear_rows
+    values = 0
+    if weights.kind == "int4":
+        value_rows = architecture.kv_heads * architecture.head_dim
+        values = _grouped_bytes(value_rows * architecture.hidden, value_rows, 8)
+        count, rows = count - value_rows * architecture.hidden, rows - value_rows
+    return norms + values + _matrix_bytes(count, rows, weights)
 
 
 def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
     """Bytes of one or several matrices with `count` weights in `rows` rows altogether.
 
     NF4 (bitsandbytes): half a byte per weight, and an fp32 scale per 64; nested, that scale is one byte, with
-    an fp32 scale per 256 of those; streamed, it is in 16 bits. int8 and W8A8: one byte, and an fp32 scale per
-    row. int4 and AWQ, as PyTorch's kernels read them: half a byte, and per 64 or 128 weights a scale and an
-    offset in 16 bits each.
+    an fp32 scale per 256 of those; streamed, it is in 16 bits. int8 (bitsandbytes) and W8A8: one byte, and an
+    fp32 scale per row. int4 and streamed int8: see `_grouped_bytes`. AWQ, as PyTorch's kernel reads it: half
+    a byte, and per 128 weights a scale and an offset in 16 bits each.
     """
     match weights.kind:
         case "none" if weights.compact:
@@ -137,12 +151,14 @@ def _matrix_bytes(count: int, rows: int, weights: WeightFormat) -> int:
             return count * DTYPE_BYTES[weights.dtype]
         case "nf4":
             return _nf4_bytes(count, weights)
+        case "int8" if weights.grouped:
+            return _grouped_bytes(count, rows, 8)
         case "int8" | "w8a8":
             return count + 4 * rows
         case "int4":
-            return _int4_bytes(count, 64)
+            return _grouped_bytes(count, rows, 4)
         case "awq":
-            return _int4_bytes(count, 128)
+            return count // 2 + count // 128 * 4
         case "gguf":
             raise ValueError("the size of GGUF weights is that of the file")
 
@@ -154,8 +170,10 @@ def _nf4_bytes(count: int, weights: WeightFormat) -> int:
     return count // 2 + (blocks + 4 * -(-blocks // 256) if weights.nested else 4 * blocks)
 
 
-def _int4_bytes(count: int, group: int) -> int:
-    return count // 2 + count // group * 4
+def _grouped_bytes(count: int, rows: int, bits: int) -> int:
+    """Per 32 weights a scale of one byte, and per row its fp32 factor; with 4 bits an offset, too."""
+    factors = 2 if bits == 4 else 1
+    return count * bits // 8 + factors * (count // 32 + 4 * rows)
 
 
 def kv_cache_bytes(architecture: Architecture, dtype: Dtype, cache: CacheKind, context: int) -> int:
@@ -258,7 +276,7 @@ def _mlp_bytes(work: MemoryInputs, chunk: int) -> int:
     architecture, size = work.architecture, DTYPE_BYTES[work.weights.dtype]
     ffn = architecture.widest_ffn
     unpacked = 0 if work.weights.kind == "none" else architecture.hidden * ffn * size
-    if work.weights.kind in ("int4", "awq"):
+    if work.weights.grouped or work.weights.kind == "awq":
         unpacked = min(unpacked, _PIECE_BYTES)
     return 4 * chunk * ffn * size + unpacked
 

@@ -30,8 +30,8 @@ LOSSLESS = ("exact", "speed")  # presets that never quantize
 class DevicePreset:
     """What a preset asks for on one kind of device.
 
-    `native`: bfloat16 if the device computes it, else float32. `4-bit`: NF4 if the device has a fast kernel
-    for it, else int4 if it has one for that. `least`: the smaller of a sliding and an 8-bit cache.
+    `native`: bfloat16 if the device computes it, else float32. `4-bit`: int4 on a CPU, else NF4. `least`: the
+    smaller of a sliding and an 8-bit cache.
     `compact`: bfloat16 weights packed losslessly into 12 bits each, if the device has a kernel for them.
     """
 

@@ -26,9 +26,11 @@ from localgemma_cli.types import (
 )
 
 STREAMED_REASON: Mapping[DeviceKind, str] = {
-    "cpu": "the output head is in 4 bits, like the layers; embedding rows are read from the model's file",
+    "cpu": "embedding rows are read from the model's file",
     "cuda": "the output head is in 4 bits, like the layers",
 }
+_INT4_HEAD = "the output head and the projections to values are in 8 bits, where 4 would cost most"
+_INT4_VALUES = "the projections to values are in 8 bits, where 4 would cost most"
 _COMPACT = "weights are packed losslessly into 12 bits each, because neighbouring exponents are alike"
 _INT8_CACHE = "the KV cache is in 8 bits, which takes half the memory of bfloat16"
 _FLASH = "not compiled, because flash_attention_2 would read the empty part of a static cache"
@@ -128,14 +130,17 @@ def _decide_weights(
             "Remove one of them, or use --preset memory.",
         )
     device = hardware.device
-    streamed = kind in ("nf4", "int4") and device in STREAMED_REASON and _can_stream(facts)
+    made_here = ("nf4", "int4", "int8") if device == "cpu" else ("nf4", "int4")
+    streamed = kind in made_here and device in STREAMED_REASON and _can_stream(facts)
     plain = dtype == "bfloat16" and kind == "none" and not overrides.compile and wanted.compile == "none"
     compact = wanted.compact and plain and _has_own_bf16_kernels(hardware)
     nested = kind == "nf4" and wanted.nested_quantization and not streamed
+    small_head = kind == "int4" and wanted.nested_quantization
     wide = streamed and device == "cuda" and not wanted.nested_quantization
     return (
-        WeightFormat(dtype, kind, nested, streamed, wide, compact),
-        _quantization_reason(wanted, kind, asked, hardware),
+        WeightFormat(dtype, kind, nested, streamed, wide, compact, small_head=small_head),
+        f"weights in {kind}, as requested" if asked else "",
+        (_INT4_VALUES if small_head else _INT4_HEAD) if kind == "int4" else "",
         STREAMED_REASON[device] if streamed else "",
         _COMPACT if compact else "",
     )
@@ -154,18 +159,7 @@ def _decide_quantization(
         return parse_choice(overrides.quantization, QUANTIZATIONS, "--quantization")
     if wanted.quantization != "4-bit":
         return wanted.quantization
-    has_int4 = hardware.device == "cpu" and hardware.int4 and _can_stream(facts)
-    return "int4" if has_int4 and not hardware.nf4_kernel else "nf4"
-
-
-def _quantization_reason(
-    wanted: DevicePreset, kind: Quantization, asked: str | None, hardware: Hardware
-) -> str:
-    if asked:
-        return f"weights in {kind}, as requested"
-    if kind == "int4" and wanted.quantization == "4-bit":
-        return f"weights in int4, because {hardware.nf4_kernel.why}"
-    return ""
+    return "int4" if hardware.int4 and _can_stream(facts) else "nf4"
 
 
 def _adapter_reason(facts: ModelFacts, weights: WeightFormat) -> str:
@@ -177,7 +171,7 @@ def _adapter_reason(facts: ModelFacts, weights: WeightFormat) -> str:
 
 
 def _can_stream(facts: ModelFacts) -> bool:
-    """Whether the model's 4-bit weights can be made and kept by this program, without bitsandbytes.
+    """Whether the model's quantized weights can be made and kept by this program, without bitsandbytes.
 
     Every row of every matrix must be a multiple of 64 wide, as in all Gemmas. Gemma 4 stores a factor per
     layer and a second embedding as well; an adapter needs the layers in their original form.

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.models import needs_int4
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -132,7 +131,7 @@ def test_the_2b_quantized_keeps_its_embedding_whole(kind, nested, size):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("kind", ["nf4", pytest.param("int4", marks=needs_int4)])
+@pytest.mark.parametrize("kind", ["nf4", "int4", "int8"])
 def test_streamed_weights_are_within_two_percent_of_what_is_loaded(
     checkpoint, tmp_path, monkeypatch, kind, dtype
 ):
@@ -164,12 +163,17 @@ def test_compact_weights_are_within_two_percent_of_what_is_loaded(checkpoint, tm
     assert plan.memory.weights_bytes == pytest.approx(sum(each.nbytes for each in tensors.values()), rel=0.02)
 
 
-def test_the_2b_streamed_has_its_head_in_4_bits():
+def test_the_2b_streamed_has_its_head_in_4_or_8_bits():
     shape = lookup("2b").architecture
     size = weights_bytes(shape, WeightFormat("bfloat16", "nf4", streamed=True))
     assert size == (shape.linear_parameters + 256_000 * 2304) * 0.53125 + 2 * shape.norm_parameters
+    values = 26 * 1024  # rows in 8 bits, like the head's
+    four, eight = shape.linear_parameters - values * 2304, values * 2304 + 256_000 * 2304
+    rows = 8 * (shape.linear_rows - values) + 4 * (values + 256_000)
     size = weights_bytes(shape, WeightFormat("float32", "int4", streamed=True))
-    assert size == (shape.linear_parameters + 256_000 * 2304) * 0.5625 + 4 * shape.norm_parameters
+    assert size == four * 0.5625 + eight * 1.03125 + rows + 4 * shape.norm_parameters
+    small = weights_bytes(shape, WeightFormat("float32", "int4", streamed=True, small_head=True))
+    assert size - small == 256_000 * (2304 * 0.46875 - 4)
 
 
 def test_awq_is_half_a_byte_and_its_scales():

@@ -83,9 +83,9 @@ def test_a_requested_quantization_limits_the_presets(presets, gpu):
 
 
 def test_without_a_4_bit_kernel_automatic_stays_unquantized(presets, old_cpu):
-    assert make_plan(lookup("2b"), None, old_cpu, Overrides(), presets).preset == "exact"
+    assert make_plan(lookup("4-e2b"), None, old_cpu, Overrides(), presets).preset == "exact"
     with pytest.raises(UsageError, match="AVX2"):
-        make_plan(lookup("2b"), "memory", old_cpu, Overrides(), presets)
+        make_plan(lookup("4-e2b"), "memory", old_cpu, Overrides(), presets)
 
 
 def test_if_exact_does_not_fit_speed_is_chosen_if_it_packs_the_weights(presets, desktop_cpu):
@@ -109,7 +109,9 @@ def test_all_plans_skip_what_cannot_work(presets, gpu, old_cpu):
     assert not {plan.model.name for plan in in_half} & {"27b", "system-27b"}
     assert {"2b", "7b", "9b", "demo"} < {plan.model.name for plan in in_half}
     old = [plan for plan in plan_all(old_cpu, Overrides(), presets) if plan.model.stored is None]
-    assert {plan.preset for plan in old} == {"exact", "speed"}
+    gemma_4 = {plan.preset for plan in old if plan.model.architecture.family == "gemma4_text"}
+    assert gemma_4 == {"exact", "speed"}  # bitsandbytes would have to quantize it
+    assert {plan.preset for plan in old} > gemma_4
 
 
 @pytest.mark.parametrize(("size", "name"), [(24, "9b"), (12, "9b"), (6, "2b"), (2, "2b")])

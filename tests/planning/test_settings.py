@@ -203,16 +203,13 @@ def test_unknown_values_are_refused_with_their_option(presets, gpu, overrides, f
 
 
 @pytest.mark.parametrize("name", ["memory", "memory_extreme"])
-def test_4_bits_are_int4_on_a_cpu_without_a_fast_nf4_kernel(presets, name, desktop_cpu, server_cpu, arm_cpu):
-    settings = decide_settings(GEMMA_2, presets[name], desktop_cpu, Overrides())
-    assert settings.weights == WeightFormat("bfloat16", "int4", streamed=True)
-    assert any("int4" in reason and "AVX512-BF16" in reason for reason in settings.reasons)
-    for cpu in (server_cpu, arm_cpu):
-        assert decide_settings(GEMMA_2, presets[name], cpu, Overrides()).weights.kind == "nf4"
+def test_4_bits_are_int4_on_every_cpu(presets, name, desktop_cpu, server_cpu, arm_cpu):
+    int4 = WeightFormat("bfloat16", "int4", streamed=True, small_head=name == "memory_extreme")
+    for cpu in (desktop_cpu, server_cpu):
+        assert decide_settings(GEMMA_2, presets[name], cpu, Overrides()).weights == int4
+    assert decide_settings(GEMMA_2, presets[name], arm_cpu, Overrides()).weights.kind == "int4"
     asked = decide_settings(GEMMA_2, presets[name], desktop_cpu, Overrides(quantization="nf4"))
     assert asked.weights == WeightFormat("bfloat16", "nf4", streamed=True)
-    other = decide_settings(GEMMA_2, presets[name], server_cpu, Overrides(quantization="int4"))
-    assert other.weights == WeightFormat("bfloat16", "int4", streamed=True)
     adapted = decide_settings(
         replace(GEMMA_2, adapter=Adapter("a", "b", 8)), presets[name], desktop_cpu, Overrides()
     )
@@ -222,8 +219,8 @@ def test_4_bits_are_int4_on_a_cpu_without_a_fast_nf4_kernel(presets, name, deskt
 def test_4_bit_weights_are_streamed_and_the_plan_mentions_the_output_head(presets, server_cpu, gpu, mac):
     for name in ("memory", "memory_extreme"):
         settings = decide_settings(GEMMA_2, presets[name], server_cpu, Overrides())
-        assert settings.weights == WeightFormat("bfloat16", "nf4", nested=False, streamed=True)
-        assert any("output head" in reason for reason in settings.reasons)
+        assert settings.weights.streamed
+        assert any("in 8 bits, where 4 would cost most" in reason for reason in settings.reasons)
         on_gpu = decide_settings(GEMMA_2, presets[name], gpu, Overrides())
         assert on_gpu.weights.streamed
         assert any("output head" in reason for reason in on_gpu.reasons)
@@ -231,7 +228,9 @@ def test_4_bit_weights_are_streamed_and_the_plan_mentions_the_output_head(preset
     odd = replace(GEMMA_2, architecture=replace(GEMMA_2.architecture, ffn=9000))
     assert not decide_settings(odd, presets["memory"], server_cpu, Overrides()).weights.streamed
     int8 = decide_settings(GEMMA_2, presets["memory"], server_cpu, Overrides(quantization="int8"))
-    assert not int8.weights.streamed
+    assert int8.weights == WeightFormat("bfloat16", "int8", streamed=True)
+    on_gpu = decide_settings(GEMMA_2, presets["memory"], gpu, Overrides(quantization="int8"))
+    assert not on_gpu.weights.streamed
 
 
 def test_bfloat16_is_widened_on_a_cpu_without_bfloat16_instructions(presets, desktop_cpu, arm_cpu, old_cpu):

@@ -4,19 +4,11 @@ import copy
 import functools
 from typing import Any
 
-import pytest
-
 from localgemma_cli.models.catalog import demo_folder
-from localgemma_cli.planning.hardware import probe
 from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
 DEMO = demo_folder()
-
-
-needs_int4 = pytest.mark.skipif(
-    not probe("cpu").int4, reason="needs PyTorch's int4 kernel for this processor"
-)
 
 
 @functools.cache

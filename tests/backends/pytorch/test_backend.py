@@ -190,11 +190,9 @@ def test_every_preset_answers_on_a_cpu(preset: str) -> None:
 
 def test_quantized_layers_are_really_quantized() -> None:
     names = {type(module).__name__ for module in backend_for(preset="memory")._model.modules()}
-    assert names & {"Int4Linear", "InterleavedNF4", "PlainNF4"}, names
-    names = {
-        type(module).__name__ for module in backend_for(preset="memory", quantization="int8")._model.modules()
-    }
-    assert "Linear8bitLt" in names
+    assert names & {"GroupedLinear", "InterleavedNF4", "PlainNF4"}, names
+    int8 = backend_for(preset="memory", quantization="int8")._model
+    assert "GroupedLinear" in {type(module).__name__ for module in int8.modules()}
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,21 @@
-/* The products for AVX-512 with VNNI and VBMI. */
+/* The products for AVX-512 with VNNI. */
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vbmi,avx512vnni"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vnni"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vbmi,avx512vnni")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vnni")
 #endif
 
 #define VARIANT avx512_vnni
 #define WITH_AVX512
 #define WITH_VNNI
-#define WITH_VBMI
 
 #include "numbers.h"
 
 #include "bfloat16.h"
-#include "int4.h"
+#include "grouped.h"
 #include "int8.h"
 #include "step.h"
 

@@ -14,7 +14,7 @@
 #include "numbers.h"
 
 #include "bfloat16.h"
-#include "int4.h"
+#include "grouped.h"
 #include "int8.h"
 #include "step.h"
 

@@ -13,8 +13,8 @@ import torch  # noqa: F401  (first: the extension shares the OpenMP runtime that
 
 from localgemma_cli.planning.host import extension_file
 
-# fastest first: the bit in `runnable_variants`, and the output features in a block of int4 weights
-_VARIANTS = {"avx512_vnni": (8, 64), "avx512": (4, 64), "avx_vnni": (2, 32), "avx2": (1, 32)}
+# fastest first, with their bits in `runnable_variants`
+_VARIANTS = {"avx512_vnni": 8, "avx512": 4, "avx_vnni": 2, "avx2": 1}
 
 LONG, POINTER = ctypes.c_long, ctypes.c_void_p
 Function = Callable[..., None]
@@ -31,16 +31,11 @@ def _library() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def variants(block: int | None = None) -> tuple[str, ...]:
-    """Return the variants that this processor can run, fastest first; none without the extension.
-
-    With `block`, only those for int4 weights in blocks of this many output features.
-    """
+def variants() -> tuple[str, ...]:
+    """Return the variants that this processor can run, fastest first; none without the extension."""
     library = _library()
     runnable = library.runnable_variants() if library is not None else 0
-    return tuple(
-        name for name, (bit, own) in _VARIANTS.items() if runnable & bit and (block is None or block == own)
-    )
+    return tuple(name for name, bit in _VARIANTS.items() if runnable & bit)
 
 
 def bind_function(name: str, variant: str, types: Iterable[Any]) -> Function:

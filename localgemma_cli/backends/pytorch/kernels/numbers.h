@@ -1,6 +1,6 @@
 /* bfloat16 numbers as bits, and vectors of LANES numbers of 32 bits, for one instruction set.
 
-   The source file of an instruction set defines VARIANT, and which of WITH_AVX512, WITH_VNNI and WITH_VBMI
+   The source file of an instruction set defines VARIANT, and which of WITH_AVX512 and WITH_VNNI
    it has. */
 
 #include <immintrin.h>
@@ -62,30 +62,34 @@ INLINED __m256 folded(Floats a) {
     return _mm256_add_ps(_mm512_castps512_ps256(a), high);
 }
 
-/* Each 32-bit sum plus four products of unsigned with signed bytes. */
-INLINED Ints add_products(Ints sums, Ints weights, Ints x) {
+INLINED Ints from_unsigned_bytes(const uint8_t *from) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)from));
+}
+INLINED Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+
+/* Add four products of numbers in 0..15 with signed bytes to each sum; up to eight times, then `small_totals`. */
+INLINED Ints add_small_products(Ints sums, Ints weights, Ints x) {
 #ifdef WITH_VNNI
     return _mm512_dpbusd_epi32(sums, weights, x);
 #else
-    Ints pairs = _mm512_maddubs_epi16(weights, x); /* at most 2 * 15 * 127 */
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    return _mm512_add_epi16(sums, _mm512_maddubs_epi16(weights, x)); /* 8 * 2 * 15 * 127 is below 2^15 */
 #endif
 }
-
-/* Bring bytes of four input features, two in `a` and two in `b`, side by side for each output feature. */
-INLINED void interleave(Ints a, Ints b, Ints out[2]) {
-#ifdef WITH_VBMI
-    const Ints lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const Ints bytes = _mm512_add_epi32(all(0x60402000), _mm512_mullo_epi32(lane, all(0x01010101)));
-    out[0] = _mm512_permutex2var_epi8(a, bytes, b);
-    out[1] = _mm512_permutex2var_epi8(a, _mm512_add_epi32(bytes, all(0x10101010)), b);
+INLINED Ints small_totals(Ints sums) {
+#ifdef WITH_VNNI
+    return sums;
 #else
-    const Ints fours = _mm512_setr_epi32(0, 8, 4, 12, 1, 9, 5, 13, 2, 10, 6, 14, 3, 11, 7, 15);
-    const Ints pairs = _mm512_set4_epi32(0x0f0b0e0a, 0x0d090c08, 0x07030602, 0x05010400);
-    a = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(fours, a), pairs);
-    b = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(fours, b), pairs);
-    out[0] = _mm512_unpacklo_epi16(a, b);
-    out[1] = _mm512_unpackhi_epi16(a, b);
+    return _mm512_madd_epi16(sums, _mm512_set1_epi16(1));
+#endif
+}
+/* Add four products of numbers in -127..127 to each 32-bit sum. */
+INLINED Ints add_signed_products(Ints sums, Ints weights, Ints x) {
+    Ints sizes = _mm512_abs_epi8(weights);
+    x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(weights), all(0), x);
+#ifdef WITH_VNNI
+    return _mm512_dpbusd_epi32(sums, sizes, x);
+#else
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(sizes, x), _mm512_set1_epi16(1)));
 #endif
 }
 
@@ -126,23 +130,33 @@ INLINED Floats floats(const float *from) { return _mm256_loadu_ps(from); }
 INLINED Ints from_bytes(const int8_t *from) { return _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
 INLINED __m256 folded(Floats a) { return a; }
 
-INLINED Ints add_products(Ints sums, Ints weights, Ints x) {
+INLINED Ints from_unsigned_bytes(const uint8_t *from) {
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from));
+}
+INLINED Floats plus(Floats a, Floats b) { return _mm256_add_ps(a, b); }
+
+INLINED Ints add_small_products(Ints sums, Ints weights, Ints x) {
 #ifdef WITH_VNNI
     return _mm256_dpbusd_avx_epi32(sums, weights, x);
 #else
-    Ints pairs = _mm256_maddubs_epi16(weights, x);
-    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, x));
 #endif
 }
-
-INLINED void interleave(Ints a, Ints b, Ints out[2]) {
-    const Ints fours = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
-    const Ints pairs = _mm256_setr_epi32(0x05010400, 0x07030602, 0x0d090c08, 0x0f0b0e0a,
-                                         0x05010400, 0x07030602, 0x0d090c08, 0x0f0b0e0a);
-    a = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(a, fours), pairs);
-    b = _mm256_shuffle_epi8(_mm256_permutevar8x32_epi32(b, fours), pairs);
-    out[0] = _mm256_unpacklo_epi16(a, b);
-    out[1] = _mm256_unpackhi_epi16(a, b);
+INLINED Ints small_totals(Ints sums) {
+#ifdef WITH_VNNI
+    return sums;
+#else
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+#endif
+}
+INLINED Ints add_signed_products(Ints sums, Ints weights, Ints x) {
+    Ints sizes = _mm256_abs_epi8(x), signed_weights = _mm256_sign_epi8(weights, x);
+#ifdef WITH_VNNI
+    return _mm256_dpbusd_avx_epi32(sums, sizes, signed_weights);
+#else
+    Ints pairs = _mm256_maddubs_epi16(sizes, signed_weights); /* at most 2 * 127 * 127 */
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
 }
 
 INLINED void merge_bytes(Ints low, Ints high, Ints out[2]) {

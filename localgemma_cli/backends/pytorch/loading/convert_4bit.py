@@ -2,27 +2,28 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol
 
 import numpy as np
 import torch
 
-from localgemma_cli.backends.pytorch.kernels import int4 as int4_kernel
-from localgemma_cli.backends.pytorch.layers import int4
 from localgemma_cli.backends.pytorch.loading.quantized_file import (
     TORCH_DTYPES,
     Conversion,
     QuantizedFile,
+    factor_rows,
     padded_rows,
 )
-from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP, quantize_int4
+from localgemma_cli.backends.pytorch.weights.groups import BLOCK as ROW_BLOCK
+from localgemma_cli.backends.pytorch.weights.groups import pack_groups
+from localgemma_cli.backends.pytorch.weights.quantize_grouped import quantize_rows
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import (
     BLOCK,
     Array,
@@ -33,7 +34,7 @@ from localgemma_cli.backends.pytorch.weights.quantize_nf4 import (
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.safetensors_file import Stored
 
-_ROW_STEP = int4.ROWS  # a piece has a multiple of this many rows; the row blocks of all layouts divide it
+_ROW_STEP = ROW_BLOCK  # a piece has a multiple of this many rows; the row blocks of all layouts divide it
 _CHUNK = 1 << 18  # weights per piece: 1 MB in float32, which fits in a core's own cache
 
 
@@ -43,17 +44,23 @@ class Sink(Protocol):
     def write(self, data: memoryview, /) -> int: ...
 
 
-def write_quantized(file: QuantizedFile, sink: Sink, progress: ProgressSink) -> None:
+def write_quantized(
+    file: QuantizedFile,
+    sink: Sink,
+    progress: ProgressSink,
+    importance: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> None:
     """Write the whole of `file` to `sink`, front to back; at most a few pieces are in memory at a time.
 
     Weights are cast to the file's dtype before they are quantized, as by a loader that quantizes afterwards.
+    `importance`: by layer, how much its input features count, [k] float32; else all count the same.
     """
     sink.write(memoryview(file.header))
     total = sum(each.source.size for each in file.conversions)
     done = 0
     workers = torch.get_num_threads()
     with _Files() as files, _single_threaded(workers) as pool:
-        for piece, converted in _convert_all(file, pool, files, ahead=2 * workers):
+        for piece, converted in _convert_all(file, pool, files, importance, ahead=2 * workers):
             sink.write(converted.data)
             if piece.is_last:
                 sink.write(piece.all_scales(file.dtype).data)
@@ -76,13 +83,14 @@ def _single_threaded(workers: int) -> Iterator[ThreadPoolExecutor]:
 class _Piece:
     """Rows `first` to `last` of a tensor; `scales` is shared by all pieces of that tensor.
 
-    NF4: block maxima [n, k / 64] float32. int4: scales and offsets [n, k / 64, 2], the bits of bfloat16.
+    NF4: block maxima [n, k / 64] float32. In groups: factors [2 or 1, padded n] float32.
     """
 
     conversion: Conversion
     first: int
     last: int
     scales: Array
+    importance: torch.Tensor | None = None
 
     @property
     def is_last(self) -> bool:
@@ -101,32 +109,29 @@ class _Piece:
         if kind == "copy":
             return _bytes_of(_as_tensor(raw, source).to(dtype))
         values = _cast_values(raw, source, dtype).reshape(self.last - self.first, -1)
-        if kind == "int4":
-            levels, factors = quantize_int4(values)
-            self.scales[self.first : self.last] = factors.view(torch.int16).numpy()
-            return _pack_int4(levels)
+        if self.conversion.bits:
+            return self._convert_groups(torch.from_numpy(values))
         levels, self.scales[self.first : self.last] = quantize_nf4(values)
         return pack_interleaved(levels) if kind == "interleaved" else pack_plain(levels)
+
+    def _convert_groups(self, values: torch.Tensor) -> Array:
+        missing = padded_rows(len(values)) - len(values)
+        padded = torch.nn.functional.pad(values, (0, 0, 0, missing)) if missing else values
+        groups = quantize_rows(padded, self.conversion.bits, self.importance)
+        self.scales[:, self.first : self.last + missing] = groups.factors.numpy()
+        return pack_groups(groups.levels, groups.scales, groups.offsets).numpy()
 
     def all_scales(self, dtype: torch.dtype) -> Array:
         """The bytes of the whole tensor's scales, in the layout of `QuantizedFile`."""
         scales = torch.from_numpy(self.scales)
-        if self.conversion.kind == "int4":
-            return _bytes_of(scales.transpose(0, 1))
+        if self.conversion.bits:
+            return _bytes_of(scales)
         if self.conversion.kind == "interleaved":
             scales = scales.T
         return _bytes_of(scales.to(TORCH_DTYPES[self.conversion.entries(dtype)[1].dtype]))
 
 
-def _pack_int4(levels: Array) -> Array:
-    block = int4.row_block()
-    assert block is not None  # without a known kernel there is no int4 conversion
-    missing = padded_rows(len(levels)) - len(levels)
-    whole = np.pad(levels, ((0, missing), (0, 0))) if missing else levels
-    return int4_kernel.interleave_levels(torch.from_numpy(whole), block).numpy()
-
-
-def _split(conversions: Iterable[Conversion]) -> Iterator[_Piece]:
+def _split(conversions: Iterable[Conversion], importance: Mapping[str, torch.Tensor]) -> Iterator[_Piece]:
     """A tensor that is only copied is one piece."""
     for each in conversions:
         rows, step, scales = each.source.shape[0], each.source.shape[0], np.empty(0)
@@ -134,21 +139,25 @@ def _split(conversions: Iterable[Conversion]) -> Iterator[_Piece]:
             width = each.source.shape[1]
             step = _ROW_STEP * max(1, _CHUNK // (_ROW_STEP * width))
             scales = (
-                np.zeros((padded_rows(rows), width // GROUP, 2), dtype=np.int16)
-                if each.kind == "int4"
+                np.empty((factor_rows(each.bits), padded_rows(rows)), dtype=np.float32)
+                if each.bits
                 else np.empty((rows, width // BLOCK), dtype=np.float32)
             )
         for first in range(0, rows, step):
-            yield _Piece(each, first, min(first + step, rows), scales)
+            yield _Piece(each, first, min(first + step, rows), scales, importance.get(each.name))
 
 
 def _convert_all(
-    file: QuantizedFile, pool: ThreadPoolExecutor, files: "_Files", ahead: int
+    file: QuantizedFile,
+    pool: ThreadPoolExecutor,
+    files: "_Files",
+    importance: Mapping[str, torch.Tensor],
+    ahead: int,
 ) -> Iterator[tuple[_Piece, Array]]:
     """Each piece with its bytes, in order; at most `ahead` are being converted or waiting."""
     pending: deque[tuple[_Piece, Future[Array]]] = deque()
     try:
-        for piece in _split(file.conversions):
+        for piece in _split(file.conversions, importance):
             pending.append((piece, pool.submit(piece.convert, files, file.dtype)))
             if len(pending) > ahead:
                 first, future = pending.popleft()

@@ -1,8 +1,8 @@
-"""Loads a model with 4-bit weights from its copy in the cache, which is made first where it is missing.
+"""Loads a model with quantized weights from its copy in the cache, which is made first where it is missing.
 
-Linear layers become NF4 or int4, as the plan says. So does the head, even where it is tied to the embedding:
-the embedding stays in the checkpoint's own file, from which only the rows looked up are read. Norms are
-copied. The whole model is never in memory at once.
+Linear layers become NF4, int4 or int8, as the plan says. So does the head, even where it is tied to the
+embedding; where the layers are in int4, it may be in int8. The embedding stays in the checkpoint's own file,
+from which only the rows looked up are read. Norms are copied. The whole model is never in memory at once.
 """
 
 import mmap
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from localgemma_cli.backends.pytorch.layers.int4 import row_block
 from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable, nf4_layout
 from localgemma_cli.backends.pytorch.loading.assemble import (
     empty_model,
     has_equal_values,
     incomplete_checkpoint,
 )
-from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
+from localgemma_cli.backends.pytorch.loading.calibration import measure_importance
+from localgemma_cli.backends.pytorch.loading.convert_4bit import Sink, write_quantized
 from localgemma_cli.backends.pytorch.loading.gpu_4bit import attach_on_gpu
 from localgemma_cli.backends.pytorch.loading.quantized_cache import CopySpec, identify_source, open_or_create
 from localgemma_cli.backends.pytorch.loading.quantized_file import (
@@ -35,8 +35,7 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import (
 from localgemma_cli.backends.pytorch.loading.transformers_config import add_generation_config, text_config
 from localgemma_cli.backends.pytorch.weights.gpu_streaming import CudaLink, Link
 from localgemma_cli.backends.pytorch.weights.mmap_prefetch import add_paging_hooks, find_spans
-from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP
-from localgemma_cli.errors import DiskSpaceError, UsageError
+from localgemma_cli.errors import DiskSpaceError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.safetensors_file import (
     EMBEDDING,
@@ -55,7 +54,7 @@ _FLOATS = ("BF16", "F16", "F32")
 def load_quantized(
     plan: LoadPlan, folder: Path, progress: ProgressSink, link: Link | None = None
 ) -> PreTrainedModel:
-    """Load the model from its 4-bit copy, which is made first if it is missing.
+    """Load the model from its quantized copy, which is made first if it is missing.
 
     NotFoundError where the checkpoint lacks tensors, ValueError where it is damaged.
     `link`: the connection to the plan's device; None where that is the CPU, which computes from the mapped
@@ -67,9 +66,8 @@ def load_quantized(
     checkpoint = read_checkpoint(folder)
     model = empty_model(plan, text_config(folder), dtype)
     add_generation_config(model, folder)
-    kind: Kind = "int4" if plan.quantization == "int4" else nf4_layout(plan.device)
-    file = QuantizedFile(tuple(_conversions(model, checkpoint, folder, kind)), dtype)
-    weights = QuantizedWeights(file, _open_or_convert(plan, folder, kind, file, progress))
+    file = QuantizedFile(tuple(_conversions(plan, model, checkpoint, folder)), dtype)
+    weights = QuantizedWeights(file, _open_or_convert(plan, folder, file, checkpoint, progress))
     if link is not None:
         attach_on_gpu(link, plan, model, weights)
     else:
@@ -80,8 +78,15 @@ def load_quantized(
     return model.eval()
 
 
+def _find_kind(plan: LoadPlan) -> Kind:
+    match plan.quantization:
+        case "int4" | "int8":
+            return plan.quantization
+    return nf4_layout(plan.device)
+
+
 def _conversions(
-    model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path, kind: Kind
+    plan: LoadPlan, model: PreTrainedModel, checkpoint: Mapping[str, Stored], folder: Path
 ) -> list[Conversion]:
     """One per parameter but the embedding, in the order of the layers."""
     tied = is_tied(model.config.tie_word_embeddings, checkpoint, has_equal_values)
@@ -89,13 +94,15 @@ def _conversions(
     parameters = {name: value.shape for name, value in model.named_parameters(remove_duplicate=False)}
     sources = {name: EMBEDDING if tied and name == HEAD else name for name in parameters}
     _require_stored(sources, parameters, checkpoint, folder)
-    return [
-        Conversion(name.removesuffix(".weight"), checkpoint[source], linear_kind(parameters[name], kind))
-        if name in linears
-        else Conversion(name, checkpoint[source], "copy")
-        for name, source in sources.items()
-        if name != EMBEDDING
-    ]
+    wanted, found = _find_kind(plan), []
+    for name, source in sources.items():
+        stored, module = checkpoint[source], name.removesuffix(".weight")
+        if name in linears:
+            kind = linear_kind(module, stored.shape[0], wanted, plan.small_head)
+            found.append(Conversion(module, stored, kind))
+        elif name != EMBEDDING:
+            found.append(Conversion(name, stored, "copy"))
+    return found
 
 
 def _require_stored(
@@ -115,40 +122,39 @@ def _require_stored(
 
 
 def _open_or_convert(
-    plan: LoadPlan, folder: Path, kind: Kind, file: QuantizedFile, progress: ProgressSink
+    plan: LoadPlan,
+    folder: Path,
+    file: QuantizedFile,
+    checkpoint: Mapping[str, Stored],
+    progress: ProgressSink,
 ) -> mmap.mmap:
     """The file's bytes, mapped from the cache; in memory where the cache cannot hold them."""
     source, inputs = identify_source(plan.model.id, folder)
     form = {
         "quantization": plan.quantization,
-        "head": plan.quantization,
-        "layout": _int4_layout() if kind == "int4" else kind,
+        "head": "int8" if plan.quantization == "int4" and not plan.small_head else plan.quantization,
+        "layout": "groups" if plan.quantization in ("int4", "int8") else nf4_layout(plan.device),
         "dtype": plan.dtype,
     }
     spec = CopySpec(plan.model.name, source, form, inputs, file.header, file.size)
-    copy = open_or_create(spec, lambda sink: write_quantized(file, sink, progress), progress)
+
+    def write(sink: Sink) -> None:
+        weighs = any(each.kind == "int4" for each in file.conversions)
+        importance = measure_importance(plan, folder, checkpoint, progress) if weighs else {}
+        write_quantized(file, sink, progress, importance)
+
+    copy = open_or_create(spec, write, progress)
     if copy is not None:
         return copy
     memory = _allocate(plan, file.size)
-    write_quantized(file, memory, progress)
+    write(memory)
     return memory
-
-
-def _int4_layout() -> str:
-    """The layout of this processor's int4 kernel; UsageError where it is not one this program can write."""
-    block = row_block()
-    if block is None:
-        raise UsageError(
-            "PyTorch's int4 weight layout for this processor is not supported.",
-            "Use --quantization nf4 or --preset exact.",
-        )
-    return f"{block} rows, groups of {GROUP}"
 
 
 def _allocate(plan: LoadPlan, size: int) -> mmap.mmap:
     if plan.resident_layers is not None:
         raise DiskSpaceError(
-            f"{plan.model.name} does not fit in memory, and its 4-bit weights could not be saved to disk.",
+            f"{plan.model.name} does not fit in memory, and its quantized weights cannot be saved to disk.",
             f"Free {format_bytes(size)} in the cache folder, or set LOCALGEMMA_HOME to a larger disk.",
         )
     return mmap.mmap(-1, size)

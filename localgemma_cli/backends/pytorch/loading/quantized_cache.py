@@ -32,7 +32,7 @@ from localgemma_cli.models.hub.cache import COMMIT, Repo
 from localgemma_cli.models.safetensors_file import map_file
 from localgemma_cli.units import format_bytes
 
-LAYOUT_VERSION = 1  # raise it when the file format changes: older copies are then made again
+LAYOUT_VERSION = 2  # raise it when the file format changes: older copies are then made again
 _MANIFEST, _WEIGHTS = "manifest.json", "weights.safetensors"
 _MARGIN = 256_000_000  # bytes of disk to leave free
 _DIRTY_LIMIT = 1 << 28  # bytes between flushes, so that the last one is short

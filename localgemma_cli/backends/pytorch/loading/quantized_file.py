@@ -1,11 +1,12 @@
-"""The file of a checkpoint's 4-bit copy: its tensors, their places in it, and the modules over them.
+"""The file of a checkpoint's quantized copy: its tensors, their places in it, and the modules over them.
 
 A safetensors file whose layout is known before it is written. A linear layer becomes two tensors:
 
     kind         packed, uint8       second tensor
     interleaved  [n, k / 2]          scales [k / 64, n] bfloat16
     plain        [n * k / 2, 1]      maxima [n * k / 64] bfloat16 or float32
-    int4         [padded n, k / 2]   scales [k / 64, padded n, 2] bfloat16: scale and offset
+    int4, int8   [padded n / 32,     factors [2, padded n] float32; with int8 [1, padded n]
+                  k / 32, bytes]
 """
 
 import math
@@ -19,14 +20,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from localgemma_cli.backends.pytorch.layers.int4 import ROWS, Int4Linear
+from localgemma_cli.backends.pytorch.layers.grouped import GroupedLinear
 from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4
+from localgemma_cli.backends.pytorch.weights.groups import BLOCK as ROW_BLOCK
+from localgemma_cli.backends.pytorch.weights.groups import GROUP, GROUP_BYTES
 from localgemma_cli.backends.pytorch.weights.mmap_prefetch import Span
-from localgemma_cli.backends.pytorch.weights.quantize_int4 import GROUP
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, PACK_ROWS
 from localgemma_cli.models.safetensors_file import Stored, TensorEntry, header
 
-Kind = Literal["interleaved", "plain", "int4", "copy"]  # NF4 in two layouts, PyTorch's int4, unquantized
+Kind = Literal["interleaved", "plain", "int4", "int8", "copy"]  # NF4 in two layouts, groups, unquantized
 
 TORCH_DTYPES = {"U8": torch.uint8, "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _SAFETENSORS_DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -40,16 +42,22 @@ class Conversion:
     source: Stored
     kind: Kind
 
+    @property
+    def bits(self) -> int:
+        """Of a weight in groups; 0 for other kinds."""
+        return {"int4": 4, "int8": 8}.get(self.kind, 0)
+
     def entries(self, dtype: torch.dtype) -> tuple[TensorEntry, ...]:
         """The tensors to write, in order; `dtype` is the model's."""
         if self.kind == "copy":
             return (TensorEntry(self.name, _SAFETENSORS_DTYPES[dtype], self.source.shape),)
         rows, width = self.source.shape
         packed, blocks = f"{self.name}.packed", width // BLOCK
-        if self.kind == "int4":
+        if bits := self.bits:
             padded = padded_rows(rows)
-            scales = TensorEntry(f"{self.name}.scales", "BF16", (width // GROUP, padded, 2))
-            return TensorEntry(packed, "U8", (padded, width // 2)), scales
+            factors = TensorEntry(f"{self.name}.factors", "F32", (factor_rows(bits), padded))
+            shape = (padded // ROW_BLOCK, width // GROUP, GROUP_BYTES[bits])
+            return TensorEntry(packed, "U8", shape), factors
         if self.kind == "interleaved":
             scales = TensorEntry(f"{self.name}.scales", "BF16", (blocks, rows))
             return TensorEntry(packed, "U8", (rows, width // 2)), scales
@@ -64,19 +72,30 @@ class Conversion:
         match self.kind:
             case "interleaved":
                 return InterleavedNF4(packed, tensors[f"{self.name}.scales"])
-            case "int4":
-                return Int4Linear(packed, tensors[f"{self.name}.scales"], GROUP, rows)
+            case "int4" | "int8":
+                return GroupedLinear(packed, tensors[f"{self.name}.factors"], rows)
         return PlainNF4(packed, tensors[f"{self.name}.maxima"], rows)
 
 
-def linear_kind(shape: tuple[int, ...], wanted: Kind) -> Kind:
-    """`wanted`, or plain NF4 where the rows are no multiple of those the interleaved kernel reads at once."""
-    return "plain" if wanted == "interleaved" and shape[0] % PACK_ROWS else wanted
+def linear_kind(name: str, rows: int, wanted: Kind, small_head: bool) -> Kind:
+    """`wanted` where it is possible, and 8 bits where 4 would cost most.
+
+    The head and the projections to values are a small part of a large model, and 4 bits there change the
+    answers of a real Gemma (270m) as much as in all other layers.
+    """
+    if wanted == "int4" and (name.endswith("v_proj") or (name == "lm_head" and not small_head)):
+        return "int8"
+    return "plain" if wanted == "interleaved" and rows % PACK_ROWS else wanted
 
 
 def padded_rows(rows: int) -> int:
-    """The rows of an int4 weight in the file: a multiple of `ROWS`, which every kernel's block divides."""
-    return -(-rows // ROWS) * ROWS
+    """The rows of a weight in groups: a multiple of those that lie together."""
+    return -(-rows // ROW_BLOCK) * ROW_BLOCK
+
+
+def factor_rows(bits: int) -> int:
+    """How many factors an output feature has: of its scales, and with 4 bits of its offsets."""
+    return 2 if bits == 4 else 1
 
 
 @dataclass(frozen=True)
