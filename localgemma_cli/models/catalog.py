@@ -69,6 +69,23 @@ def _gemma4(name: str, repository: str, architecture: Architecture, summary: str
     return ModelFacts(name, f"google/{repository}", architecture, "Apache-2.0", gated=False, summary=summary)
 
 
+def _qat(size: str, architecture: Architecture) -> ModelFacts:
+    """Google's GGUF file of a model trained for its 4 bits (quantization-aware training)."""
+    # Q4_0 takes 18 bytes for 32 weights; the embedding is in float16, norms in float32.
+    layers = architecture.linear_parameters // 32 * 18 + architecture.norm_parameters * 4
+    stored = StoredFormat("gguf", detail="Q4_0", bytes=architecture.embedding_parameters * 2 + layers)
+    return ModelFacts(
+        f"3-{size}-qat",
+        f"google/gemma-3-{size}-it-qat-q4_0-gguf",
+        architecture,
+        "Gemma",
+        gated=True,
+        summary=f"Gemma 3 {size}, trained for the 4 bits that its GGUF file has (QAT).",
+        stored=stored,
+        form="gemma",
+    )
+
+
 def _system(size: str, architecture: Architecture) -> ModelFacts:
     return ModelFacts(
         f"system-{size}",
@@ -112,6 +129,10 @@ MORE_MODELS: tuple[ModelFacts, ...] = (
     _google(
         "3-27b", "gemma-3-27b-it", GEMMA_3_27B, "Gemma 3, 27 billion parameters of text; without images."
     ),
+    _qat("1b", GEMMA_3_1B),
+    _qat("4b", GEMMA_3_4B),
+    _qat("12b", GEMMA_3_12B),
+    _qat("27b", GEMMA_3_27B),
     _gemma4("4-e2b", "gemma-4-E2B-it", GEMMA_4_E2B, "Gemma 4, effective 2 billion parameters; text only."),
     _gemma4("4-e4b", "gemma-4-E4B-it", GEMMA_4_E4B, "Gemma 4, effective 4 billion parameters; text only."),
     _gemma4("4-31b", "gemma-4-31B-it", GEMMA_4_31B, "Gemma 4, 30.7 billion parameters; text only."),

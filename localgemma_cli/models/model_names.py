@@ -22,6 +22,8 @@ def nearest_model(name: str, others: Iterable[str] = ()) -> str | None:
         return by_lower[name.lower()]
     bare = {_bare(facts.id): facts.name for facts in reversed(catalogue())}
     bare |= {each.lower(): each for each in names}
+    if "qat" in name.lower() and f"{_bare(name)}-qat" in names:
+        return f"{_bare(name)}-qat"
     if _bare(name) in bare:
         return bare[_bare(name)]
     if "/" in name:

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.checkpoints import tiny
 from support.gguf_files import gguf_bytes
+from support.gguf_models import Q8_0, write_gguf
 from support.hub_server import HubServer, Repo
 from support.program import Program, completed
 from support.terminal import Terminal
@@ -108,3 +110,20 @@ def test_errors_are_one_sentence_and_what_to_do(online: Program, hub: HubServer,
         assert len(done.stderr.splitlines()) == 2
     hub.publish(ID, Repo({Q4: b""}, gated="manual"))
     assert online("-m", f"{ID}:Q4_K_M", "hi").returncode == 3
+
+
+def test_a_model_answers_from_the_hub_and_then_offline(
+    online: Program, hub: HubServer, tmp_path: Path
+) -> None:
+    pytest.importorskip("xllamacpp")
+    write_gguf(tmp_path / "real.gguf", tiny("gemma2"), Q8_0)
+    hub.publish(ID, {"sub/tiny-Q8_0.gguf": (tmp_path / "real.gguf").read_bytes()})
+    words = ("--json", "--temperature", "0", "--max-new-tokens", "3", "Hello")
+    done = online("-m", f"{ID}:sub/tiny-Q8_0.gguf", *words)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert (answer["model"], answer["plan"]["quantization"]) == (f"{ID}:sub/tiny-Q8_0.gguf", "gguf")
+    asked = len(hub.requests)
+    again = json.loads(online("-m", ID, "--offline", *words).stdout)
+    assert (again["model"], again["response"]) == (f"{ID}:Q8_0", answer["response"])
+    assert len(hub.requests) == asked

@@ -91,6 +91,15 @@ def test_gemma_3_and_4_slide_as_their_releases_do():
     assert [shape.context_length >> 10 for shape in shapes] == [32, 128, 128, 128, 128, 256]
 
 
+@pytest.mark.parametrize(("size", "gigabytes"), [("1b", 1.0), ("4b", 3.16), ("12b", 8.07), ("27b", 17.2)])
+def test_googles_qat_files_have_their_published_sizes(size: str, gigabytes: float) -> None:
+    facts = lookup(f"3-{size}-qat")
+    assert (facts.id, facts.gated) == (f"google/gemma-3-{size}-it-qat-q4_0-gguf", True)
+    assert facts.architecture == lookup(f"3-{size}").architecture
+    assert (facts.is_gguf, facts.stored.words) == (True, "GGUF Q4_0")
+    assert facts.stored.bytes / 1e9 == pytest.approx(gigabytes, rel=0.005)
+
+
 def test_what_cannot_be_planned_is_refused_even_of_gemma_4():
     with pytest.raises(NotFoundError, match="mixture of experts"):
         facts_from_config({"model_type": "gemma4_text", "enable_moe_block": True}, name="moe", id="moe")

@@ -16,6 +16,8 @@ MEANT = {
     "Gemma 2 2B": "2b",
     "gemma2:2b-instruct-q4_0": "2b",
     "gemma3:4b": "3-4b",
+    "gemma3:4b-it-qat": "3-4b-qat",
+    "google/gemma-3-12b-it-qat-q4_0-gguf": "3-12b-qat",
     "gemma4:e4b": "4-e4b",
     "12b": "3-12b",
     "DEMO": "demo",

@@ -165,7 +165,9 @@ def test_the_automatic_choice_leaves_a_margin(presets, server_cpu, size):
     for machine, part in ((cpu, 0.75), (describe_hardware("cuda", size, 64 * GIB), 0.9)):
         for facts in catalogue():
             plan = make_plan(facts, None, machine, Overrides(), presets)
-            assert plan.memory.total_bytes <= part * size
+            # a GGUF file cannot be made smaller, so the smallest plan may take all that is free
+            is_smallest = facts.is_gguf and plan.preset == "memory" and plan.memory.fits
+            assert plan.memory.total_bytes <= part * size or is_smallest
     assert make_plan(lookup("9b"), None, cpu, Overrides(), presets).preset == "memory"
 
 
