@@ -96,7 +96,7 @@ class LoadProgress:
     stage: str
     done: int = 0
     total: int | None = None
-    unit: Literal["bytes", "tensors", "tokens"] = "bytes"
+    unit: Literal["bytes", "modules", "tensors", "tokens"] = "bytes"
 
 
 ProgressSink = Callable[[LoadProgress], None]

@@ -72,14 +72,11 @@ class LocalEngine:
         return tuple(f"plan: {reason}" for reason in self.plan.reasons)
 
     def load(self, progress: "ProgressSink") -> "Backend":
-        from localgemma_cli.models.fetch import (
-            CONFIRM_ABOVE,
-            fetch_adapter,
-            fetch_assistant,
-            fetch_model,
-            tokenizer_folder,
-        )
+        from localgemma_cli.events import LoadProgress
+        from localgemma_cli.models.fetch import CONFIRM_ABOVE, fetch_adapter, fetch_assistant, fetch_model
 
+        if self.source.folder is None:
+            progress(LoadProgress("checking the hub"))
         # A first download was already confirmed; a large update of an existing copy needs its own consent.
         folder = fetch_model(self.source, progress, CONFIRM_ABOVE)
         adapter = fetch_adapter(self.source, progress, CONFIRM_ABOVE)
@@ -89,14 +86,11 @@ class LocalEngine:
 
             return load_gguf(self.plan, folder, progress, self.template)
         from localgemma_cli.backends.pytorch.lean_import import import_frameworks
-        from localgemma_cli.prompts.tokenizer_loader import start_loading_tokenizer
 
-        tokenizer = start_loading_tokenizer(tokenizer_folder(folder, adapter))
         import_frameworks(progress)
         from localgemma_cli.backends.pytorch.backend import LoadOptions, load_backend
 
-        options = LoadOptions(self.template, adapter, draft, tokenizer)
-        return load_backend(self.plan, folder, progress, options)
+        return load_backend(self.plan, folder, progress, LoadOptions(self.template, adapter, draft))
 
     def run(self, load_seconds: float) -> "RunInfo":
         from localgemma_cli.render.json import RunInfo

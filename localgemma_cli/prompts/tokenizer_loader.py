@@ -1,7 +1,5 @@
 """The tokenizer of a model's folder or GGUF file."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tokenizers
@@ -25,17 +23,6 @@ def load_tokenizer(path: Path) -> Tokenizer:
         tokenizer = read_gguf_tokenizer(path) if path.is_file() else _read_folder(path)
         _require_usable(tokenizer)
         return tokenizer
-
-
-def start_loading_tokenizer(path: Path) -> Callable[[], Tokenizer]:
-    """Load the tokenizer in a thread, mostly without Python's lock; the function waits for it.
-
-    A vocabulary of 262,144 tokens takes as long as importing torch.
-    """
-    executor = ThreadPoolExecutor(1, "tokenizer")
-    future = executor.submit(load_tokenizer, path)
-    executor.shutdown(wait=False)
-    return future.result
 
 
 def _read_folder(folder: Path) -> Tokenizer:

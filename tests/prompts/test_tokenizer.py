@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.prompts.tokenizer import Tokenizer
-from localgemma_cli.prompts.tokenizer_loader import load_tokenizer, start_loading_tokenizer
+from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
 TEXTS = (
     "",
@@ -161,12 +161,3 @@ def test_a_folder_without_tokenizer_json_is_refused(folder: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"")
     with pytest.raises(NotFoundError, match=r"only tokenizer\.model"):
         load_tokenizer(folder)
-
-
-def test_a_tokenizer_that_loads_in_a_thread_is_the_same(folder: Path) -> None:
-    wait = start_loading_tokenizer(folder)
-    assert wait().encode(TEXTS[1]) == load_tokenizer(folder).encode(TEXTS[1])
-    (folder / "tokenizer.json").write_text("{")
-    fail = start_loading_tokenizer(folder)
-    with pytest.raises(NotFoundError, match=r"The tokenizer in .* cannot be loaded"):
-        fail()

@@ -1,6 +1,6 @@
 """The backend that runs a Gemma in this process with PyTorch. Implements `backends.base.Backend`."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from localgemma_cli.models.load_errors import load_error, loading
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.sampling import Sampling
 
@@ -118,15 +117,11 @@ def _generation_eos(model: PreTrainedModel) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What to load a model with: a chat template, and the folders of an adapter and of a draft model.
-
-    `tokenizer` returns the model's tokenizer, if that is being loaded already; raises as `load_tokenizer`.
-    """
+    """What to load a model with: a chat template, and the folders of an adapter and of a draft model."""
 
     template: str = AUTO
     adapter: Path | None = None
     draft: Path | None = None
-    tokenizer: Callable[[], Tokenizer] | None = None
 
 
 def load_backend(
@@ -138,10 +133,7 @@ def load_backend(
     with loading("model", folder):
         # The tokenizer first, so that a bad folder or template fails before gigabytes are read.
         progress(LoadProgress("reading the tokenizer"))
-        if options.tokenizer is not None:
-            tokenizer = options.tokenizer()
-        else:
-            tokenizer = load_tokenizer(tokenizer_folder(folder, options.adapter))
+        tokenizer = load_tokenizer(tokenizer_folder(folder, options.adapter))
         prompter = Prompter(tokenizer, options.template, plan.model.form)
         draft = None
         if plan.draft is not None and options.draft is not None:

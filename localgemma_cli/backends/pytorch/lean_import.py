@@ -10,11 +10,11 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial, wraps
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
-from threading import RLock, Thread
+from threading import Event, RLock, Thread
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +22,9 @@ from localgemma_cli.environment import torchrun_rank
 from localgemma_cli.events import LoadProgress, ProgressSink
 
 _MODELS = "transformers.modeling_utils"
+_STAGE = "starting PyTorch"
+_MODULES = 1800  # that are imported at the end, about
+_REPORT_SECONDS = 0.1
 # What transformers imports from dynamo, and what it decorates functions with, while it is imported.
 _DYNAMO_PARTS = ("_trace_wrapped_higher_order_op",)
 _DYNAMO_DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")
@@ -30,15 +33,13 @@ _lock = RLock()
 
 def import_frameworks(progress: ProgressSink) -> None:
     """Import torch, and from transformers what every model needs."""
-    with _uncollected():
-        progress(LoadProgress("starting PyTorch"))
+    with _uncollected(), _reporting(progress):
         if "torch" in sys.modules or torchrun_rank(os.environ) is not None:
             import_module(_MODELS)
             return
         Thread(target=link_torch, daemon=True).start()
         import_module("transformers.utils.import_utils")  # it does not import torch
         torch = import_module("torch")
-        progress(LoadProgress("starting transformers"))
         try:
             _import_lean(torch)
         except Exception:  # a version of torch or transformers that this does not suit
@@ -58,6 +59,28 @@ def link_torch() -> None:
     for name, visibility in (("global_deps", os.RTLD_GLOBAL), ("python", os.RTLD_LOCAL)):
         if not dlopen(f"{folder}/libtorch_{name}.so".encode(), os.RTLD_LAZY | visibility):
             return  # torch's own import says why
+
+
+@contextmanager
+def _reporting(progress: ProgressSink) -> Iterator[None]:
+    """Report how many modules are imported, in a thread: a stop must not interrupt an import."""
+    ended, before = Event(), len(sys.modules)
+    total = max(_MODULES - before, 1)
+
+    def report() -> None:
+        with suppress(BaseException):  # raised to stop the load, which ends after the imports
+            while not ended.wait(_REPORT_SECONDS):
+                done = min(len(sys.modules) - before, total - 1)
+                progress(LoadProgress(_STAGE, done, total, "modules"))
+
+    progress(LoadProgress(_STAGE))
+    thread = Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager
