@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import BinaryIO
@@ -46,6 +47,8 @@ _FILE_TYPES = {  # of general.file_type: llama_ftype in llama.cpp's llama.h
 _MOST_TENSORS, _MOST_PAIRS, _MOST_ITEMS = 100_000, 10_000, 20_000_000
 _LONGEST_NAME, _MOST_TEXT = 65_535, 16 << 20  # bytes
 _MOST_DIMENSIONS, _MOST_ALIGNMENT = 4, 1 << 20
+_LENGTH = struct.Struct("<Q")  # of a text, in bytes
+_PIECE = 1 << 20  # bytes
 _SHORT = 1024  # items; a list of numbers up to this length is kept, such as one per layer
 _FIRST_PIECE = re.compile(r"(.+-)00001(-of-(\d{5})\.gguf)", re.IGNORECASE)
 
@@ -112,10 +115,10 @@ class Gguf:
         if not isinstance(array, GgufArray) or array.type != _STRING:
             raise ValueError(f"{key} is missing, or is not a list of texts")
         data = self._read(array)
-        found, at = [], 0
+        found, at, length_at = [], 0, _LENGTH.unpack_from
         for _ in range(array.length):
             start = at + 8
-            at = start + int.from_bytes(data[at:start], "little")
+            at = start + length_at(data, at)[0]
             found.append(data[start:at].decode("utf-8", "replace"))
         return found
 
@@ -152,8 +155,15 @@ def read_gguf(path: Path) -> Gguf:
 
 
 def _read_file(path: Path) -> Gguf:
-    with _reading(str(path)), open_file(path) as file:
-        return _read(path, file, os.fstat(file.fileno()).st_size)
+    with _reading(str(path)):
+        found = path.stat()
+        return _read_version(path, found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(8)  # the plan, the tokenizer and a loader read the same header
+def _read_version(path: Path, _number: int, _changed: int, size: int) -> Gguf:
+    with open_file(path) as file:
+        return _read(path, file, size)
 
 
 def read_gguf_beginning(path: Path, size: int, name: str) -> Gguf | None:
@@ -256,12 +266,24 @@ def _array(file: BinaryIO) -> "GgufArray | tuple[float, ...]":
     start = file.tell()
     if kind != _STRING:
         return GgufArray(kind, count, start, file.seek(count * struct.calcsize(_form(kind)), 1))
+    _skip_texts(file, count)
+    return GgufArray(kind, count, start, file.tell())
+
+
+def _skip_texts(file: BinaryIO, count: int) -> None:
+    """Move past `count` texts; the file is read in pieces, since a read for each of them is slow."""
+    data, at, length_at = b"", 0, _LENGTH.unpack_from
     for _ in range(count):
-        length = _number(file, "<Q")
+        if at + 8 > len(data):
+            file.seek(at - len(data), 1)
+            data, at = file.read(_PIECE), 0
+            if len(data) < 8:
+                raise _Truncated("it is truncated")
+        length = length_at(data, at)[0]
         if length > _MOST_TEXT:
             raise ValueError("it is truncated")
-        file.seek(length, 1)
-    return GgufArray(kind, count, start, file.tell())
+        at += 8 + length
+    file.seek(at - len(data), 1)
 
 
 def _text(file: BinaryIO, longest: int) -> str:

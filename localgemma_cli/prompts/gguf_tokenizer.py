@@ -7,7 +7,8 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#ggml
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -16,12 +17,13 @@ from tokenizers.models import BPE
 
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
 from localgemma_cli.prompts.partial_bpe import PartialBpe
-from localgemma_cli.prompts.tokenizer import Tokenizer, TokenizerSettings, build_tokenizer
+from localgemma_cli.prompts.tokenizer import GEMMA_NAMES, Tokenizer, TokenizerSettings, build_tokenizer
 
 _SPACE = "\u2581"  # a space, in the vocabulary
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 _KINDS = ("llama", "gemma4")
 _NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:
@@ -29,36 +31,98 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
 
     Raises as `read_gguf` does, and ValueError for a vocabulary that is not Gemma's.
     """
+    file, tokens, vocabulary, settings = _read(path)
+    if _kind(file) == "gemma4":
+        return whole_tokenizer(path)
+    unknown = settings.names["unk_token"] or "<unk>"
+    added = (token.content for token in settings.added_tokens)
+    names = (name for name in settings.names.values() if name)
+    kept = {*_BYTES, unknown, *GEMMA_NAMES.values(), *names, *added} & vocabulary.keys()
+    named = {token: vocabulary[token] for token in kept}
+    small = build_tokenizer(_library(_model(named, [], unknown)), settings)
+    encoder = PartialBpe(
+        small.library, vocabulary, _BYTES | {unknown}, lambda part: _model(part, list(_merges(part)), unknown)
+    )
+    return _PartialTokenizer(small.library, small.names, small.templates, tokens, vocabulary, encoder)
+
+
+def whole_tokenizer(path: Path) -> Tokenizer:
+    """The same, with all merges in one library object, which can be saved; seconds for a large vocabulary."""
+    file, _, vocabulary, settings = _read(path)
+    listed = _kind(file) == "gemma4"
+    merges = map(_split_merge, file.texts("tokenizer.ggml.merges")) if listed else _merges(vocabulary)
+    model = _model(vocabulary, list(merges), settings.names["unk_token"] or "<unk>")
+    return build_tokenizer(_library(model), settings)
+
+
+@dataclass(frozen=True)
+class _PartialTokenizer(Tokenizer):
+    """A tokenizer whose `library` has only the special tokens: all tokens there would take much memory.
+
+    `tokens`: by id. `ids`: by token.
+    """
+
+    tokens: Sequence[str]
+    ids: Mapping[str, int]
+    encoder: PartialBpe
+
+    def encode(self, text: str) -> list[int]:
+        return self.encoder.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        tokens = (self.tokens[each] for each in ids if 0 <= each < len(self.tokens))
+        return str(self.library.decoder.decode([token for token in tokens if token not in self._special]))
+
+    def id_of(self, token: str) -> int | None:
+        return self.ids.get(token)
+
+    def token_of(self, token_id: int) -> str | None:
+        return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else None
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        return dict(self.ids)
+
+    @cached_property
+    def _special(self) -> frozenset[str]:
+        return frozenset(token for token, special in self.added_tokens.items() if special)
+
+    def mark_special(self, tokens: frozenset[str]) -> None:
+        super().mark_special(tokens)
+        self.encoder.forget()
+        self.__dict__.pop("_special", None)
+
+
+def _read(path: Path) -> tuple[Gguf, list[str], dict[str, int], TokenizerSettings]:
+    """The header, the tokens by id, their ids, and the settings."""
     file = read_gguf(path)
+    kind, types = _kind(file), file.numbers("tokenizer.ggml.token_type")
+    tokens = file.texts("tokenizer.ggml.tokens")
+    stored = {
+        at: tokens[at] for at, each in enumerate(types[: len(tokens)]) if each in (_CONTROL, _USER_DEFINED)
+    }
+    if kind == "llama":  # runs of spaces are stored as spaces
+        tokens = [_SPACE * len(token) if " " in token and token.isspace() else token for token in tokens]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    template = file.values.get("tokenizer.chat_template")
+    settings = TokenizerSettings(
+        _special_names(file, tokens),
+        tuple(_added_tokens(stored, types, vocabulary)),
+        {"default": template} if isinstance(template, str) else {},
+    )
+    return file, tokens, vocabulary, settings
+
+
+def _kind(file: Gguf) -> str:
+    """`llama`, or `gemma4` whose merges are listed; ValueError for others."""
     kind = file.values.get("tokenizer.ggml.model")
     if kind not in _KINDS:
         raise ValueError(f"tokenizer.ggml.model must be {' or '.join(_KINDS)} (got {kind!r})")
-    stored = tokens = file.texts("tokenizer.ggml.tokens")
-    if kind == "llama":  # runs of spaces are stored as spaces
-        tokens = [_SPACE * len(token) if _is_run(token) else token for token in stored]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    template = file.values.get("tokenizer.chat_template")
-    names = _special_names(file, tokens)
-    settings = TokenizerSettings(
-        names,
-        tuple(_added_tokens(stored, file.numbers("tokenizer.ggml.token_type"), vocabulary)),
-        {"default": template} if isinstance(template, str) else {},
-    )
-    unknown = names["unk_token"] or "<unk>"
-    if kind == "gemma4":
-        merges = [_split_merge(merge) for merge in file.texts("tokenizer.ggml.merges")]
-        return build_tokenizer(_library(_model(vocabulary, merges, unknown)), settings)
-    whole = build_tokenizer(_library(_model(vocabulary, [], unknown)), settings)
-    byte_tokens = {f"<0x{byte:02X}>" for byte in range(256)}
-    kept = frozenset((*byte_tokens, unknown, *(name for name in names.values() if name), *whole.added_tokens))
-    named = {token: vocabulary[token] for token in kept if token in vocabulary}
-    encoder = PartialBpe(
-        build_tokenizer(_library(_model(named, [], unknown)), settings).library,
-        vocabulary,
-        frozenset((*byte_tokens, unknown)),
-        lambda part: _model(part, list(_merges(part)), unknown),
-    )
-    return replace(whole, encoder=encoder)
+    return str(kind)
 
 
 def _model(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], unknown: str) -> BPE:
@@ -88,7 +152,7 @@ def _merges(vocabulary: Mapping[str, int]) -> Iterator[tuple[str, str]]:
 
 
 def _is_run(token: str) -> bool:
-    return bool(token) and token.isspace() and " " in token
+    return " " in token and token.isspace()
 
 
 def _split_merge(merge: str) -> tuple[str, str]:
@@ -103,11 +167,11 @@ def _special_names(file: Gguf, tokens: Sequence[str]) -> dict[str, str | None]:
 
 
 def _added_tokens(
-    stored: Sequence[str], types: Sequence[float], vocabulary: Mapping[str, int]
+    stored: Mapping[int, str], types: Sequence[float], vocabulary: Mapping[str, int]
 ) -> Iterator[AddedToken]:
-    """Control and user-defined tokens, matched whole in a text, the longest first."""
-    for token, kind in zip(stored, types, strict=False):
-        if kind == _USER_DEFINED and _is_run(token) and _SPACE * len(token) in vocabulary:
+    """Control and user-defined tokens, matched whole in a text, the longest first; `stored`: by id."""
+    for index, token in stored.items():
+        if types[index] == _USER_DEFINED and _is_run(token) and _SPACE * len(token) in vocabulary:
             yield AddedToken(_SPACE * len(token), normalized=True)  # as spaces are after normalization
-        if kind in (_CONTROL, _USER_DEFINED) and token in vocabulary:
-            yield AddedToken(token, normalized=False, special=kind == _CONTROL)
+        if token in vocabulary:
+            yield AddedToken(token, normalized=False, special=types[index] == _CONTROL)

@@ -9,7 +9,6 @@ from functools import lru_cache
 from threading import Lock
 
 import tokenizers
-from tokenizers import AddedToken
 from tokenizers.models import BPE
 
 _LONG = 50_000  # characters; a longer text is worth the whole model
@@ -42,9 +41,9 @@ class PartialBpe:
         with self._lock:
             return list(self._ids(text))
 
-    def mark_special(self, tokens: list[AddedToken]) -> None:
+    def forget(self) -> None:
+        """Drop the ids that are kept, after a change of the library's added tokens."""
         with self._lock:
-            self._library.add_special_tokens(tokens)
             self._ids.cache_clear()
 
     def _compute_ids(self, text: str) -> tuple[int, ...]:

@@ -7,10 +7,8 @@ from functools import cached_property
 import tokenizers
 from tokenizers import AddedToken
 
-from localgemma_cli.prompts.partial_bpe import PartialBpe
-
 # What GemmaTokenizer assumes where tokenizer_config.json does not name a token.
-_GEMMA_NAMES = {
+GEMMA_NAMES = {
     "bos_token": "<bos>",
     "eos_token": "<eos>",
     "unk_token": "<unk>",
@@ -24,7 +22,6 @@ class Tokenizer:
     """A tokenizer and its chat templates.
 
     `library`: the tokenizers library's own object, without truncation, padding or a post-processor in use.
-    `encoder` encodes in its place where its model has no merges.
     `names`: the special tokens by the attribute that chat templates know them by, such as `bos_token`.
     `templates`: the chat templates by name; the one in use is `default`.
     """
@@ -32,12 +29,9 @@ class Tokenizer:
     library: tokenizers.Tokenizer
     names: Mapping[str, str]
     templates: Mapping[str, str]
-    encoder: PartialBpe | None = None
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: the name of a special token in it is split like any other text."""
-        if self.encoder is not None:
-            return self.encoder.encode(text)
         self.library.encode_special_tokens = True
         # A batch of one, because `encode` would block Ctrl-C and the spinner: it holds the interpreter lock.
         (encoded,) = self.library.encode_batch_fast([text], add_special_tokens=False)
@@ -91,8 +85,6 @@ class Tokenizer:
         if missing:
             marked = [AddedToken(name, special=True, normalized=False) for name in missing]
             self.library.add_special_tokens(marked)
-            if self.encoder is not None:
-                self.encoder.mark_special(marked)
 
 
 @dataclass(frozen=True)
@@ -110,7 +102,7 @@ class TokenizerSettings:
 
 def build_tokenizer(library: tokenizers.Tokenizer, settings: TokenizerSettings) -> Tokenizer:
     """The tokenizer with the tokens added that the settings name and the library's object lacks."""
-    assumed = {key: name for key, name in _GEMMA_NAMES.items() if library.token_to_id(name) is not None}
+    assumed = {key: name for key, name in GEMMA_NAMES.items() if library.token_to_id(name) is not None}
     names = {key: name for key, name in {**assumed, **settings.names}.items() if name is not None}
     known = {each.content for each in library.get_added_tokens_decoder().values()}
     # all at once: the library rebuilds its matcher at every call

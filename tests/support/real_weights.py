@@ -75,7 +75,7 @@ def write_checkpoint(gguf_file: Path, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from localgemma_cli.prompts.gguf_tokenizer import read_gguf_tokenizer
+    from localgemma_cli.prompts.gguf_tokenizer import whole_tokenizer
 
     folder.mkdir()
     tensors = {}
@@ -88,7 +88,7 @@ def write_checkpoint(gguf_file: Path, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(_CONFIG))
     (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER))
-    read_gguf_tokenizer(gguf_file).library.save(str(folder / "tokenizer.json"))
+    whole_tokenizer(gguf_file).library.save(str(folder / "tokenizer.json"))
 
 
 def _parameter_name(name: str) -> str:
