@@ -132,6 +132,7 @@ TESTED_IN = {
     "demo/train.py": "demo/test_model.py",
     "errors.py": "hostile_files/test_user_files.py",
     "events.py": "backends/pytorch/test_backend.py",
+    "commands/model_listing.py": "commands/test_models.py",
     "models/adapter_config.py": "backends/pytorch/lora/test_refused_adapters.py",
     "models/json_fields.py": "models/test_model_config.py",
     "models/gguf_config.py": "models/test_gguf_header.py",

@@ -79,7 +79,7 @@ def _plans(
     if source.facts.is_gguf:
         raise UsageError(
             "bench measures PyTorch; a GGUF file runs on llama.cpp.",
-            f"Compare it with a model: localgemma bench -m MODEL --llama-cpp {source.facts.id}",
+            f"Compare it with a model: localgemma bench -m MODEL --llama-cpp {source.folder or 'FILE.gguf'}",
         )
     known = load_presets()
     plans = tuple(make_plan(source.facts, preset, hardware, overrides, known) for preset in presets)

@@ -1,6 +1,5 @@
 """`localgemma models`: list, download and remove models."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,22 @@ import typer
 
 from localgemma_cli.command_options import takes_options
 from localgemma_cli.commands.help import CommandGroup
-from localgemma_cli.environment import Streams, expand_home, standard_streams
+from localgemma_cli.commands.model_listing import (
+    bytes_on_disk,
+    catalogue_row,
+    delete_download,
+    ids_behind,
+    kept_copy_row,
+    other_rows,
+    own_model_row,
+)
+from localgemma_cli.environment import Streams, standard_streams
 from localgemma_cli.errors import LocalGemmaError, NotFoundError, UsageError
-from localgemma_cli.models.catalog import ModelFacts, catalogue, lookup
-from localgemma_cli.models.gguf_names import gguf_name, parse_gguf_name
-from localgemma_cli.models.hub.gguf_cache import cached_gguf, delete_gguf, list_cached_ggufs
-from localgemma_cli.models.model_names import models_on_disk, nearest_model
-from localgemma_cli.models.own_models import OwnModel, own_models
+from localgemma_cli.models.catalog import ModelFacts, catalogue
+from localgemma_cli.models.gguf_names import parse_gguf_name
+from localgemma_cli.models.model_names import nearest_model
+from localgemma_cli.models.own_models import own_models
 from localgemma_cli.options import Options
-from localgemma_cli.planning.memory import WeightFormat, weights_bytes
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sanitize import Block, one_line
@@ -60,13 +66,13 @@ def list_models(
     """
     from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies
 
-    rows = [_row(facts) for facts in catalogue()]
-    own = [_own_row(each) for each in own_models().values()]
+    rows = [catalogue_row(facts) for facts in catalogue()]
+    own = [own_model_row(each) for each in own_models().values()]
     copies = list_copies(verify=verify)
-    others = _other_rows()
+    others = other_rows()
     streams = standard_streams()
     if options.json:
-        kept = [_kept_row(copy) for copy in copies]
+        kept = [kept_copy_row(copy) for copy in copies]
         write_line(streams.stdout, {"models": rows, "own": own, "other": others, "kept": kept})
         return
     for line in (*_catalogue_lines(rows), *_own_lines(own), *_other_lines(others), *_kept_lines(copies)):
@@ -113,6 +119,14 @@ def _line(row: Mapping[str, object], size: str, what: str) -> Block:
     return Block(f"{name:<20} {size:>8}\n    {where}\n    {what}")
 
 
+def _where(row: Mapping[str, object]) -> str:
+    """Whether all of a model, a part (an interrupted download, a tokenizer) or nothing is on disk."""
+    size = int(str(row["disk_bytes"]))
+    if row["on_disk"]:
+        return f"on disk, {format_bytes(size)}" if size else "on disk"
+    return f"{format_bytes(size)} of it on disk" if size else "not on disk"
+
+
 @models.command("rm")
 def remove_model(
     name: Annotated[str, typer.Argument(help="Remove this name of `models list`, hub id or folder.")],
@@ -127,23 +141,23 @@ def remove_model(
     from localgemma_cli.backends.pytorch.loading.quantized_cache import list_copies, remove_copy
 
     streams = standard_streams()
-    ids = _ids_of(name)
+    ids = ids_behind(name)
     copies = [copy for copy in list_copies() if any(_is_of(copy, name, each) for each in ids)]
     for copy in copies:
         remove_copy(copy)
         streams.show(f"removed {format_bytes(copy.size)}: the 4-bit copy of {one_line(copy.source)}")
-    downloaded = {each: size for each in ids if (size := _downloaded(each))}
+    downloaded = {each: size for each in ids if (size := bytes_on_disk(each))}
     if not copies and not downloaded:
         nearest = nearest_model(name, own_models())
         gguf = parse_gguf_name(name)
         hint = "List what is on disk with: localgemma models list"
-        if gguf and _downloaded(gguf.repository):
+        if gguf and bytes_on_disk(gguf.repository):
             hint = f"Other files of it are; remove them all with: localgemma models rm {gguf.repository}"
         meant = f"Did you mean {nearest}? " if nearest not in (None, name) else ""
         raise NotFoundError(f"Nothing of {name!r} is on disk.", meant + hint)
     for model_id, size in downloaded.items():
         if _may_remove(streams, model_id, size, yes):
-            _delete(model_id)
+            delete_download(model_id)
             streams.show(f"removed {format_bytes(size)}: the downloaded {one_line(model_id)}")
 
 
@@ -189,7 +203,7 @@ def _announcements(source: "Source") -> Iterator[str]:
 
 
 def _show_folder(streams: Streams, model_id: str, folder: Path) -> None:
-    size = _downloaded(model_id)
+    size = bytes_on_disk(model_id)
     how = format_bytes(size) if size else "already on disk,"
     streams.show(one_line(f"{model_id}: {how} in {folder}"))
 
@@ -224,119 +238,3 @@ def _may_remove(streams: Streams, model_id: str, size: int, yes: bool) -> bool:
         streams.say(one_line(f"kept: the downloaded {model_id}, {format_bytes(size)}; remove it with --yes"))
         return False
     return streams.confirm(f"Remove the downloaded {one_line(model_id)}, {format_bytes(size)}?")
-
-
-def _row(facts: ModelFacts) -> dict[str, object]:
-    return {
-        "name": facts.name,
-        "id": facts.id,
-        "parameters": facts.architecture.parameters,
-        "weights_bytes": weights_bytes(facts.architecture, _stored_as(facts)),
-        "licence": facts.licence,
-        "gated": facts.gated,
-        "form": facts.form,
-        "on_disk": facts.bundled or _cached(facts.id),
-        "disk_bytes": 0 if facts.bundled else _downloaded(facts.id),
-        "summary": facts.summary,
-    }
-
-
-def _stored_as(facts: ModelFacts) -> WeightFormat:
-    stored = facts.stored
-    return (
-        WeightFormat("float16", stored.kind, stored.nested, stored_bytes=stored.bytes)
-        if stored
-        else WeightFormat("bfloat16")
-    )
-
-
-def _own_row(own: OwnModel) -> dict[str, object]:
-    parts = _ids_of(own.name)
-    return {
-        "name": own.name,
-        "id": parts[0] if own.repository else None,
-        "revision": own.revision,
-        "template": own.template,
-        "adapter": own.adapter,
-        "endpoint": own.endpoint,
-        "system": own.system,
-        "sampling": dict(own.sampling),
-        "on_disk": bool(parts) and all(os.path.isdir(expand_home(each)) or _cached(each) for each in parts),
-        "disk_bytes": sum(map(_downloaded, parts)),
-    }
-
-
-def _other_rows() -> list[dict[str, object]]:
-    """Downloads that neither the catalogue nor models.toml names; each GGUF model by itself."""
-    listed = {facts.id for facts in catalogue()}.union(*(_ids_of(name) for name in own_models()))
-    named = [name for each in listed if (name := parse_gguf_name(each))]
-    listed.update(cached.name.id for name in named if (cached := cached_gguf(name)))
-    rows = [row for each in models_on_disk() if each not in listed for row in _repository_rows(each)]
-    return [row for row in rows if row["id"] not in listed]
-
-
-def _repository_rows(repository: str) -> list[dict[str, object]]:
-    """Each GGUF model of a repository on disk, and the rest of it."""
-    ggufs = [(each.name.id, each.model.size) for each in list_cached_ggufs(repository)]
-    rest = _downloaded(repository) - sum(size for _, size in ggufs)
-    others = (
-        [{"id": repository, "on_disk": _has_snapshot(repository), "disk_bytes": rest}] if rest > 0 else []
-    )
-    return [*({"id": id, "on_disk": True, "disk_bytes": size} for id, size in ggufs), *others]
-
-
-def _where(row: Mapping[str, object]) -> str:
-    """Whether all of a model, a part (an interrupted download, a tokenizer) or nothing is on disk."""
-    size = int(str(row["disk_bytes"]))
-    if row["on_disk"]:
-        return f"on disk, {format_bytes(size)}" if size else "on disk"
-    return f"{format_bytes(size)} of it on disk" if size else "not on disk"
-
-
-def _ids_of(name: str) -> list[str]:
-    """The hub ids or folders behind a name: a model's, and its adapter's."""
-    own = own_models().get(name)
-    parts = [each for each in (own.repository, own.adapter) if each] if own else [name]
-    return [facts.id if (facts := lookup(each)) else each for each in parts]
-
-
-def _downloaded(model_id: str) -> int:
-    """Bytes on disk of a repository, or of one GGUF model in it."""
-    from localgemma_cli.models.hub.cache import downloaded_bytes
-
-    if name := parse_gguf_name(model_id):
-        cached = cached_gguf(name)
-        return cached.model.size if cached else 0
-    return downloaded_bytes(model_id)
-
-
-def _delete(model_id: str) -> None:
-    from localgemma_cli.models.hub.cache import delete_model
-
-    name = parse_gguf_name(model_id)
-    cached = cached_gguf(name) if name else None
-    if cached:
-        delete_gguf(cached)
-    else:
-        delete_model(model_id)
-
-
-def _kept_row(copy: "QuantizedCopy") -> dict[str, object]:
-    return {
-        "model": copy.model,
-        "source": copy.source,
-        "bytes": copy.size,
-        "form": dict(copy.form),
-        "folder": str(copy.folder),
-        "problem": copy.problem or None,
-    }
-
-
-def _cached(model_id: str) -> bool:
-    return cached_gguf(gguf_name(model_id)) is not None or _has_snapshot(model_id)
-
-
-def _has_snapshot(model_id: str) -> bool:
-    from localgemma_cli.models.hub.cache import cached_snapshot
-
-    return cached_snapshot(model_id) is not None
