@@ -97,6 +97,7 @@ TESTED_IN = {
     "bench/run.py": "commands/test_bench.py",
     "bench/subprocess_runner.py": "bench/test_engines.py",
     "bench/table.py": "commands/test_bench.py",
+    "bench/timed_backend.py": "bench/test_engines.py",
     "chat/background_load.py": "chat/terminal/test_typed_ahead.py",
     "chat/chat_run.py": "commands/test_chat.py",
     "chat/engine.py": "commands/test_chat.py",

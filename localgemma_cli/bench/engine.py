@@ -1,12 +1,7 @@
-"""Measure localgemma's own engine, through the interface that a chat uses."""
+"""Measure localgemma's own engine in PyTorch, through the interface that a chat uses."""
 
-import os
 import time
-from collections.abc import Sequence
-from functools import cached_property
-from statistics import median
-from threading import Event as Cancel
-from threading import Thread
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -14,58 +9,26 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.pytorch.backend import LocalBackend
 from localgemma_cli.backends.pytorch.loading.loader import load_model
 from localgemma_cli.bench.gauges import peaks, reset_peaks, step_bytes, synchronise, tensor_bytes
-from localgemma_cli.bench.job import (
-    CHAT_TURNS,
-    WARM_UP,
-    AnswerResult,
-    ChatResult,
-    ChatWorkload,
-    Job,
-    JobResult,
-    LoadResult,
-    Workload,
-)
-from localgemma_cli.bench.other_programs import others_share, read_processor_times
-from localgemma_cli.bench.prompts import prompt_ids, random_ids
+from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Workload
 from localgemma_cli.bench.random_weights import load_dummy
-from localgemma_cli.conversation import Message
-from localgemma_cli.events import Finished
-from localgemma_cli.prompts.detokenizer import Detokenizer
+from localgemma_cli.bench.timed_backend import Gauges, IdPrompter, TimedBackend, stream_cost
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
-from localgemma_cli.render.plain import PlainRenderer
 from localgemma_cli.render.progress import ignore_progress
-from localgemma_cli.sampling import Sampling
-
-_STREAM_TOKENS = 2000
-
-
-class _IdPrompter(Prompter):
-    """Takes each message's own ids, and never stops early: every run has the requested length."""
-
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        return [token for message in messages for token in message.token_ids or ()]
-
-    @cached_property
-    def stop_ids(self) -> frozenset[int]:
-        return frozenset()
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        return ()
 
 
 def measure(job: Job) -> JobResult:
-    prompter = _IdPrompter(load_tokenizer(job.tokenizer))
+    prompter = IdPrompter(load_tokenizer(job.tokenizer))
     seconds, backend, model = _load(job, prompter)
-    timed = _TimedModel(backend, model, job)
+    device = torch.device(job.plan.device)
+    gauges = Gauges(partial(synchronise, device), partial(reset_peaks, device), partial(peaks, device))
+    timed = TimedBackend(backend, job, gauges)
     timed.run(WARM_UP, repeat=-1)
-    loaded = LoadResult(seconds, peaks(model.device), tensor_bytes(model))
+    loaded = LoadResult(seconds, peaks(device), tensor_bytes(model))
     return JobResult(
         loaded=loaded,
         read_bytes=step_bytes(model),
-        answered=tuple(timed.answer(workload) for workload in job.workloads),
+        answered=tuple(_answer(timed, backend, workload) for workload in job.workloads),
         chatted=timed.chat(job.chat) if job.workloads and job.chat else None,
         stream_seconds_per_token=stream_cost(prompter.tokenizer),
     )
@@ -89,99 +52,9 @@ def _load(job: Job, prompter: Prompter) -> tuple[float, LocalBackend, PreTrained
     return time.perf_counter() - started, backend, model
 
 
-class _TimedModel:
-    """One loaded model; its prompts share no prefix, so that the cache never helps."""
-
-    def __init__(self, backend: LocalBackend, model: PreTrainedModel, job: Job) -> None:
-        self._backend, self._job = backend, job
-        self._vocabulary: int = model.config.vocab_size
-        self._device = torch.device(job.plan.device)
-
-    def answer(self, workload: Workload) -> AnswerResult:
-        if self._device.type != "cpu":
-            self.run(workload, repeat=-1)  # the first run of a shape makes its graphs and kernels
-            self._backend.wait()
-            self.run(workload, repeat=-2)  # records what compiled meanwhile
-        reset_peaks(self._device)
-        processor = read_processor_times()
-        runs = [self.run(workload, repeat) for repeat in range(self._job.repeats)]
-        return AnswerResult(
-            workload=workload,
-            first_token_seconds=median(first for _, first, _ in runs),
-            decode_tokens_per_second=median(
-                (workload.new_tokens - 1) / (total - first) for _, first, total in runs
-            ),
-            token_ids=runs[0][0].token_ids or (),
-            peaks=peaks(self._device),
-            others_share=others_share(processor, read_processor_times()),
-        )
-
-    def run(self, workload: Workload, repeat: int) -> tuple[Finished, float, float]:
-        """One answer to a random prompt, timed as in `_time`."""
-        ids = prompt_ids(self._vocabulary, workload, self._job.seed, repeat)
-        return self._time(Message("user", "", ids), workload.new_tokens)
-
-    def chat(self, chat: ChatWorkload) -> ChatResult:
-        """Time the last turn with several questions, each after rolling the cache back to the history."""
-        earlier = CHAT_TURNS - 1
-        asked = max(1, chat.history_tokens // earlier - chat.answer_tokens)
-        history: tuple[Message, ...] = ()
-        for turn in range(earlier):
-            history += (self._message(asked, f"turn {turn}"),)
-            finished, _, _ = self._time(history, chat.answer_tokens)
-            history += (Message("assistant", "", finished.token_ids),)
-        lasts = [
-            self._time((*history, self._message(chat.question_tokens, f"last {repeat}")), 2)
-            for repeat in range(self._job.repeats)
-        ]
-        usage = lasts[0][0].usage
-        prompt_tokens = usage.prompt_tokens or 0  # a local model always counts
-        _, full, _ = self._time(self._message(prompt_tokens, "full"), 2)
-        return ChatResult(
-            prompt_tokens,
-            usage.cached_prompt_tokens or 0,
-            median(first for _, first, _ in lasts),
-            full,
-        )
-
-    def _message(self, tokens: int, name: object) -> Message:
-        return Message("user", "", random_ids(self._vocabulary, tokens, self._job.seed, name))
-
-    def _time(
-        self, messages: Message | tuple[Message, ...], new_tokens: int
-    ) -> tuple[Finished, float, float]:
-        """A greedy answer, and the seconds to its first token and to its end."""
-        sampling = Sampling(temperature=0, max_new_tokens=new_tokens)
-        synchronise(self._device)
-        started = time.perf_counter()
-        asked = (messages,) if isinstance(messages, Message) else messages
-        *_, finished = self._backend.stream(asked, sampling, Cancel())
-        synchronise(self._device)
-        total = time.perf_counter() - started
-        assert isinstance(finished, Finished)  # a stream always ends with one
-        assert finished.usage.completion_tokens == new_tokens, f"{finished.usage} instead of {new_tokens}"
-        return finished, finished.timing.time_to_first_token_seconds, total
-
-
-def stream_cost(tokenizer: Tokenizer) -> float:
-    """Seconds per token from an id to text flushed into a pipe, averaged over a long answer."""
-    size = min(tokenizer.size, 256_000)
-    ids = random_ids(size, _STREAM_TOKENS, 0, "stream")
-    read_end, write_end = os.pipe()
-    drain = Thread(target=_drain, args=(read_end,), daemon=True)
-    drain.start()
-    with open(write_end, "w", encoding="utf-8") as pipe:
-        detokenizer, renderer = Detokenizer(tokenizer), PlainRenderer(pipe)
-        started = time.perf_counter()
-        for token in ids:
-            if text := detokenizer.step(token):
-                renderer.delta(text)
-        seconds = time.perf_counter() - started
-    drain.join()
-    return seconds / len(ids)
-
-
-def _drain(read_end: int) -> None:
-    while os.read(read_end, 1 << 16):
-        pass
-    os.close(read_end)
+def _answer(timed: TimedBackend, backend: LocalBackend, workload: Workload) -> AnswerResult:
+    if backend.plan.device != "cpu":
+        timed.run(workload, repeat=-1)  # the first run of a shape makes its graphs and kernels
+        backend.wait()
+        timed.run(workload, repeat=-2)  # records what compiled meanwhile
+    return timed.answer(workload)

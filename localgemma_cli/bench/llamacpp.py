@@ -1,19 +1,14 @@
 """Measure llama.cpp on a GGUF file, through xllamacpp, which the extra `gguf` installs."""
 
-import os
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
-
+from localgemma_cli.backends.llamacpp.parameters import count_threads
+from localgemma_cli.backends.llamacpp.worker import open_server
 from localgemma_cli.bench.host_peak import host_peak, reset_host_peak
 from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Peaks, Workload
 from localgemma_cli.bench.other_programs import others_share, read_processor_times
@@ -42,46 +37,27 @@ def _peaks() -> Peaks:
 
 def _open(job: Job, path: Path) -> Any:
     """llama.cpp's server in this process, with its defaults but for the length and what only a chat needs."""
-    xllamacpp = import_module("xllamacpp")
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx = max(workload.context for workload in (*job.workloads, WARM_UP)) + _SPARE
-    params.n_gpu_layers = 0 if job.plan.device == "cpu" else -1
-    params.no_op_offload = job.plan.device == "cpu"
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = _thread_count()
-    params.n_parallel = 1
-    params.n_ctx_checkpoints = params.cache_ram_mib = 0  # copies of the cache, for later prompts
-    params.warmup = params.fit_params = params.ctx_shift = params.ui = params.endpoint_slots = False
-    params.verbosity = -1
-    with _private_listener(params):
-        try:
-            return xllamacpp.Server(params)
-        except RuntimeError as error:
-            raise NotFoundError(
-                f"llama.cpp cannot load {path}: {error}.", "Check that it is a GGUF file of a Gemma."
-            ) from error
-
-
-def _thread_count() -> int:
-    """As PyTorch has in the other rows: OMP_NUM_THREADS, else the physical cores it may use."""
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    if wanted.isdecimal() and int(wanted):
-        return int(wanted)
-    physical: int = psutil.cpu_count(logical=False) or 1
-    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else physical
-    return min(usable, physical)
-
-
-@contextmanager
-def _private_listener(params: Any) -> Iterator[None]:
-    """Make the HTTP listener that every Server opens a Unix socket in a folder that is then removed."""
-    if sys.platform == "win32":
-        params.hostnames, params.port = ["127.0.0.1"], 0
-        yield
-        return
-    with TemporaryDirectory(prefix="localgemma-") as folder:
-        params.hostnames = [f"{folder}/s.sock"]
-        yield
+    threads = count_threads()
+    length = max(workload.context for workload in (*job.workloads, WARM_UP))
+    parameters = {
+        "model.path": str(path),
+        "n_ctx": length + _SPARE,
+        "n_gpu_layers": 0 if job.plan.device == "cpu" else -1,
+        "no_op_offload": job.plan.device == "cpu",
+        "cpuparams.n_threads": threads,
+        "cpuparams_batch.n_threads": threads,
+        "n_parallel": 1,
+        "n_ctx_checkpoints": 0,  # copies of the cache, for later prompts
+        "cache_ram_mib": 0,
+        "verbosity": -1,
+        **dict.fromkeys(("warmup", "fit_params", "ctx_shift", "ui", "endpoint_slots"), False),
+    }
+    try:
+        return open_server(import_module("xllamacpp"), parameters)
+    except RuntimeError as error:
+        raise NotFoundError(
+            f"llama.cpp cannot load {path}: {error}.", "Check that it is a GGUF file of a Gemma."
+        ) from error
 
 
 def _answer(server: Any, job: Job, workload: Workload) -> AnswerResult:

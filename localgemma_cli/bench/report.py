@@ -202,10 +202,11 @@ def _difference(entry: Entry, first: Entry, place: int) -> _Difference | None:
 def _kv_bytes(job: Job, answered: AnswerResult) -> int:
     """Bytes that attention reads for a token in mid-answer; a sliding layer reads its window."""
     middle = answered.workload.prompt_tokens + answered.workload.new_tokens // 2
-    dtype: Dtype = "float16" if job.engine == "llama.cpp" else job.plan.dtype
+    by_llamacpp = job.engine == "llama.cpp" or job.plan.quantization == "gguf"
+    dtype: Dtype = "float16" if by_llamacpp else job.plan.dtype
     size = kv_cache_bytes(job.plan.model.architecture, dtype, "sliding", middle)
-    in_bytes = job.engine == "localgemma" and job.plan.cache == "int8"
-    return size // DTYPE_BYTES[dtype] if in_bytes else size  # without the scales: a hundredth
+    in_bytes = job.engine == "localgemma" and job.plan.cache in ("int8", "q8_0")
+    return size // DTYPE_BYTES[dtype] if in_bytes else size  # without the scales
 
 
 def _estimate(entry: Entry, place: int) -> int | None:

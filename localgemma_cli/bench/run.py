@@ -37,7 +37,8 @@ class BenchRequest:
 
 
 def check_request(request: BenchRequest, plans: Sequence[LoadPlan]) -> None:
-    """Raise UsageError for lengths that give no rate or exceed the context."""
+    """Raise UsageError for lengths that give no rate or exceed the context, or options a GGUF file lacks."""
+    _check_gguf(request, plans)
     if request.repeats < 1:
         raise UsageError("--repeats must be at least 1.", "Use 1 or more.")
     for workload in request.workloads:
@@ -53,6 +54,18 @@ def check_request(request: BenchRequest, plans: Sequence[LoadPlan]) -> None:
             f"{longest} tokens exceed the context of {context}.",
             "Use fewer tokens, or a larger --context if the model supports it.",
         )
+
+
+def _check_gguf(request: BenchRequest, plans: Sequence[LoadPlan]) -> None:
+    if not any(plan.model.is_gguf for plan in plans):
+        return
+    if request.reference:
+        raise UsageError(
+            "--reference cannot be used with a GGUF file, which transformers does not run.",
+            "Compare it with llama.cpp itself: --llama-cpp FILE",
+        )
+    if request.load_format is not LoadFormat.AUTO:
+        raise UsageError("--load-format cannot be used with a GGUF file.", "Remove --load-format.")
 
 
 @dataclass(frozen=True)

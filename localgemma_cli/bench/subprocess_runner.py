@@ -34,7 +34,10 @@ class Failure:
 
 
 def run_job(job: Job, environment: Mapping[str, str]) -> JobResult:
-    return cast(JobResult, _run(_MEASURE[job.engine], (job,), environment))
+    function = _MEASURE[job.engine]
+    if job.engine == "localgemma" and job.plan.quantization == "gguf":
+        function = f"{_HERE}.gguf_engine:measure"
+    return cast(JobResult, _run(function, (job,), environment))
 
 
 def run_bandwidth(device: str) -> float:

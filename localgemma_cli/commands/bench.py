@@ -76,11 +76,6 @@ def _request(options: Options) -> BenchRequest:
 def _plans(
     source: Source, presets: Sequence[str | None], hardware: Hardware, overrides: Overrides
 ) -> tuple[LoadPlan, ...]:
-    if source.facts.is_gguf:
-        raise UsageError(
-            "bench measures PyTorch; a GGUF file runs on llama.cpp.",
-            f"Compare it with a model: localgemma bench -m MODEL --llama-cpp {source.folder or 'FILE.gguf'}",
-        )
     known = load_presets()
     plans = tuple(make_plan(source.facts, preset, hardware, overrides, known) for preset in presets)
     for plan in plans:
@@ -92,7 +87,7 @@ def _gguf(file: str) -> Path:
     if find_spec("xllamacpp") is None:
         raise UsageError(
             "--llama-cpp needs the package xllamacpp, which is not installed.",
-            'Install it: pip install "localgemma-cli[bench]"',
+            'Install it: pip install "localgemma-cli[gguf]"',
         )
     path = expand_home(file)
     if not path.is_file():

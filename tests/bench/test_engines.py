@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -15,9 +16,10 @@ from safetensors import safe_open
 from support.models import DEMO, own_tokenizer
 
 from localgemma_cli.backends.pytorch.loading.loader import load_model
-from localgemma_cli.bench import bandwidth, engine, reference, subprocess_runner
+from localgemma_cli.bench import bandwidth, engine, reference, subprocess_runner, timed_backend
 from localgemma_cli.bench import random_weights as dummy
 from localgemma_cli.bench.gauges import step_bytes, tensor_bytes
+from localgemma_cli.bench.host_peak import host_peak, reset_host_peak
 from localgemma_cli.bench.job import ChatWorkload, Job, Workload
 from localgemma_cli.bench.prompts import prompt_ids
 from localgemma_cli.errors import DiskSpaceError, DoesNotFitError, LocalGemmaError, NotFoundError, UsageError
@@ -195,8 +197,25 @@ def test_the_bandwidth_is_a_positive_rate() -> None:
     assert bandwidth.measure("cpu", most=1 << 24) > 0
 
 
+def test_the_peak_is_that_of_all_processes_and_starts_again() -> None:
+    script = "block = bytearray(300_000_000); print(); input(); del block; print(); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    before = host_peak()
+    with subprocess.Popen([sys.executable, "-c", script], **pipes) as child:
+        child.stdout.readline()
+        assert host_peak() - before >= 300_000_000
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        assert host_peak() - before >= 300_000_000
+        if sys.platform == "linux":
+            reset_host_peak()
+            assert host_peak() - before < 300_000_000
+        child.communicate(b"\n")
+
+
 def test_the_way_from_id_to_text_is_timed() -> None:
-    assert 0 < engine.stream_cost(own_tokenizer()) < 1
+    assert 0 < timed_backend.stream_cost(own_tokenizer()) < 1
 
 
 def test_prompts_are_the_same_everywhere_and_begin_differently() -> None:
@@ -211,7 +230,7 @@ def test_prompts_are_the_same_everywhere_and_begin_differently() -> None:
 
 
 def test_the_engine_answers_as_the_reference_does(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (engine, reference):
+    for module in (timed_backend, reference):
         monkeypatch.setattr(module, "others_share", lambda *_: 0.25)
     ours, theirs = engine.measure(job(checkpoint)), reference.measure(job(checkpoint))
     assert [each.workload for each in ours.answered] == [SHORT, LONG]

@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from support.checkpoint_to_gguf import quantize, write_gguf
+from support.checkpoint_to_gguf import convert_checkpoint, quantize
 from support.models import DEMO
 
 from localgemma_cli.bench import llamacpp, random_weights, reference
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["query_pre_attn_scalar"] = config["head_dim"]  # llama.cpp has no key for it
     (folder / "config.json").write_text(json.dumps(config))
     for kind in ("f32", "q4_0"):
-        write_gguf(folder, gguf.GGMLQuantizationType[kind.upper()], folder / f"{kind}.gguf")
+        convert_checkpoint(folder, gguf.GGMLQuantizationType[kind.upper()], folder / f"{kind}.gguf")
     return folder
 
 

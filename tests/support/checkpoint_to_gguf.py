@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -16,27 +17,21 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors import safe_open
+from support.gguf_models import ARCHITECTURES, add_config, gguf_name
 
-ARCHITECTURES = {
-    "gemma": gguf.MODEL_ARCH.GEMMA,
-    "gemma2": gguf.MODEL_ARCH.GEMMA2,
-    "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
-}
 _BLOCK = 256  # weights of one row that a K-quant keeps together
 
 
-def write_gguf(folder: Path, kind: Kind, path: Path) -> None:
+def convert_checkpoint(folder: Path, kind: Kind, path: Path) -> None:
     """One tensor at a time is in memory."""
     config = json.loads((folder / "config.json").read_text())
-    architecture = ARCHITECTURES[config["model_type"]]
-    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
-    _add_config(writer, config)
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[config["model_type"]])
+    add_config(writer, SimpleNamespace(**config))
     _add_vocabulary(writer, config)
     for name, tensor in _tensors(folder):
         shape, kept = tuple(tensor.shape), _kind(name, tensor.shape, kind)
         size = tensor.numel() // gguf.GGML_QUANT_SIZES[kept][0] * gguf.GGML_QUANT_SIZES[kept][1]
-        stored = names.get_name(name, try_suffixes=(".weight",))
+        stored = gguf_name(name, config["model_type"])
         writer.add_tensor_info(stored, shape, np.dtype(np.float32), size, raw_dtype=kept)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -88,25 +83,6 @@ def _to_q6_k(blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.concatenate([four_bits, two_bits, scales.view(np.uint8), step.view(np.uint8)], axis=-1)
 
 
-def _add_config(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    if config.get("sliding_window"):
-        writer.add_sliding_window(config["sliding_window"])
-    if config["model_type"] == "gemma2":
-        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
-        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    if config["model_type"] == "gemma3_text":
-        writer.add_rope_freq_base(1_000_000.0)
-
-
 def _add_vocabulary(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     control = ("<pad>", "<eos>", "<bos>", "<unk>")
     tokens = [*control, *(f"\u2581w{number}" for number in range(len(control), config["vocab_size"]))]
@@ -122,4 +98,4 @@ def _add_vocabulary(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    write_gguf(Path(sys.argv[1]), Kind[sys.argv[2].upper()], Path(sys.argv[3]))
+    convert_checkpoint(Path(sys.argv[1]), Kind[sys.argv[2].upper()], Path(sys.argv[3]))

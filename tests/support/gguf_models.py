@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -52,22 +53,7 @@ def write_gguf(
     config = model.config
     family = config.model_type
     writer = gguf.GGUFWriter(path, ARCHITECTURES[family])
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if family != "gemma":
-        writer.add_sliding_window(config.sliding_window)
-    if family == "gemma2":
-        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
-    if family == "gemma3_text":
-        writer.add_rope_freq_base(1_000_000.0)
+    add_config(writer, config)
     edit(writer)
     add_vocabulary(writer)
     held = {}
@@ -87,6 +73,26 @@ def write_gguf(
     reference.load_state_dict(held, strict=False)
     reference.tie_weights()
     return reference.eval()
+
+
+def add_config(writer: gguf.GGUFWriter, config: Any) -> None:
+    """`config` has the values of config.json as attributes."""
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if config.model_type != "gemma":
+        writer.add_sliding_window(config.sliding_window)
+    if config.model_type == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if config.model_type == "gemma3_text":
+        writer.add_rope_freq_base(1_000_000.0)
 
 
 def add_vocabulary(writer: gguf.GGUFWriter) -> None:

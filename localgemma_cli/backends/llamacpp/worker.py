@@ -40,7 +40,7 @@ def main() -> None:
     try:
         import xllamacpp
 
-        server = _open(xllamacpp, json.loads(first))
+        server = open_server(xllamacpp, json.loads(first))
     except ImportError as error:
         _write(out, {"error": str(error), "missing": error.name == "xllamacpp"})
         return
@@ -70,7 +70,7 @@ def _write(out: BinaryIO, value: object) -> None:
     out.flush()
 
 
-def _open(xllamacpp: Any, values: dict[str, Any]) -> Any:
+def open_server(xllamacpp: Any, values: dict[str, Any]) -> Any:
     """An `xllamacpp.Server`; `values`: by the names of its parameters, such as `model.path`."""
     params = xllamacpp.CommonParams()
     for name, value in values.items():
