@@ -43,7 +43,7 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
     encoder = PartialBpe(
         small.library, vocabulary, _BYTES | {unknown}, lambda part: _model(part, list(_merges(part)), unknown)
     )
-    return _PartialTokenizer(small.library, small.names, small.templates, tokens, vocabulary, encoder)
+    return PartialTokenizer(small.library, small.names, small.templates, tokens, vocabulary, encoder)
 
 
 def whole_tokenizer(path: Path) -> Tokenizer:
@@ -56,7 +56,7 @@ def whole_tokenizer(path: Path) -> Tokenizer:
 
 
 @dataclass(frozen=True)
-class _PartialTokenizer(Tokenizer):
+class PartialTokenizer(Tokenizer):
     """A tokenizer whose `library` has only the special tokens: all tokens there would take much memory.
 
     `tokens`: by id. `ids`: by token.

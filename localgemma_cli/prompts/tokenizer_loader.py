@@ -7,9 +7,11 @@ import tokenizers
 from localgemma_cli.errors import NotFoundError
 from localgemma_cli.models.load_errors import loading, suppress_panics
 from localgemma_cli.prompts.gguf_tokenizer import read_gguf_tokenizer
+from localgemma_cli.prompts.partial_tokenizer import read_partial_tokenizer
 from localgemma_cli.prompts.tokenizer import Tokenizer, build_tokenizer
 from localgemma_cli.prompts.tokenizer_files import read_tokenizer_settings
 
+_LARGE = 4_000_000  # bytes of tokenizer.json that take a noticeable time to build
 # Several scripts: a tokenizer that fails on some text fails on this one.
 _PROBE = "Hello, wörld 12\n  <eos>\t東京 😀 ﷺ\u0301"
 
@@ -34,6 +36,10 @@ def _read_folder(folder: Path) -> Tokenizer:
             f"{folder} contains {found}.", "Download the model again, including tokenizer.json."
         )
     settings = read_tokenizer_settings(folder)
+    if file.stat().st_size > _LARGE:
+        partial = read_partial_tokenizer(file.read_bytes(), settings)
+        if partial is not None:
+            return partial
     return build_tokenizer(tokenizers.Tokenizer.from_file(str(file)), settings)
 
 

@@ -1,0 +1,106 @@
+"""Gemma's tokenizer.json without building its half a million merges: those of a text are enough for its ids.
+
+The tokenizers library takes twice as long to build all of them as Python takes to read the file.
+"""
+
+import gc
+import json
+from collections.abc import Iterator, Mapping
+from itertools import count
+from typing import Any
+
+import tokenizers
+from tokenizers.models import BPE
+
+from localgemma_cli.prompts.gguf_tokenizer import PartialTokenizer
+from localgemma_cli.prompts.partial_bpe import PartialBpe
+from localgemma_cli.prompts.tokenizer import GEMMA_NAMES, Tokenizer, TokenizerSettings, build_tokenizer
+
+# A merge joins characters of the text only with these; what else Gemma's files have in common.
+_FORM: Mapping[str, Any] = {
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    "pre_tokenizer": {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    },
+}
+_MODEL: Mapping[str, Any] = {
+    "type": "BPE",
+    "dropout": None,
+    "continuing_subword_prefix": None,
+    "end_of_word_suffix": None,
+    "fuse_unk": True,
+    "byte_fallback": True,
+    "ignore_merges": False,
+}
+_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+
+
+def read_partial_tokenizer(data: bytes, settings: TokenizerSettings) -> Tokenizer | None:
+    """The tokenizer of a tokenizer.json; None where it is not of Gemma's form, or damaged."""
+    gc.disable()  # it would look at the list of merges again and again
+    try:
+        stored = json.loads(data)
+        parts = _parts(stored, settings)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None  # the library says what is wrong
+    finally:
+        gc.enable()
+    return None if parts is None else _assemble(stored, *parts, settings)
+
+
+def _parts(
+    stored: dict[str, Any], settings: TokenizerSettings
+) -> tuple[dict[str, int], dict[str, int], frozenset[str]] | None:
+    """Ids by token in their order, ranks by merge (`left right`), and the tokens that are matched whole."""
+    model = stored["model"]
+    if any(stored[key] != value for key, value in _FORM.items()):
+        return None
+    if any(model[key] != value for key, value in _MODEL.items()):
+        return None
+    vocabulary, merges = model["vocab"], model["merges"]
+    if list(vocabulary.values()) != list(range(len(vocabulary))) or model["unk_token"] not in vocabulary:
+        return None
+    names = {name for name in settings.names.values() if name} | vocabulary.keys() & GEMMA_NAMES.values()
+    added = {each["content"]: each["id"] for each in stored["added_tokens"]}
+    whole = frozenset((*added, *names, *(token.content for token in settings.added_tokens)))
+    if not whole <= vocabulary.keys() or any(vocabulary[token] != at for token, at in added.items()):
+        return None
+    keys = merges if isinstance(merges[0], str) else map(" ".join, merges)
+    ranks = dict(zip(keys, count(), strict=False))
+    return vocabulary, ranks, whole
+
+
+def _assemble(
+    stored: dict[str, Any],
+    vocabulary: dict[str, int],
+    ranks: dict[str, int],
+    whole: frozenset[str],
+    settings: TokenizerSettings,
+) -> Tokenizer:
+    unknown = stored["model"]["unk_token"]
+    always = _BYTES | {unknown}
+    named = {token: vocabulary[token] for token in (whole | always) & vocabulary.keys()}
+    frame = {**stored, "model": {**stored["model"], "vocab": named, "merges": []}}
+    small = build_tokenizer(tokenizers.Tokenizer.from_str(json.dumps(frame)), settings)
+
+    def build(part: Mapping[str, int]) -> BPE:
+        merges = [pair for _, pair in sorted(_ranked(part, ranks))]
+        return BPE(vocab=dict(part), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+
+    encoder = PartialBpe(small.library, vocabulary, always, build)
+    return PartialTokenizer(
+        small.library, small.names, small.templates, list(vocabulary), vocabulary, encoder
+    )
+
+
+def _ranked(part: Mapping[str, int], ranks: Mapping[str, int]) -> Iterator[tuple[int, tuple[str, str]]]:
+    """The merges of two tokens of `part` into a third, each with its rank."""
+    for token in part:
+        for middle in range(1, len(token)):
+            left, right = token[:middle], token[middle:]
+            rank = ranks.get(f"{left} {right}") if left in part and right in part else None
+            if rank is not None:
+                yield rank, (left, right)
