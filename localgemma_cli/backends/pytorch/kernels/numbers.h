@@ -98,10 +98,8 @@ INLINED void merge_bytes(Ints low, Ints high, Ints out[2]) {
     out[0] = _mm512_unpacklo_epi8(low, high);
     out[1] = _mm512_unpackhi_epi8(low, high);
 }
-/* Look up each of the indices 0..15 in a table of 16 bytes. */
-INLINED Ints look_up(__m128i table, Ints indices) {
-    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), indices);
-}
+/* Look up each of the indices 0..15 in a table of 16 bytes, which every 128 bits repeat. */
+INLINED Ints look_up(Ints table, Ints indices) { return _mm512_shuffle_epi8(table, indices); }
 /* Unpack 64 half bytes to bytes: the low halves of 32 bytes, then the high ones. */
 INLINED void open_halves(const uint8_t *from, Ints out[1]) {
     __m256i pairs = _mm256_loadu_si256((const __m256i *)from);
@@ -163,9 +161,7 @@ INLINED void merge_bytes(Ints low, Ints high, Ints out[2]) {
     out[0] = _mm256_unpacklo_epi8(low, high);
     out[1] = _mm256_unpackhi_epi8(low, high);
 }
-INLINED Ints look_up(__m128i table, Ints indices) {
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), indices);
-}
+INLINED Ints look_up(Ints table, Ints indices) { return _mm256_shuffle_epi8(table, indices); }
 INLINED void open_halves(const uint8_t *from, Ints out[2]) {
     Ints pairs = load(from);
     out[0] = both(pairs, all(0x0f0f0f0f));

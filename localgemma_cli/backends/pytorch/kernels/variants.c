@@ -3,6 +3,7 @@
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #include <cpuid.h>
+#include <stdint.h>
 
 enum { AVX2 = 1, AVX_VNNI = 2, AVX512 = 4, AVX512_VNNI = 8 };
 
@@ -13,6 +14,15 @@ static int has_avx_vnni(void) {
 #else
     return 0; /* avx_vnni.c is empty */
 #endif
+}
+
+/* See bfloat16.h; made here, in code that every processor can run. */
+uint8_t high_bytes[255][64] __attribute__((visibility("hidden"), aligned(64)));
+
+__attribute__((constructor)) static void make_high_bytes(void) {
+    for (int base = 0; base < 255; base++)
+        for (int i = 0; i < 64; i++)
+            high_bytes[base][i] = (uint8_t)((i & 8) << 4 | ((base + (i & 7)) & 127));
 }
 
 int runnable_variants(void) {
