@@ -12,7 +12,7 @@ PREFILL_CHUNK = 512  # tokens; prompts are processed in such pieces, to keep att
 # 0.6 GB on Ampere and later, as users report; not measured here). Metal: assumed to be the same. CPU: 0.4 GB
 # resident after torch, transformers and bitsandbytes are imported (measured), plus thread buffers.
 RUNTIME_BYTES: Mapping[DeviceKind, int] = {"cuda": 600_000_000, "mps": 600_000_000, "cpu": 500_000_000}
-LLAMACPP_BATCH = 512  # tokens; llama.cpp's prompts are processed in such pieces
+LLAMACPP_BATCH = 256  # tokens; llama.cpp's prompts are processed in such pieces
 LLAMACPP_CHECKPOINTS = 3  # copies of the sliding layers' cache at earlier turns, to go back to by /undo
 # Python, the tokenizer and llama.cpp itself, without PyTorch (measured with 262,144 tokens).
 _LLAMACPP_BYTES = 300_000_000

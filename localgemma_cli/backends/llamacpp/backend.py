@@ -1,6 +1,9 @@
 """The backend that runs a GGUF file with llama.cpp. Implements `backends.base.Backend`."""
 
+import ctypes
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event as Cancel
 
@@ -66,6 +69,13 @@ class LlamaCppBackend:
             self._process.load(stop)
 
 
+def _return_freed_memory() -> None:
+    """Return to the system what reading the vocabulary has freed, which glibc would keep."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _stopped() -> InterruptedAnswer:
     return InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
 
@@ -77,6 +87,7 @@ def load_backend(plan: LoadPlan, path: Path, progress: ProgressSink, template: s
     try:
         progress(LoadProgress("reading the tokenizer"))
         prompter = Prompter(load_tokenizer(path), template, plan.model.form)
+        _return_freed_memory()
     except BaseException:
         process.close()
         raise

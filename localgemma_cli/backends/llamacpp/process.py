@@ -126,7 +126,7 @@ def _start(log: IO[bytes]) -> "subprocess.Popen[bytes]":
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            start_new_session=True,  # Ctrl-C in the terminal must not reach it
+            process_group=0,  # Ctrl-C in the terminal must not reach it
         )
     except OSError as error:
         raise LocalGemmaError(

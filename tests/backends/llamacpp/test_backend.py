@@ -216,8 +216,8 @@ def test_the_plan_names_the_files_type_and_size(real_gguf: Path) -> None:
     shown = plan.to_dict()
     assert shown["model"]["stored"] == "GGUF Q4_K_M"  # type: ignore[index]
     assert real_gguf.stat().st_size - 10_000_000 < plan.memory.weights_bytes < real_gguf.stat().st_size
-    # 3 full layers, and 15 that keep a window of 512, a batch of 512 and three checkpoints
-    kept = 3 * 8192 + 15 * (512 + 512 + 3 * 512)
+    # 3 full layers, and 15 that keep a window of 512, a batch of 256 and three checkpoints
+    kept = 3 * 8192 + 15 * (512 + 256 + 3 * 512)
     assert plan.memory.kv_cache_bytes == kept * 256 * 2 * 2
     assert small.memory.kv_cache_bytes == kept * 256 * 2 * 34 // 32
     assert plan_for(real_gguf, context=2048).memory.kv_cache_bytes == 18 * 2048 * 256 * 2 * 2
