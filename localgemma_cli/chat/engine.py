@@ -87,7 +87,7 @@ class LocalEngine:
             return load_gguf(self.plan, folder, progress, self.template)
         from localgemma_cli.backends.pytorch.lean_import import import_frameworks
 
-        import_frameworks(progress)
+        import_frameworks(progress, self.plan.device)
         from localgemma_cli.backends.pytorch.backend import LoadOptions, load_backend
 
         return load_backend(self.plan, folder, progress, LoadOptions(self.template, adapter, draft))

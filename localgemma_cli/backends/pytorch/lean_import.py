@@ -20,6 +20,7 @@ from typing import Any
 
 from localgemma_cli.environment import torchrun_rank
 from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.types import DeviceKind
 
 _MODELS = "transformers.modeling_utils"
 _STAGE = "starting PyTorch"
@@ -31,10 +32,11 @@ _DYNAMO_DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")
 _lock = RLock()
 
 
-def import_frameworks(progress: ProgressSink) -> None:
-    """Import torch, and from transformers what every model needs."""
+def import_frameworks(progress: ProgressSink, device: DeviceKind) -> None:
+    """Import torch, and from transformers what every model needs; on a CPU, only what is needed there."""
     with _uncollected(), _reporting(progress):
-        if "torch" in sys.modules or torchrun_rank(os.environ) is not None:
+        # What compiles and records steps on a GPU uses nearly all of torch.
+        if device != "cpu" or "torch" in sys.modules or torchrun_rank(os.environ) is not None:
             import_module(_MODELS)
             return
         Thread(target=link_torch, daemon=True).start()

@@ -96,7 +96,7 @@ def python(program: Program, code: str) -> list[str]:
 def test_compilation_works_after_a_lean_import(program: Program) -> None:
     code = """
 reports = []
-import_frameworks(reports.append)
+import_frameworks(reports.append, "cpu")
 import sys, torch
 done = [each.done for each in reports]
 print({each.stage for each in reports}, len(done) > 5, done == sorted(done), reports[-1].total < 2 * done[-1])
@@ -136,10 +136,19 @@ class Breaks:
             sys.meta_path.remove(self)
             raise ImportError(name)
 sys.meta_path.insert(0, Breaks())
-import_frameworks(lambda progress: None)
+import_frameworks(lambda progress: None, "cpu")
 from transformers.models.gemma2.modeling_gemma2 import Gemma2ForCausalLM
 from transformers.utils import is_torch_distributed_available
 print(len(sys.meta_path), is_torch_distributed_available(), "torch.distributed.tensor" in sys.modules)
 """
     (line,) = python(program, code)
     assert line.endswith("True True")
+
+
+def test_for_a_gpu_all_is_imported(program: Program) -> None:
+    code = """
+import_frameworks(lambda progress: None, "cuda")
+import sys
+print("torch.distributed.tensor" in sys.modules)
+"""
+    assert python(program, code) == ["True"]
