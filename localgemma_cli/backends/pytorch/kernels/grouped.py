@@ -4,6 +4,7 @@ The rows are rounded to 8 bits and multiplied as integers.
 """
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -35,10 +36,10 @@ def find_grouped_rows() -> Function | None:
 
     (threads, bits, m, n, k, x, packed, factors, out, and two pointers to scratch memory)
     """
-    return first_correct(map(bind_grouped, variants()), _passes_check)
+    return first_correct(map(bind_variant, variants()), _passes_check)
 
 
-def bind_grouped(variant: str) -> Function:
+def bind_variant(variant: str) -> Function:
     return bind_function("grouped_rows", variant, _ARGUMENTS)
 
 
@@ -67,13 +68,36 @@ def run_grouped(product: Function, x: Tensor, packed: Tensor, factors: Tensor) -
 
     All are contiguous.
     """
+    call, out = _bind(product, x, packed, factors)
+    call()
+    return out
+
+
+def bind_grouped(x: Tensor, packed: Tensor, factors: Tensor) -> tuple[Callable[[], object], Tensor]:
+    """Return a call of the product that can be repeated, and the tensor that it writes its result to.
+
+    Every call multiplies what x holds by then.
+    """
+    product = find_grouped_rows()
+    assert product is not None  # callers ask `find_grouped_rows` first
+    return _bind(product, x, packed, factors)
+
+
+def _bind(
+    product: Function, x: Tensor, packed: Tensor, factors: Tensor
+) -> tuple[Callable[[], object], Tensor]:
     (m, k), n = x.shape, factors.shape[1]
     out = torch.empty((m, n), dtype=torch.bfloat16)
     scratch = torch.empty(m * (k + _PART * (k // GROUP)), dtype=torch.uint8)
+    held = (x, packed, factors, out, scratch)  # as long as the call, which has their addresses
     rounded = scratch.data_ptr()
-    pointers = (x.data_ptr(), packed.data_ptr(), factors.data_ptr(), out.data_ptr(), rounded, rounded + m * k)
-    product(torch.get_num_threads(), bits_of(packed), m, n, k, *pointers)
-    return out
+    pointers = (*(each.data_ptr() for each in held[:4]), rounded, rounded + m * k)
+    arguments = (torch.get_num_threads(), bits_of(packed), m, n, k, *pointers)
+
+    def call(_: object = held) -> None:
+        product(*arguments)
+
+    return call, out
 
 
 def multiply_grouped(x: Tensor, packed: Tensor, factors: Tensor) -> Tensor:

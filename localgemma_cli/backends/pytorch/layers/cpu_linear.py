@@ -48,11 +48,11 @@ def bind_row(module: Any, row: Tensor) -> BoundProduct:
     A layer's own `bind_row` saves the cost of its forward in Python.
     """
     own = getattr(type(module), "bind_row", None)  # not through a wrapper that passes attributes on
-    bound: BoundProduct = _bind_forward(module, row) if own is None else own(module, row)
+    bound: BoundProduct = bind_forward(module, row) if own is None else own(module, row)
     return bound
 
 
-def _bind_forward(module: Any, row: Tensor) -> BoundProduct:
+def bind_forward(module: Any, row: Tensor) -> BoundProduct:
     out = row.new_empty(1, module.out_features)
     return lambda: out.copy_(module(row)), out
 
@@ -121,7 +121,7 @@ class WidenedLinear(nn.Module):
 
     def bind_row(self, row: Tensor) -> BoundProduct:
         if not has_bfloat16_rows():
-            return _bind_forward(self, row)
+            return bind_forward(self, row)
         call, out = bind_bfloat16(row[None], self.weight[None])
         return call, out[0]
 

@@ -3,8 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from localgemma_cli.backends.pytorch.kernels.grouped import find_grouped_rows, grouped_rows, multiply_grouped
-from localgemma_cli.backends.pytorch.layers.cpu_linear import is_widened
+from localgemma_cli.backends.pytorch.kernels.grouped import (
+    bind_grouped,
+    find_grouped_rows,
+    grouped_rows,
+    multiply_grouped,
+)
+from localgemma_cli.backends.pytorch.layers.cpu_linear import BoundProduct, bind_forward, is_widened
 from localgemma_cli.backends.pytorch.weights.groups import BLOCK, GROUP, unpack_groups
 
 _UNPACKED = 1 << 19  # weights at a time: 2 MB in float32, which a processor's caches hold
@@ -34,6 +39,12 @@ class GroupedLinear(nn.Module):
             product = self._multiply_unpacked(rows)
         product = product[:, : self.out_features]
         return product.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
+
+    def bind_row(self, row: Tensor) -> BoundProduct:
+        if not self._rounds or row.dtype != torch.bfloat16:
+            return bind_forward(self, row)
+        call, out = bind_grouped(row, self.packed, self.factors)
+        return call, out[:, : self.out_features]
 
     def _multiply_unpacked(self, rows: Tensor) -> Tensor:
         dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 and not is_widened() else torch.float32

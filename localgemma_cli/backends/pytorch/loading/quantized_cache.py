@@ -120,6 +120,8 @@ def _read_copy(folder: Path, verify: bool) -> QuantizedCopy:
         manifest = _read_manifest(folder)
         what = manifest["copy"]
         problem = _find_damage(folder, manifest, verify)
+        if _has_older_layout(manifest):
+            problem = "the file layout has changed"
         form = {str(key): str(value) for key, value in what["form"].items()}
         return QuantizedCopy(
             folder, str(what["model"]), str(what["source"]), form, _folder_size(folder), problem
@@ -192,6 +194,7 @@ def _create(
     if fault:
         progress(LoadProgress(f"quantizing again: {fault}"))
         _discard(folder)
+    _discard_older_layouts(spec)
     free = shutil.disk_usage(folder.parent).free
     if free < spec.size + _MARGIN:
         raise OSError(
@@ -204,6 +207,20 @@ def _create(
         draft.rename(folder)
     finally:
         _discard(draft)
+
+
+def _discard_older_layouts(spec: CopySpec) -> None:
+    """Remove what an older version of this program made of the same source: nothing reads it any more."""
+    for manifest in weights_folder().glob(f"*/{_MANIFEST}"):
+        with suppress(OSError, ValueError):
+            found = _read_manifest(manifest.parent)
+            if found["copy"].get("source") == spec.source and _has_older_layout(found):
+                _discard(manifest.parent)
+
+
+def _has_older_layout(manifest: Mapping[str, Any]) -> bool:
+    versions = manifest["copy"].get("versions")
+    return not isinstance(versions, dict) or versions.get("layout") != str(LAYOUT_VERSION)
 
 
 def _write_copy(draft: Path, spec: CopySpec, write: Callable[["HashingFile"], None]) -> None:
@@ -262,6 +279,8 @@ def _find_fault(folder: Path, spec: CopySpec) -> str | None:
         return "the manifest cannot be read"
     copy, now = manifest["copy"], spec.to_dict()
     if copy != now:
+        if _has_older_layout(manifest):
+            return "the file layout has changed"
         if copy.get("versions") != now["versions"]:
             return "the library versions have changed"
         if copy.get("files") != now["files"]:

@@ -19,7 +19,7 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @pytest.fixture(params=variants())
 def product(request: pytest.FixtureRequest) -> Product:
-    rows = grouped.bind_grouped(request.param)
+    rows = grouped.bind_variant(request.param)
     return lambda x, packed, factors: grouped.run_grouped(rows, x, packed, factors)
 
 
@@ -83,7 +83,7 @@ def test_it_computes_the_definition_and_a_row_is_the_same_bits_among_any_others(
 def test_every_instruction_set_gives_the_same_bits(product: Product, bits: int) -> None:
     packed, factors = weights(192, 640, bits)
     x = numbers(7, 640)
-    plainest = grouped.run_grouped(grouped.bind_grouped("avx2"), x, packed, factors)
+    plainest = grouped.run_grouped(grouped.bind_variant("avx2"), x, packed, factors)
     assert torch.equal(product(x, packed, factors), plainest)
 
 

@@ -124,3 +124,16 @@ def test_the_file_has_the_announced_size_and_rows_are_padded(checkpoint: Path, k
 
 def test_the_product_is_found_where_the_extension_is() -> None:
     assert (find_grouped_rows() is None) == (not variants())
+
+
+@pytest.mark.parametrize("extension", [True, False])
+def test_a_bound_row_is_multiplied_as_often_as_it_is_called(extension: bool) -> None:
+    packed, factors = quantized(torch.randn(50, 256, generator=torch.Generator().manual_seed(3)), 4)
+    layer = GroupedLinear(packed, factors, 50)
+    layer._rounds = layer._rounds and extension
+    row = torch.zeros(1, 256, dtype=torch.bfloat16)
+    call, out = layer.bind_row(row)
+    for seed in range(2):
+        row.copy_(torch.randn(1, 256, generator=torch.Generator().manual_seed(seed)))
+        call()
+        assert torch.equal(out, layer(row))

@@ -133,6 +133,12 @@ def a_pipe(manifest: Path, weights: Path) -> None:
     os.mkfifo(manifest)
 
 
+def older_layout(manifest: Path, weights: Path) -> None:
+    content = json.loads(manifest.read_text())
+    content["copy"]["versions"]["layout"] = "1"
+    manifest.write_text(json.dumps(content))
+
+
 def other_versions(manifest: Path, weights: Path) -> None:
     content = json.loads(manifest.read_text())
     content["copy"]["versions"]["bitsandbytes"] = "0.1"
@@ -152,6 +158,7 @@ def other_versions(manifest: Path, weights: Path) -> None:
         (many_digits, "manifest"),
         (wrong_types, "file layout has changed"),
         (a_pipe, "manifest"),
+        (older_layout, "file layout has changed"),
         (other_versions, "library versions have changed"),
     ],
 )
@@ -332,3 +339,16 @@ def test_a_source_is_a_commit_of_the_hub_or_a_folder_with_its_times(tmp_path: Pa
     time.sleep(0.01)
     os.utime(snapshot / "model.safetensors")
     assert identify_source("other/name", snapshot)[1] != files
+
+
+def test_a_copy_in_an_older_layout_is_named_and_goes_when_any_other_of_its_model_is_made(
+    loads: Loads,
+) -> None:
+    older = replace(SPEC, form={"quantization": "int4", "layout": "32 rows, groups of 64"})
+    loads.open(older)
+    older_layout(*files_of(older))
+    loads.open(replace(SPEC, source="org/other@" + "0" * 40))
+    assert "the file layout has changed" in {copy.problem for copy in list_copies()}
+    loads.open()
+    assert {copy.problem for copy in list_copies()} == {""}
+    assert len(list_copies()) == 2
