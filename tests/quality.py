@@ -130,13 +130,18 @@ def preset(folder: Path, kind: str, small_head: bool = False) -> Format:
 
 def bitsandbytes_nf4(name: str, weight: Tensor) -> Unpacked:
     """With an fp32 scale per 64 weights, and the head in bfloat16."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
     if name == HEAD:
         return unquantized(name, weight)
+    return nf4(name, weight, scale_bits=32)
+
+
+def nf4(_: str, weight: Tensor, scale_bits: int = 16) -> Unpacked:
+    """With the head in NF4, too; localgemma stores bfloat16 scales, with the same values."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
     packed, state = quantize_4bit(weight.to(torch.bfloat16), blocksize=64, quant_type="nf4")
     unpacked: Tensor = dequantize_4bit(packed, state).float()
-    return unpacked, 4 * weight.numel() + 32 * state.absmax.numel()
+    return unpacked, 4 * weight.numel() + scale_bits * state.absmax.numel()
 
 
 def bitsandbytes_int8(name: str, weight: Tensor) -> Unpacked:
@@ -200,6 +205,7 @@ FORMATS: dict[str, Callable[[Path], Format]] = {  # of a checkpoint's folder
     "`exact`, `speed`": lambda _: unquantized,
     "`memory`": lambda folder: preset(folder, "int4"),
     "`memory_extreme`": lambda folder: preset(folder, "int4", small_head=True),
+    "`memory` on a GPU, `--quantization nf4`": lambda _: nf4,
     "`--quantization int8`": lambda folder: preset(folder, "int8"),
     "bitsandbytes NF4, head in bfloat16": lambda _: bitsandbytes_nf4,
     "bitsandbytes int8, head in bfloat16": lambda _: bitsandbytes_int8,
