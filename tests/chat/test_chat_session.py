@@ -52,22 +52,23 @@ def test_going_on_after_the_longest_length_and_in_another_process(store: Store) 
 
 
 def test_half_a_character_is_not_kept(store: Store) -> None:
-    """Ids of bytes only: an interruption lies within a character most of the time."""
-    wild = replace(GREEDY, temperature=20, seed=3, max_new_tokens=25)
-    whole = Chat()
-    whole.ask("Hi", wild)
-    ids = whole.turns[0].answer.token_ids
-    assert ids is not None
+    """At this temperature some tokens are single bytes of a character, where an answer is cut here and there."""
     cut = 0
-    for length in range(1, 25):
-        chat = Chat()
-        answer = chat.ask("Hi", replace(wild, max_new_tokens=length))
-        assert whole.turns[0].answer.content.startswith(answer.text)
-        kept = answer.finished.token_ids
-        assert kept is not None
-        assert ids[: len(kept)] == kept
-        assert length - len(kept) < 4
-        cut += length - len(kept)
+    for seed in (1, 4, 8):
+        wild = replace(GREEDY, temperature=20, seed=seed, max_new_tokens=25)
+        whole = Chat()
+        whole.ask("Hi", wild)
+        ids = whole.turns[0].answer.token_ids
+        assert ids is not None
+        for length in range(1, 25):
+            chat = Chat()
+            answer = chat.ask("Hi", replace(wild, max_new_tokens=length))
+            assert whole.turns[0].answer.content.startswith(answer.text)
+            kept = answer.finished.token_ids
+            assert kept is not None
+            assert ids[: len(kept)] == kept
+            assert length - len(kept) < 4
+            cut += length - len(kept)
     assert cut
 
 

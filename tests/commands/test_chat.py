@@ -182,7 +182,7 @@ def test_exit_6_context(program: Program) -> None:
 @pytest.mark.parametrize("form", ["--quiet", "--jsonl"])
 def test_exit_130_prints_and_marks_the_partial_answer(program: Program, form: str) -> None:
     # at this temperature the bundled model rambles, so that there is time to interrupt it
-    words = ["-m", "demo", form, "--temperature", "20", "--seed", "3", "Hello"]
+    words = ["-m", "demo", "--dtype", "float32", form, "--temperature", "20", "--seed", "3", "Hello"]
     errors = program.folder / "errors"
     reading, writing = os.pipe()
     with errors.open("wb") as stderr:

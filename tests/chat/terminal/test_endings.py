@@ -19,7 +19,8 @@ from support.terminal import Terminal, answer_to
 from localgemma_cli.sessions.store import Store
 
 DEMO = ["-m", "demo", "--temperature", "0"]
-RAMBLING = ["-m", "demo", "--temperature", "20", "--seed", "3"]  # never ends by itself
+# slow, and does not end by itself before the context is full
+RAMBLING = ["-m", "demo", "--dtype", "float32", "--temperature", "20", "--seed", "3"]
 ANSWERING = answer_to("Hello")
 
 
@@ -201,7 +202,7 @@ def test_ctrl_c_ten_times_in_the_commands_that_take_time(program: Program) -> No
 
 
 def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:
-    with Terminal(program, DEMO) as terminal:
+    with Terminal(program, [*DEMO, "--dtype", "float32"]) as terminal:
         terminal.wait("exact · /help")
         terminal.enter("Hello, my name is Ada.")
         terminal.enter("/set temperature 20")
@@ -214,7 +215,8 @@ def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:
     with Terminal(program, [*DEMO, "-c", "--max-new-tokens", "30"]) as terminal:
         terminal.wait_for_prompt()
         text = terminal.text
-        assert "> Hello, my name is Ada." in text
+        # on a fast processor the answer fills the screen
+        assert "> Hello, my name is Ada." in text or "[1 earlier turn not shown" in text
         assert "[interrupted]" in text
         terminal.wait("exact · /help")
         terminal.enter("/undo")
