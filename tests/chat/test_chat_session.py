@@ -52,7 +52,7 @@ def test_going_on_after_the_longest_length_and_in_another_process(store: Store) 
 
 
 def test_half_a_character_is_not_kept(store: Store) -> None:
-    """At this temperature some tokens are single bytes of a character, where an answer is cut here and there."""
+    """At this temperature some tokens are single bytes of a character, and some cuts are within one."""
     cut = 0
     for seed in (1, 4, 8):
         wild = replace(GREEDY, temperature=20, seed=seed, max_new_tokens=25)
