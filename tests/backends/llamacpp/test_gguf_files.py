@@ -213,7 +213,7 @@ def test_what_a_file_says_of_positions_is_as_a_config_says_it(
     tmp_path: Path,
 ) -> None:
     if (family, name) == ("gemma2", "none"):
-        pytest.skip("llama.cpp scales there all the same: PyTorch runs such a file")
+        pytest.skip("needs PyTorch, because llama.cpp scales there all the same")
     reference = write_gguf(tmp_path / "m.gguf", sharp(family, **settings), F32, edit)
     tokens = answer_ids(tmp_path / "m.gguf", 12)
     assert shortfall(reference, tokens) < 0.1

@@ -116,7 +116,7 @@ print(AutoModelForCausalLM.__name__, gemma2.Gemma2Config.__name__)
     ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux links them early")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, where they are linked early")
 def test_the_libraries_of_torch_are_linked_without_python(program: Program) -> None:
     code = """
 import sys
