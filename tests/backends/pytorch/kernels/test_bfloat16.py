@@ -131,9 +131,12 @@ def test_a_product_with_a_wrong_result_fails_its_check(functions: Mapping[str, F
     for skipped in range(4):
         calls = itertools.count()
 
-        def multiply(*arguments: object, calls: Iterator[int] = calls, skipped: int = skipped) -> None:
+        def multiply(*arguments: int, calls: Iterator[int] = calls, skipped: int = skipped) -> None:
             if next(calls) != skipped:
                 functions["bfloat16_rows"](*arguments)
+            else:  # fresh memory may hold the right result of an earlier call
+                _, heads, m, n, *_, out, _ = arguments
+                ctypes.memset(out, 0, 2 * heads * m * n)
 
         assert not bfloat16_kernel.passes_self_check({**functions, "bfloat16_rows": multiply}), skipped
 
