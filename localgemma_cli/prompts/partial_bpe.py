@@ -11,6 +11,8 @@ from threading import Lock
 import tokenizers
 from tokenizers.models import BPE
 
+from localgemma_cli.prompts.tokenizer import encode_plain
+
 _LONG = 50_000  # characters; a longer text is worth the whole model
 _KEPT = 256  # texts whose ids are kept: those of a conversation are encoded again at every turn
 
@@ -49,8 +51,7 @@ class PartialBpe:
     def _compute_ids(self, text: str) -> tuple[int, ...]:
         normalizer = self._library.normalizer
         self._library.model = self._model(normalizer.normalize_str(text) if normalizer else text)
-        self._library.encode_special_tokens = True
-        return tuple(self._library.encode(text, add_special_tokens=False).ids)
+        return tuple(encode_plain(self._library, text))
 
     def _model(self, text: str) -> BPE:
         if self._whole is None and len(text) > _LONG:

@@ -17,6 +17,15 @@ GEMMA_NAMES = {
 }
 
 
+def encode_plain(library: tokenizers.Tokenizer, text: str) -> list[int]:
+    """The ids of plain text: the name of a special token in it is split like any other text."""
+    library.encode_special_tokens = True
+    # A batch of one, because `encode` would block Ctrl-C and the spinner: it holds the interpreter lock.
+    (encoded,) = library.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = encoded.ids
+    return ids
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer and its chat templates.
@@ -32,11 +41,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of plain text: the name of a special token in it is split like any other text."""
-        self.library.encode_special_tokens = True
-        # A batch of one, because `encode` would block Ctrl-C and the spinner: it holds the interpreter lock.
-        (encoded,) = self.library.encode_batch_fast([text], add_special_tokens=False)
-        ids: list[int] = encoded.ids
-        return ids
+        return encode_plain(self.library, text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, without special tokens."""

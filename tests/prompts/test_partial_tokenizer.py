@@ -1,6 +1,8 @@
 """A tokenizer without its merges gives the ids of the whole one."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,31 @@ def test_all_else_is_the_same() -> None:
     assert (other.size, other.vocabulary, other.added_tokens) == (one.size, one.vocabulary, one.added_tokens)
     assert (other.names, other.templates, other.eos_id) == (one.names, one.templates, one.eos_id)
     assert [other.token_of(each) for each in range(300)] == [one.token_of(each) for each in range(300)]
+
+
+@pytest.mark.parametrize("tokenizer", [WHOLE, PARTIAL], ids=["whole", "partial"])
+def test_other_threads_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) -> None:
+    """Ctrl-C and the spinner need that; the best of three, as other programs hold threads up as well."""
+    assert min(longest_pause(tokenizer, f"{'The quick brown fox. ' * 60_000}{each}") for each in range(3)) < 0.5
+
+
+def longest_pause(tokenizer: Tokenizer, text: str) -> float:
+    """The longest time that another thread stood still, as a share of the time of encoding."""
+    ended, moments = threading.Event(), [time.monotonic()]
+
+    def tick() -> None:
+        while not ended.wait(0.001):
+            moments.append(time.monotonic())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    started = time.monotonic()
+    tokenizer.encode(text)
+    moments.append(time.monotonic())
+    ended.set()
+    thread.join()
+    pauses = (after - before for before, after in zip(moments, moments[1:], strict=False))
+    return max(pauses) / (moments[-1] - started)
 
 
 def changed(**changes: Any) -> bytes:
