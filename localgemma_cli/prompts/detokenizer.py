@@ -1,10 +1,6 @@
 """Token ids to text, one token at a time, never half a character."""
 
-import re
-
-from localgemma_cli.prompts.tokenizer import Tokenizer
-
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+from localgemma_cli.prompts.tokenizer import BYTE_TOKEN, Tokenizer
 
 
 class Detokenizer:
@@ -20,7 +16,7 @@ class Detokenizer:
 
     def step(self, token: int) -> str:
         """The text that `token` completes; empty inside a run of byte tokens."""
-        byte = _BYTE.fullmatch(self._tokenizer.token_of(token) or "")
+        byte = BYTE_TOKEN.fullmatch(self._tokenizer.token_of(token) or "")
         if byte:
             self._bytes += bytes.fromhex(byte[1])
             return ""

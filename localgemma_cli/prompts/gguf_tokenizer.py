@@ -7,8 +7,6 @@ Keys: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#ggml
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -16,14 +14,12 @@ from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from localgemma_cli.models.gguf_header import Gguf, read_gguf
-from localgemma_cli.prompts.partial_bpe import PartialBpe
-from localgemma_cli.prompts.tokenizer import GEMMA_NAMES, Tokenizer, TokenizerSettings, build_tokenizer
+from localgemma_cli.prompts.partial_bpe import BYTE_TOKENS, PartialBpe, PartialTokenizer, gemma_bpe
+from localgemma_cli.prompts.tokenizer import GEMMA_NAMES, SPACE, Tokenizer, TokenizerSettings, build_tokenizer
 
-_SPACE = "\u2581"  # a space, in the vocabulary
 _CONTROL, _USER_DEFINED = 3, 4  # token types
 _KINDS = ("llama", "gemma4")
 _NAMES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def read_gguf_tokenizer(path: Path) -> Tokenizer:
@@ -37,11 +33,14 @@ def read_gguf_tokenizer(path: Path) -> Tokenizer:
     unknown = settings.names["unk_token"] or "<unk>"
     added = (token.content for token in settings.added_tokens)
     names = (name for name in settings.names.values() if name)
-    kept = {*_BYTES, unknown, *GEMMA_NAMES.values(), *names, *added} & vocabulary.keys()
+    kept = {*BYTE_TOKENS, unknown, *GEMMA_NAMES.values(), *names, *added} & vocabulary.keys()
     named = {token: vocabulary[token] for token in kept}
-    small = build_tokenizer(_library(_model(named, [], unknown)), settings)
+    small = build_tokenizer(_library(gemma_bpe(named, [], unknown)), settings)
     encoder = PartialBpe(
-        small.library, vocabulary, _BYTES | {unknown}, lambda part: _model(part, list(_merges(part)), unknown)
+        small.library,
+        vocabulary,
+        BYTE_TOKENS | {unknown},
+        lambda part: gemma_bpe(part, list(_merges(part)), unknown),
     )
     return PartialTokenizer(small.library, small.names, small.templates, tokens, vocabulary, encoder)
 
@@ -51,50 +50,8 @@ def whole_tokenizer(path: Path) -> Tokenizer:
     file, _, vocabulary, settings = _read(path)
     listed = _kind(file) == "gemma4"
     merges = map(_split_merge, file.texts("tokenizer.ggml.merges")) if listed else _merges(vocabulary)
-    model = _model(vocabulary, list(merges), settings.names["unk_token"] or "<unk>")
+    model = gemma_bpe(vocabulary, list(merges), settings.names["unk_token"] or "<unk>")
     return build_tokenizer(_library(model), settings)
-
-
-@dataclass(frozen=True)
-class PartialTokenizer(Tokenizer):
-    """A tokenizer whose `library` has only the special tokens: all tokens there would take much memory.
-
-    `tokens`: by id. `ids`: by token.
-    """
-
-    tokens: Sequence[str]
-    ids: Mapping[str, int]
-    encoder: PartialBpe
-
-    def encode(self, text: str) -> list[int]:
-        return self.encoder.encode(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        tokens = (self.tokens[each] for each in ids if 0 <= each < len(self.tokens))
-        return str(self.library.decoder.decode([token for token in tokens if token not in self._special]))
-
-    def id_of(self, token: str) -> int | None:
-        return self.ids.get(token)
-
-    def token_of(self, token_id: int) -> str | None:
-        return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else None
-
-    @property
-    def size(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        return dict(self.ids)
-
-    @cached_property
-    def _special(self) -> frozenset[str]:
-        return frozenset(token for token, special in self.added_tokens.items() if special)
-
-    def mark_special(self, tokens: frozenset[str]) -> None:
-        super().mark_special(tokens)
-        self.encoder.forget()
-        self.__dict__.pop("_special", None)
 
 
 def _read(path: Path) -> tuple[Gguf, list[str], dict[str, int], TokenizerSettings]:
@@ -106,7 +63,7 @@ def _read(path: Path) -> tuple[Gguf, list[str], dict[str, int], TokenizerSetting
         at: tokens[at] for at, each in enumerate(types[: len(tokens)]) if each in (_CONTROL, _USER_DEFINED)
     }
     if kind == "llama":  # runs of spaces are stored as spaces
-        tokens = [_SPACE * len(token) if " " in token and token.isspace() else token for token in tokens]
+        tokens = [SPACE * len(token) if _is_run(token) else token for token in tokens]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     template = file.values.get("tokenizer.chat_template")
     settings = TokenizerSettings(
@@ -125,17 +82,13 @@ def _kind(file: Gguf) -> str:
     return str(kind)
 
 
-def _model(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], unknown: str) -> BPE:
-    return BPE(vocab=dict(vocabulary), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-
-
 def _library(model: BPE) -> tokenizers.Tokenizer:
     """Gemma's own tokenizer.json around another model."""
     library = tokenizers.Tokenizer(model)
-    library.normalizer = normalizers.Replace(" ", _SPACE)
+    library.normalizer = normalizers.Replace(" ", SPACE)
     library.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     library.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
     return library
 
@@ -171,7 +124,7 @@ def _added_tokens(
 ) -> Iterator[AddedToken]:
     """Control and user-defined tokens, matched whole in a text, the longest first; `stored`: by id."""
     for index, token in stored.items():
-        if types[index] == _USER_DEFINED and _is_run(token) and _SPACE * len(token) in vocabulary:
-            yield AddedToken(_SPACE * len(token), normalized=True)  # as spaces are after normalization
+        if types[index] == _USER_DEFINED and _is_run(token) and SPACE * len(token) in vocabulary:
+            yield AddedToken(SPACE * len(token), normalized=True)  # as spaces are after normalization
         if token in vocabulary:
             yield AddedToken(token, normalized=False, special=types[index] == _CONTROL)

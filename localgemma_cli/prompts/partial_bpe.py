@@ -1,20 +1,27 @@
-"""A byte-pair encoding that builds only the part of a large vocabulary that a text can contain.
+"""A tokenizer that builds only the part of a large vocabulary that a text can contain.
 
 Only tokens that occur in a text can result from merging parts of it, so a model of those gives the same ids.
 It takes milliseconds; all merges of Gemma 3's 262,144 tokens take seconds, and most of a tokenizer's memory.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from threading import Lock
 
 import tokenizers
 from tokenizers.models import BPE
 
-from localgemma_cli.prompts.tokenizer import encode_plain
+from localgemma_cli.prompts.tokenizer import Tokenizer, encode_plain
 
+BYTE_TOKENS = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _LONG = 50_000  # characters; a longer text is worth the whole model
 _KEPT = 256  # texts whose ids are kept: those of a conversation are encoded again at every turn
+
+
+def gemma_bpe(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], unknown: str) -> BPE:
+    """The model in Gemma's own tokenizer.json, around another vocabulary."""
+    return BPE(vocab=dict(vocabulary), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
 
 
 class PartialBpe:
@@ -66,3 +73,45 @@ class PartialBpe:
                 piece = text[start:end]
                 if piece in vocabulary:
                     yield piece, vocabulary[piece]
+
+
+@dataclass(frozen=True)
+class PartialTokenizer(Tokenizer):
+    """A tokenizer whose `library` has only the special tokens: all tokens there would take much memory.
+
+    `tokens`: by id. `ids`: by token.
+    """
+
+    tokens: Sequence[str]
+    ids: Mapping[str, int]
+    encoder: PartialBpe
+
+    def encode(self, text: str) -> list[int]:
+        return self.encoder.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        tokens = (self.tokens[each] for each in ids if 0 <= each < len(self.tokens))
+        return str(self.library.decoder.decode([token for token in tokens if token not in self._special]))
+
+    def id_of(self, token: str) -> int | None:
+        return self.ids.get(token)
+
+    def token_of(self, token_id: int) -> str | None:
+        return self.tokens[token_id] if 0 <= token_id < len(self.tokens) else None
+
+    @property
+    def size(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        return dict(self.ids)
+
+    @cached_property
+    def _special(self) -> frozenset[str]:
+        return frozenset(token for token, special in self.added_tokens.items() if special)
+
+    def mark_special(self, tokens: frozenset[str]) -> None:
+        super().mark_special(tokens)
+        self.encoder.forget()
+        self.__dict__.pop("_special", None)

@@ -12,13 +12,12 @@ from typing import Any
 import tokenizers
 from tokenizers.models import BPE
 
-from localgemma_cli.prompts.gguf_tokenizer import PartialTokenizer
-from localgemma_cli.prompts.partial_bpe import PartialBpe
-from localgemma_cli.prompts.tokenizer import GEMMA_NAMES, Tokenizer, TokenizerSettings, build_tokenizer
+from localgemma_cli.prompts.partial_bpe import BYTE_TOKENS, PartialBpe, PartialTokenizer, gemma_bpe
+from localgemma_cli.prompts.tokenizer import GEMMA_NAMES, SPACE, Tokenizer, TokenizerSettings, build_tokenizer
 
 # A merge joins characters of the text only with these; what else Gemma's files have in common.
 _FORM: Mapping[str, Any] = {
-    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
     "pre_tokenizer": {
         "type": "Split",
         "pattern": {"String": " "},
@@ -35,7 +34,6 @@ _MODEL: Mapping[str, Any] = {
     "byte_fallback": True,
     "ignore_merges": False,
 }
-_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def read_partial_tokenizer(data: bytes, settings: TokenizerSettings) -> Tokenizer | None:
@@ -81,14 +79,14 @@ def _assemble(
     settings: TokenizerSettings,
 ) -> Tokenizer:
     unknown = stored["model"]["unk_token"]
-    always = _BYTES | {unknown}
+    always = BYTE_TOKENS | {unknown}
     named = {token: vocabulary[token] for token in (whole | always) & vocabulary.keys()}
     frame = {**stored, "model": {**stored["model"], "vocab": named, "merges": []}}
     small = build_tokenizer(tokenizers.Tokenizer.from_str(json.dumps(frame)), settings)
 
     def build(part: Mapping[str, int]) -> BPE:
         merges = [pair for _, pair in sorted(_ranked(part, ranks))]
-        return BPE(vocab=dict(part), merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        return gemma_bpe(part, merges, unknown)
 
     encoder = PartialBpe(small.library, vocabulary, always, build)
     return PartialTokenizer(

@@ -1,5 +1,6 @@
 """Text to token ids and back, for every engine, with the tokenizers library alone."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,6 +8,8 @@ from functools import cached_property
 import tokenizers
 from tokenizers import AddedToken
 
+SPACE = "\u2581"  # a space, in the vocabulary
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # a byte of a character that has no token
 # What GemmaTokenizer assumes where tokenizer_config.json does not name a token.
 GEMMA_NAMES = {
     "bos_token": "<bos>",

@@ -57,7 +57,9 @@ def test_all_else_is_the_same() -> None:
 @pytest.mark.parametrize("tokenizer", [WHOLE, PARTIAL], ids=["whole", "partial"])
 def test_other_threads_run_while_a_long_text_is_encoded(tokenizer: Tokenizer) -> None:
     """Ctrl-C and the spinner need that; the best of three, as other programs hold threads up as well."""
-    assert min(longest_pause(tokenizer, f"{'The quick brown fox. ' * 60_000}{each}") for each in range(3)) < 0.5
+    assert (
+        min(longest_pause(tokenizer, f"{'The quick brown fox. ' * 60_000}{each}") for each in range(3)) < 0.5
+    )
 
 
 def longest_pause(tokenizer: Tokenizer, text: str) -> float:

@@ -1,6 +1,5 @@
 """One request to llama.cpp, and the token ids of its answer."""
 
-import re
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from threading import Event as Cancel
@@ -9,11 +8,9 @@ from localgemma_cli.backends.answer_stream import AnswerBroken, AnswerText
 from localgemma_cli.backends.llamacpp.process import LlamaEnded, LlamaProcess, Reply
 from localgemma_cli.events import Reading
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.tokenizer import Tokenizer
+from localgemma_cli.prompts.tokenizer import BYTE_TOKEN, SPACE, Tokenizer
 from localgemma_cli.sampling import Sampling
 
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
-_SPACE = "\u2581"  # a space, in the vocabulary
 _SEEDS = 2**32 - 1  # llama.cpp's seeds have 32 bits, and the last one means a random seed
 _LOOK_SECONDS = 0.05
 
@@ -117,5 +114,5 @@ def chunk_ids(last: int, data: bytes, tokenizer: Tokenizer) -> list[int] | None:
 
 
 def _token_bytes(token: str) -> bytes:
-    byte = _BYTE.fullmatch(token)
-    return bytes.fromhex(byte[1]) if byte else token.replace(_SPACE, " ").encode()
+    byte = BYTE_TOKEN.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.replace(SPACE, " ").encode()
