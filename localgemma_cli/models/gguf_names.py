@@ -29,6 +29,11 @@ class GgufName:
     wanted: str | None = None
 
     @property
+    def is_file(self) -> bool:
+        """Whether the name is that of a file, and not of a quantization."""
+        return self.wanted is not None and self.wanted.lower().endswith(_ENDING)
+
+    @property
     def id(self) -> str:
         return f"{self.repository}:{self.wanted}" if self.wanted else self.repository
 
@@ -123,7 +128,7 @@ def _problem(name: GgufName, found: Sequence[GgufModel]) -> str:
         return f"has several GGUF files, but not exactly one {' or '.join(_DEFAULTS)}, which is the default"
     if found:
         return f"has {len(found)} GGUF files that match {name.wanted}"
-    if name.wanted.lower().endswith(_ENDING) and not is_model_file(name.wanted):
+    if name.is_file and not is_model_file(name.wanted):
         return f"cannot be run from {name.wanted}, which belongs to a model but is not one"
     return f"has no GGUF file {name.wanted}"
 
@@ -154,8 +159,7 @@ def short_name(model: GgufModel, among: Iterable[GgufModel]) -> str:
 
 def full_name(name: GgufName, model: GgufModel, among: Iterable[GgufModel]) -> GgufName:
     """The name of the chosen model, by its file where the user named the file."""
-    is_file = name.wanted is not None and name.wanted.lower().endswith(_ENDING)
-    return GgufName(name.repository, model.files[0] if is_file else short_name(model, among))
+    return GgufName(name.repository, model.files[0] if name.is_file else short_name(model, among))
 
 
 def _stem_of(name: str) -> tuple[str, int]:

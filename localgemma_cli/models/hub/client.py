@@ -7,11 +7,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from localgemma_cli.documents import failure_reason, read_json_object
-from localgemma_cli.errors import LocalGemmaError, NotFoundError
-from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.errors import NotFoundError
+from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.hub import errors as hub_errors
 from localgemma_cli.models.hub.cache import (
-    COMMIT,
     Repo,
     cached_snapshot,
     is_whole,
@@ -29,6 +28,7 @@ from localgemma_cli.models.hub.transfer import (
     check_access,
     download_all,
     download_missing,
+    keep_or_update,
     missing_files,
     open_hub,
 )
@@ -99,18 +99,17 @@ def fetch_snapshot(
     Raises DiskSpaceError, AccessError, NotFoundError or NetworkError, but not if a complete copy is on disk.
     """
     local = cached_snapshot(model_id, revision)
-    if local is not None and (offline_by(offline) or COMMIT.fullmatch(revision or "")):
-        return local
-    if offline_by(offline):
-        raise hub_errors.not_on_disk(model_id, offline_by(offline))
-    try:
-        with open_hub(asked_repo(model_id, revision, gated)) as repo:
-            return _update(repo, local, largest_update, progress)
-    except LocalGemmaError as error:
-        if local is None:
-            raise
-        progress(LoadProgress(f"using the copy on disk ({error.message.rstrip('.')})"))
-        return local
+    if local is None and (forbidden := offline_by(offline)):
+        raise hub_errors.not_on_disk(model_id, forbidden)
+    return keep_or_update(
+        model_id,
+        local,
+        lambda repo: _update(repo, local, largest_update, progress),
+        revision=revision,
+        offline=offline,
+        gated=gated,
+        progress=progress,
+    )
 
 
 def bytes_to_fetch(model_id: str, *, revision: str | None, gated: bool | None) -> int:

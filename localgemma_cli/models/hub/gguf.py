@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localgemma_cli.errors import LocalGemmaError, NotFoundError
-from localgemma_cli.events import LoadProgress, ProgressSink
+from localgemma_cli.errors import NotFoundError
+from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.gguf_header import Gguf, join_pieces, read_gguf, read_gguf_beginning
 from localgemma_cli.models.gguf_names import (
     GgufModel,
@@ -16,7 +16,6 @@ from localgemma_cli.models.gguf_names import (
 )
 from localgemma_cli.models.hub import errors as hub_errors
 from localgemma_cli.models.hub.cache import (
-    COMMIT,
     Repo,
     RepoFile,
     cached_snapshot,
@@ -34,6 +33,7 @@ from localgemma_cli.models.hub.transfer import (
     asked_repo,
     check_access,
     download_missing,
+    keep_or_update,
     missing_files,
     open_hub,
 )
@@ -58,8 +58,7 @@ def read_hub_gguf(asked: GgufName, *, revision: str | None, offline: bool) -> Hu
     Raises NotFoundError, AccessError or NetworkError.
     """
     if cached := find_cached_gguf(asked, revision):
-        is_file = asked.wanted is not None and asked.wanted.lower().endswith(".gguf")
-        name = GgufName(asked.repository, cached.model.files[0]) if is_file else cached.name
+        name = GgufName(asked.repository, cached.model.files[0]) if asked.is_file else cached.name
         return HubGguf(name, read_gguf(cached.files[0]))
     if forbidden := offline_by(offline):
         if asked.wanted is None and (several := list_cached_ggufs(asked.repository)):
@@ -69,7 +68,7 @@ def read_hub_gguf(asked: GgufName, *, revision: str | None, offline: bool) -> Hu
         listing = list_files(repo, PATIENCE_SECONDS)
         model = _choose(asked, listing)
         check_access(repo, listing)
-        models = gguf_models(_sizes(listing))
+        models = _models(listing)
         headers = [_read_header(repo, listing.commit, file) for file in _files_of(model, listing)]
         note = describe_default(asked, model, models)
         return HubGguf(full_name(asked, model, models), join_pieces(headers), note)
@@ -87,24 +86,24 @@ def fetch_gguf(
     """The model's file, or the first of its pieces, downloaded as `fetch_snapshot` downloads."""
     cached = find_cached_gguf(name, revision)
     local = cached.files[0] if cached else None
-    if local is not None and (offline_by(offline) or COMMIT.fullmatch(revision or "")):
-        return local
-    if offline_by(offline):
-        raise hub_errors.not_on_disk(name.id, offline_by(offline))
-    try:
-        with open_hub(asked_repo(name.repository, revision, gated)) as repo:
-            return _update_gguf(repo, name, local, largest_update, progress)
-    except LocalGemmaError as error:
-        if local is None:
-            raise
-        progress(LoadProgress(f"using the copy on disk ({error.message.rstrip('.')})"))
-        return local
+    if local is None and (forbidden := offline_by(offline)):
+        raise hub_errors.not_on_disk(name.id, forbidden)
+    return keep_or_update(
+        name.repository,
+        local,
+        lambda repo: _update_gguf(repo, name, local, largest_update, progress),
+        revision=revision,
+        offline=offline,
+        gated=gated,
+        progress=progress,
+    )
 
 
 def gguf_bytes_to_fetch(name: GgufName, *, revision: str | None, gated: bool | None) -> int:
     """Bytes that `fetch_gguf` would download of a model that is not on disk; raises as it does."""
     with open_hub(asked_repo(name.repository, revision, gated)) as repo:
-        wanted = _wanted(name, list_files(repo, PATIENCE_SECONDS))
+        listing = list_files(repo, PATIENCE_SECONDS)
+        wanted = _wanted(_choose(name, listing), listing)
         return sum(missing_bytes(repo, file) for file in missing_files(repo, wanted))
 
 
@@ -135,31 +134,30 @@ def _update_gguf(
 ) -> Path:
     listing = list_files(repo, PATIENCE_WITH_A_COPY_SECONDS if local else PATIENCE_SECONDS)
     model = _choose(name, listing)
-    wanted = _wanted(name, listing)
-    if not download_missing(repo, wanted, progress, largest if local else None) and local:
+    if not download_missing(repo, _wanted(model, listing), progress, largest if local else None) and local:
         return local
     if cached_snapshot(repo.model_id, repo.revision) is None:  # that copy of safetensors stays the revision's
         record(repo, listing.commit)
     return repo.snapshot(listing.commit) / model.files[0]
 
 
-def _wanted(name: GgufName, listing: Listing) -> Listing:
+def _wanted(model: GgufModel, listing: Listing) -> Listing:
     """The listing with the model's files only.
 
     Beside weights of another format also config.json, by which `-m REPO` then means those.
     """
-    files = _files_of(_choose(name, listing), listing)
+    files = _files_of(model, listing)
     if has_weights(listing.names):
         files = (*(file for file in listing.files if file.name == "config.json"), *files)
     return replace(listing, files=files)
 
 
 def _choose(name: GgufName, listing: Listing) -> GgufModel:
-    return choose_gguf(name, gguf_models(_sizes(listing)), has_others=has_weights(listing.names))
+    return choose_gguf(name, _models(listing), has_others=has_weights(listing.names))
 
 
-def _sizes(listing: Listing) -> dict[str, int]:
-    return {file.name: file.size for file in listing.ggufs}
+def _models(listing: Listing) -> list[GgufModel]:
+    return gguf_models({file.name: file.size for file in listing.ggufs})
 
 
 def _files_of(model: GgufModel, listing: Listing) -> tuple[RepoFile, ...]:

@@ -3,16 +3,26 @@
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from huggingface_hub import constants, get_token
 
+from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.hub import errors as hub_errors
-from localgemma_cli.models.hub.cache import Repo, RepoFile, is_revision, is_whole, missing_bytes
+from localgemma_cli.models.hub.cache import (
+    COMMIT,
+    Repo,
+    RepoFile,
+    is_revision,
+    is_whole,
+    missing_bytes,
+    offline_by,
+)
 from localgemma_cli.models.hub.download import Listing, download
 from localgemma_cli.units import format_bytes
 
@@ -40,6 +50,32 @@ def open_hub(asked: Repo) -> Iterator[Repo]:
         repo = replace(asked, token=token)
         with hub_errors.translate_errors(repo):
             yield repo
+
+
+def keep_or_update(
+    model_id: str,
+    copy: Path | None,
+    update: Callable[[Repo], Path],
+    *,
+    revision: str | None,
+    offline: bool,
+    gated: bool | None,
+    progress: ProgressSink,
+) -> Path:
+    """The `copy` on disk where the hub is not to be asked or cannot be used, else what `update` returns.
+
+    Without a copy it raises what `update` raises.
+    """
+    if copy is not None and (offline_by(offline) or COMMIT.fullmatch(revision or "")):
+        return copy
+    try:
+        with open_hub(asked_repo(model_id, revision, gated)) as repo:
+            return update(repo)
+    except LocalGemmaError as error:
+        if copy is None:
+            raise
+        progress(LoadProgress(f"using the copy on disk ({error.message.rstrip('.')})"))
+        return copy
 
 
 def missing_files(repo: Repo, listing: Listing) -> list[RepoFile]:
