@@ -44,13 +44,11 @@ class ModelFacts:
     bundled: bool = False
     stored: StoredFormat | None = None
     form: PromptForm = "raw"
+    adapter: Adapter | None = None
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is a GGUF file, which llama.cpp runs."""
         return self.stored is not None and self.stored.kind == "gguf"
-
-    adapter: Adapter | None = None
 
 
 def _google(

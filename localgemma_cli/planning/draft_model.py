@@ -10,7 +10,7 @@ from localgemma_cli.errors import UsageError
 from localgemma_cli.models.architecture import FAMILY_NAMES
 from localgemma_cli.models.catalog import ModelFacts
 from localgemma_cli.planning.memory import MemoryEstimate
-from localgemma_cli.planning.prequantized import unpack_reason
+from localgemma_cli.planning.prequantized import runs_on_llamacpp
 from localgemma_cli.planning.presets import Preset
 from localgemma_cli.planning.settings import Overrides
 from localgemma_cli.types import CacheKind
@@ -29,7 +29,7 @@ def check_draft(facts: ModelFacts, draft: ModelFacts, preset: Preset, processes:
             "Remove --assistant, or run localgemma without torchrun.",
         )
     for each in (facts, draft):
-        if each.is_gguf and each.stored and unpack_reason(each.stored, preset) is None:
+        if runs_on_llamacpp(each, preset):
             raise UsageError(
                 f"--assistant cannot be used with a GGUF file, and {each.name} is one.",
                 "Remove --assistant, or use the model's safetensors repository.",

@@ -20,7 +20,7 @@ from localgemma_cli.planning.hardware import Hardware
 from localgemma_cli.planning.layer_split import LayerShare
 from localgemma_cli.planning.memory import MemoryEstimate
 from localgemma_cli.planning.placement import place_model, placement_warnings
-from localgemma_cli.planning.prequantized import unpack_reason
+from localgemma_cli.planning.prequantized import runs_on_llamacpp
 from localgemma_cli.planning.presets import Preset, Presets
 from localgemma_cli.planning.settings import Overrides, PlanSettings, decide_settings
 from localgemma_cli.planning.tensor_slices import slice_hardware, slice_settings
@@ -155,7 +155,7 @@ def plan_preset(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides
 
 
 def _decide(facts: ModelFacts, preset: Preset, hardware: Hardware, overrides: Overrides) -> PlanSettings:
-    if facts.is_gguf and facts.stored and unpack_reason(facts.stored, preset) is None:
+    if facts.stored and runs_on_llamacpp(facts, preset):
         return decide_gguf_settings(facts, facts.stored, preset, hardware.device, overrides)
     return decide_settings(facts, preset, hardware, overrides)
 

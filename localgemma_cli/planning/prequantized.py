@@ -46,6 +46,11 @@ def unpack_reason(stored: StoredFormat, preset: Preset) -> str | None:
     return None
 
 
+def runs_on_llamacpp(facts: ModelFacts, preset: Preset) -> bool:
+    stored = facts.stored
+    return stored is not None and stored.kind == "gguf" and unpack_reason(stored, preset) is None
+
+
 def _keep_or_unpack_awq(
     facts: ModelFacts,
     stored: StoredFormat,
