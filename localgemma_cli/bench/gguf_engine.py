@@ -5,8 +5,8 @@ import time
 from localgemma_cli.backends.llamacpp.backend import LlamaCppBackend
 from localgemma_cli.backends.llamacpp.parameters import server_parameters
 from localgemma_cli.backends.llamacpp.process import LlamaProcess
-from localgemma_cli.bench.host_peak import host_peak, reset_host_peak
-from localgemma_cli.bench.job import WARM_UP, Job, JobResult, LoadResult, Peaks
+from localgemma_cli.bench.host_peak import llamacpp_peaks, reset_host_peak
+from localgemma_cli.bench.job import WARM_UP, Job, JobResult, LoadResult
 from localgemma_cli.bench.timed_backend import Gauges, IdPrompter, TimedBackend, stream_cost
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.render.progress import ignore_progress
@@ -24,9 +24,9 @@ def measure(job: Job) -> JobResult:
     process.load(ignore_progress)
     seconds = time.perf_counter() - started
     backend = LlamaCppBackend(job.plan, process, prompter, parameters)
-    timed = TimedBackend(backend, job, Gauges(lambda: None, reset_host_peak, _peaks))
+    timed = TimedBackend(backend, job, Gauges(lambda: None, reset_host_peak, llamacpp_peaks))
     timed.run(WARM_UP, repeat=-1)
-    loaded = LoadResult(seconds, _peaks(), size)
+    loaded = LoadResult(seconds, llamacpp_peaks(), size)
     return JobResult(
         loaded=loaded,
         read_bytes=size,
@@ -34,7 +34,3 @@ def measure(job: Job) -> JobResult:
         chatted=timed.chat(job.chat) if job.workloads and job.chat else None,
         stream_seconds_per_token=stream_cost(prompter.tokenizer),
     )
-
-
-def _peaks() -> Peaks:
-    return Peaks(host_peak(), None)  # nothing here can ask for llama.cpp's memory on a GPU

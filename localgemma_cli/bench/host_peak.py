@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
+from localgemma_cli.bench.job import Peaks
+
 
 def reset_host_peak() -> None:
     """Start new peaks; outside Linux they stay those since the start of each process."""
@@ -22,6 +24,11 @@ def host_peak() -> int:
         with suppress(OSError, psutil.NoSuchProcess):  # it has ended
             total += _peak(process)
     return total
+
+
+def llamacpp_peaks() -> Peaks:
+    """Peaks without llama.cpp's memory on a GPU, which nothing here can ask for."""
+    return Peaks(host_peak(), None)
 
 
 def _processes() -> list[psutil.Process]:

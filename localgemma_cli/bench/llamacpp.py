@@ -7,15 +7,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from localgemma_cli.backends.llamacpp.parameters import count_threads
+from localgemma_cli.backends.llamacpp.parameters import basic_parameters
 from localgemma_cli.backends.llamacpp.worker import open_server
-from localgemma_cli.bench.host_peak import host_peak, reset_host_peak
-from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Peaks, Workload
+from localgemma_cli.bench.host_peak import llamacpp_peaks, reset_host_peak
+from localgemma_cli.bench.job import WARM_UP, AnswerResult, Job, JobResult, LoadResult, Workload
 from localgemma_cli.bench.other_programs import others_share, read_processor_times
 from localgemma_cli.bench.prompts import prompt_ids
 from localgemma_cli.errors import NotFoundError
-
-_SPARE = 8  # tokens; llama.cpp ends an answer shortly before its context is full
 
 
 def measure(job: Job) -> JobResult:
@@ -27,30 +25,18 @@ def measure(job: Job) -> JobResult:
     server = _open(job, job.weights)
     seconds = time.perf_counter() - started
     _run(server, job, WARM_UP, -1)
-    loaded = LoadResult(seconds, _peaks(), size)
+    loaded = LoadResult(seconds, llamacpp_peaks(), size)
     return JobResult(loaded, size, tuple(_answer(server, job, workload) for workload in job.workloads))
-
-
-def _peaks() -> Peaks:
-    return Peaks(host_peak(), None)  # nothing here can ask for llama.cpp's memory on a GPU
 
 
 def _open(job: Job, path: Path) -> Any:
     """llama.cpp's server in this process, with its defaults but for the length and what only a chat needs."""
-    threads = count_threads()
-    length = max(workload.context for workload in (*job.workloads, WARM_UP))
+    context = max(workload.context for workload in (*job.workloads, WARM_UP))
     parameters = {
-        "model.path": str(path),
-        "n_ctx": length + _SPARE,
+        **basic_parameters(path, context, job.plan.device),
         "n_gpu_layers": 0 if job.plan.device == "cpu" else -1,
-        "no_op_offload": job.plan.device == "cpu",
-        "cpuparams.n_threads": threads,
-        "cpuparams_batch.n_threads": threads,
-        "n_parallel": 1,
         "n_ctx_checkpoints": 0,  # copies of the cache, for later prompts
-        "cache_ram_mib": 0,
         "verbosity": -1,
-        **dict.fromkeys(("warmup", "fit_params", "ctx_shift", "ui", "endpoint_slots"), False),
     }
     try:
         return open_server(import_module("xllamacpp"), parameters)
@@ -69,7 +55,7 @@ def _answer(server: Any, job: Job, workload: Workload) -> AnswerResult:
         first_token_seconds=median(run.first_seconds for run in runs),
         decode_tokens_per_second=median(run.decode_rate for run in runs),
         token_ids=(),  # llama.cpp is slower when it returns them, and nothing is compared with its weights
-        peaks=_peaks(),
+        peaks=llamacpp_peaks(),
         others_share=others_share(processor, read_processor_times()),
     )
 

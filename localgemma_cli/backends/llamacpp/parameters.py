@@ -8,6 +8,7 @@ import psutil  # type: ignore[import-untyped]
 
 from localgemma_cli.planning.load_plan import LoadPlan
 from localgemma_cli.planning.memory import LLAMACPP_BATCH, LLAMACPP_CHECKPOINTS, llamacpp_keeps_all
+from localgemma_cli.types import DeviceKind
 
 _SPARE = 8  # tokens; llama.cpp ends an answer shortly before its context is full
 _Q8_0 = 8  # ggml_type
@@ -17,27 +18,34 @@ _ERRORS = 1  # the least that is logged
 
 def server_parameters(plan: LoadPlan, path: Path) -> dict[str, object]:
     """By the names of `xllamacpp.CommonParams`; for one conversation at a time."""
-    threads = count_threads()
     keeps_all = llamacpp_keeps_all(plan.model.architecture, plan.context_length)
     return {
-        "model.path": str(path),
-        "n_ctx": plan.context_length + _SPARE,
+        **basic_parameters(path, plan.context_length, plan.device),
         "n_gpu_layers": _gpu_layers(plan),
         "split_mode": _ONE_GPU,  # which the plan is for
-        "no_op_offload": plan.device == "cpu",
-        "cpuparams.n_threads": threads,
-        "cpuparams_batch.n_threads": threads,
         # Progress and cancellation come once per batch.
         "n_batch": LLAMACPP_BATCH,
         "n_ubatch": LLAMACPP_BATCH,
-        "n_parallel": 1,
         "n_outputs_max": 1,
         "n_threads_http": 1,  # nothing is sent to its listener
         **({"cache_type_k": _Q8_0, "cache_type_v": _Q8_0} if plan.cache == "q8_0" else {}),
         "swa_full": keeps_all,
         "n_ctx_checkpoints": 0 if keeps_all else LLAMACPP_CHECKPOINTS,
-        "cache_ram_mib": 0,  # a second copy of the cache, for other conversations
         "verbosity": _ERRORS,
+    }
+
+
+def basic_parameters(path: Path, context: int, device: DeviceKind) -> dict[str, object]:
+    """For one conversation of `context` tokens, without what only a server needs."""
+    threads = count_threads()
+    return {
+        "model.path": str(path),
+        "n_ctx": context + _SPARE,
+        "no_op_offload": device == "cpu",
+        "cpuparams.n_threads": threads,
+        "cpuparams_batch.n_threads": threads,
+        "n_parallel": 1,
+        "cache_ram_mib": 0,  # a second copy of the cache, for other conversations
         **dict.fromkeys(("warmup", "fit_params", "ctx_shift", "ui", "endpoint_slots"), False),
     }
 
