@@ -5,7 +5,7 @@ from contextlib import closing
 from threading import Event as Cancel
 
 from localgemma_cli.conversation import FinishReason
-from localgemma_cli.errors import ContextOverflowError, LocalGemmaError
+from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, LocalGemmaError
 from localgemma_cli.events import Delta, Event, Finished, RateMeter, Reading, Usage
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
@@ -16,6 +16,10 @@ _ANSWER_ROOM = 256  # tokens that a prompt must leave free, or a quarter of a sm
 
 class AnswerBroken(LocalGemmaError):
     """An engine that ended within an answer; what came before is kept."""
+
+
+def stopped_before_reading() -> InterruptedAnswer:
+    return InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
 
 
 def answer_limit(context: int, prompt_tokens: int, wanted: int | None) -> int:

@@ -7,12 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event as Cancel
 
-from localgemma_cli.backends.answer_stream import answer_events, answer_limit
+from localgemma_cli.backends.answer_stream import answer_events, answer_limit, stopped_before_reading
 from localgemma_cli.backends.llamacpp.completion import Completion, completion_request
 from localgemma_cli.backends.llamacpp.parameters import server_parameters
 from localgemma_cli.backends.llamacpp.process import LlamaProcess
 from localgemma_cli.conversation import Message
-from localgemma_cli.errors import InterruptedAnswer
 from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
@@ -44,7 +43,7 @@ class LlamaCppBackend:
         prompt = self._prompter.encode(messages)
         self._reload(cancel)
         if cancel.is_set():
-            raise _stopped()
+            raise stopped_before_reading()
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
         answer = Completion(self._process, self._prompter, cancel)
         tokens = answer.tokens(completion_request(prompt, sampling, limit))
@@ -62,7 +61,7 @@ class LlamaCppBackend:
     def _reload(self, cancel: Cancel) -> None:
         def stop(_: LoadProgress) -> None:
             if cancel.is_set():
-                raise _stopped()
+                raise stopped_before_reading()
 
         if self._process.has_ended:
             self._process = LlamaProcess(self._parameters)
@@ -74,10 +73,6 @@ def _return_freed_memory() -> None:
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another C library
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _stopped() -> InterruptedAnswer:
-    return InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
 
 
 def load_backend(plan: LoadPlan, path: Path, progress: ProgressSink, template: str = AUTO) -> LlamaCppBackend:

@@ -9,7 +9,12 @@ from threading import Event as Cancel
 import torch
 from transformers import PreTrainedModel
 
-from localgemma_cli.backends.answer_stream import AnswerText, answer_events, answer_limit
+from localgemma_cli.backends.answer_stream import (
+    AnswerText,
+    answer_events,
+    answer_limit,
+    stopped_before_reading,
+)
 from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep
 from localgemma_cli.backends.pytorch.generation.decode import generate, make_step
 from localgemma_cli.backends.pytorch.generation.draft_model import DraftModel, load_draft_model
@@ -18,7 +23,7 @@ from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, Pr
 from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
 from localgemma_cli.conversation import Message
-from localgemma_cli.errors import InterruptedAnswer, LocalGemmaError
+from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, Reading
 from localgemma_cli.models.fetch import tokenizer_folder
 from localgemma_cli.models.load_errors import load_error, loading
@@ -57,7 +62,7 @@ class LocalBackend:
         meter = RateMeter()
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
-            raise InterruptedAnswer("Stopped before the prompt was read.", "Send it again to retry.")
+            raise stopped_before_reading()
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
         cached = self._kv.reuse(prompt)
         text = AnswerText(self._prompter, self._stop_ids)
