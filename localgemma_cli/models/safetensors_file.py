@@ -22,6 +22,7 @@ NESTED = {
     "model.language_model.": "model.",
 }
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+FLOATS = ("BF16", "F16", "F32")  # the dtypes of unquantized weights
 _INDEX = "model.safetensors.index.json"
 _LOOKS = 64
 _HEADER_LIMIT, _INDEX_LIMIT = 8 << 20, 16 << 20  # bytes; the largest Gemmas need a twentieth of it

@@ -19,9 +19,7 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 _BLOCK = 256  # numbers: a search looks at each block's largest number or sum first
-_SMALLEST = np.float32(
-    -80
-)  # a logarithm: smaller weights, 1e-35 of the largest, would be slow denormal numbers
+_SMALLEST = np.float32(-80)  # a logarithm: weights below 1e-35 of the largest would be slow denormals
 _FEW = 1024  # numbers that are sorted
 _LEAST = (1e-2, 1e-4)  # weights; most distributions have few larger ones, with most of the sum
 

@@ -119,12 +119,12 @@ INLINED void multiply_grouped(const int bits, const int rows, const int loads, i
 }
 
 /* `multiply_grouped` with constants, so that sums stay in registers. */
-#define GROUPED_TILE(bits, rows, loads)                                                                                        \
-    for (int first = 0; first < GROUP_VECTORS / 2; first += loads)                                                           \
+#define GROUPED_TILE(bits, rows, loads)                                                                                \
+    for (int first = 0; first < GROUP_VECTORS / 2; first += loads)                                                     \
         multiply_grouped(bits, rows, loads, first, n, k, x, parts, packed, factors, out);                              \
     break;
 static void multiply_grouped_tile(int bits, int rows, long n, long k, const int8_t *x, const Part *parts,
-                          const uint8_t *packed, const float *factors, Half *out) {
+                                  const uint8_t *packed, const float *factors, Half *out) {
     switch (bits * 10 + rows) {
     case 41: GROUPED_TILE(4, 1, GROUP_VECTORS / 2)
     case 42: GROUPED_TILE(4, 2, GROUP_VECTORS / 2)
@@ -153,7 +153,7 @@ void NAMED(grouped_rows)(long threads, long bits, long m, long n, long k, const 
             for (long tile = 0; tile < tiles; tile++) { /* the block stays in the cache */
                 long row = m * tile / tiles, count = m * (tile + 1) / tiles - row;
                 multiply_grouped_tile(bits, count, n, k, rounded + row * k, parts + row * (k / INPUTS),
-                              packed + first / OUTPUTS * (k / INPUTS) * size, factors + first, out + row * n + first);
+                                      packed + first / OUTPUTS * (k / INPUTS) * size, factors + first, out + row * n + first);
             }
     }
 }

@@ -102,9 +102,9 @@ def _bind(
 
 def multiply_grouped(x: Tensor, packed: Tensor, factors: Tensor) -> Tensor:
     """Call `run_grouped` with the product for this processor."""
-    product = find_grouped_rows()
-    assert product is not None  # callers ask `find_grouped_rows` first
-    return run_grouped(product, x, packed, factors)
+    call, out = bind_grouped(x, packed, factors)
+    call()
+    return out
 
 
 # The same for torch.compile, which cannot trace into C.

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from localgemma_cli.backends.pytorch.layers.nf4 import EmbeddingTable
 from localgemma_cli.backends.pytorch.loading.assemble import empty_model
-from localgemma_cli.backends.pytorch.loading.quantized_file import map_tensor
+from localgemma_cli.backends.pytorch.loading.quantized_file import map_stored
 from localgemma_cli.backends.pytorch.loading.transformers_config import text_config
 from localgemma_cli.backends.pytorch.weights.mmap_tensors import is_mapped, release_pages
+from localgemma_cli.errors import first_line
 from localgemma_cli.events import LoadProgress, ProgressSink
-from localgemma_cli.models.safetensors_file import EMBEDDING, HEAD, Stored, map_file
+from localgemma_cli.models.safetensors_file import EMBEDDING, HEAD, Stored
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 
@@ -60,7 +61,7 @@ def measure_importance(
     try:
         found = _read_text(plan, folder, checkpoint, progress)
     except Exception as error:  # the model can be quantized without
-        progress(LoadProgress(f"quantizing without calibration: {error}"))
+        progress(LoadProgress(f"quantizing without calibration: {first_line(error)}"))
         return {}
     floors = {name: squares.mean() * _FLOOR for name, squares in found.items()}
     if not all(0 < float(floor) < torch.inf for floor in floors.values()):
@@ -79,16 +80,16 @@ def _read_text(
     observers = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and f"{name}.weight" != HEAD:
-            observers[name] = _Observer(_map_stored(checkpoint[f"{name}.weight"]))
+            observers[name] = _Observer(map_stored(checkpoint[f"{name}.weight"]))
             model.set_submodule(name, observers[name])
     for name, value in list(model.named_parameters()):
         if value.is_meta and name not in (EMBEDDING, HEAD):
             owner, _, leaf = name.rpartition(".")
-            norm = nn.Parameter(_map_stored(checkpoint[name]).float(), requires_grad=False)
+            norm = nn.Parameter(map_stored(checkpoint[name]).float(), requires_grad=False)
             setattr(model.get_submodule(owner), leaf, norm)
     decoder = model.model
     scale = getattr(decoder.embed_tokens, "embed_scale", None)
-    decoder.embed_tokens = EmbeddingTable(_map_stored(checkpoint[EMBEDDING]), torch.float32, scale)
+    decoder.embed_tokens = EmbeddingTable(map_stored(checkpoint[EMBEDDING]), torch.float32, scale)
     for done, layer in enumerate(decoder.layers):
         layer.register_forward_pre_hook(
             lambda *_, done=done: progress(
@@ -99,10 +100,6 @@ def _read_text(
         last = decoder(input_ids=ids, use_cache=False).last_hidden_state
     squares = {name: observer.squares for name, observer in observers.items()}
     return squares | {HEAD.removesuffix(".weight"): _mean_squares(last)}
-
-
-def _map_stored(stored: Stored) -> Tensor:
-    return map_tensor(map_file(stored.file), stored.offset, stored)
 
 
 def _mean_squares(inputs: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import (
     QuantizedWeights,
     attach_tensors,
     linear_kind,
-    map_tensor,
+    map_stored,
 )
 from localgemma_cli.backends.pytorch.loading.transformers_config import add_generation_config, text_config
 from localgemma_cli.backends.pytorch.weights.gpu_streaming import CudaLink, Link
@@ -39,16 +39,14 @@ from localgemma_cli.errors import DiskSpaceError
 from localgemma_cli.events import ProgressSink
 from localgemma_cli.models.safetensors_file import (
     EMBEDDING,
+    FLOATS,
     HEAD,
     Stored,
     is_tied,
-    map_file,
     read_checkpoint,
 )
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.units import format_bytes
-
-_FLOATS = ("BF16", "F16", "F32")
 
 
 def load_quantized(
@@ -117,7 +115,7 @@ def _require_stored(
         raise incomplete_checkpoint(folder, missing)
     for name, source in sources.items():
         stored = checkpoint[source]
-        if stored.shape != tuple(parameters[name]) or stored.dtype not in _FLOATS:
+        if stored.shape != tuple(parameters[name]) or stored.dtype not in FLOATS:
             raise ValueError(f"{source} is {stored.dtype} {stored.shape}, expected {tuple(parameters[name])}")
 
 
@@ -130,10 +128,11 @@ def _open_or_convert(
 ) -> mmap.mmap:
     """The file's bytes, mapped from the cache; in memory where the cache cannot hold them."""
     source, inputs = identify_source(plan.model.id, folder)
+    kind = _find_kind(plan)
     form = {
         "quantization": plan.quantization,
         "head": "int8" if plan.quantization == "int4" and not plan.small_head else plan.quantization,
-        "layout": "groups" if plan.quantization in ("int4", "int8") else nf4_layout(plan.device),
+        "layout": "groups" if kind in ("int4", "int8") else kind,
         "dtype": plan.dtype,
     }
     spec = CopySpec(plan.model.name, source, form, inputs, file.header, file.size)
@@ -173,7 +172,7 @@ def _attach_embedding(
 ) -> None:
     """Map the table in the checkpoint's file and read the rows looked up, or copy it all to `device`."""
     owner = model.model
-    table = map_tensor(map_file(stored.file), stored.offset, stored)
+    table = map_stored(stored)
     if device is not None:
         table = table.to(device, dtype)
     scale = getattr(owner.embed_tokens, "embed_scale", None)

@@ -14,10 +14,8 @@ from transformers import PreTrainedModel
 from localgemma_cli.backends.pytorch.loading.assemble import empty_model
 from localgemma_cli.backends.pytorch.loading.transformers_config import add_generation_config, text_config
 from localgemma_cli.events import LoadProgress, ProgressSink
-from localgemma_cli.models.safetensors_file import HEAD, Stored, language_name, read_checkpoint
+from localgemma_cli.models.safetensors_file import FLOATS, HEAD, Stored, language_name, read_checkpoint
 from localgemma_cli.planning.plan import LoadPlan
-
-_FLOATS = ("BF16", "F16", "F32")
 
 
 def can_map(plan: LoadPlan) -> bool:
@@ -54,7 +52,7 @@ def load_mapped(plan: LoadPlan, folder: Path, progress: ProgressSink) -> PreTrai
 def _has_all(checkpoint: Mapping[str, Stored], wanted: Mapping[str, torch.Tensor]) -> bool:
     return all(
         name in checkpoint
-        and checkpoint[name].dtype in _FLOATS
+        and checkpoint[name].dtype in FLOATS
         and checkpoint[name].shape == tensor.shape
         and tensor.is_floating_point()
         for name, tensor in wanted.items()

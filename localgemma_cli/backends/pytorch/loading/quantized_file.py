@@ -26,7 +26,7 @@ from localgemma_cli.backends.pytorch.weights.groups import BLOCK as ROW_BLOCK
 from localgemma_cli.backends.pytorch.weights.groups import GROUP, GROUP_BYTES
 from localgemma_cli.backends.pytorch.weights.mmap_prefetch import Span
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import BLOCK, PACK_ROWS
-from localgemma_cli.models.safetensors_file import Stored, TensorEntry, header
+from localgemma_cli.models.safetensors_file import Stored, TensorEntry, header, map_file
 
 Kind = Literal["interleaved", "plain", "int4", "int8", "copy"]  # NF4 in two layouts, groups, unquantized
 
@@ -145,6 +145,11 @@ def map_tensor(buffer: mmap.mmap, offset: int, stored: TensorEntry | Stored) -> 
     with warnings.catch_warnings(action="ignore"):  # PyTorch warns that the buffer is not writable
         flat = torch.frombuffer(buffer, dtype=TORCH_DTYPES[stored.dtype], count=count, offset=offset)
     return flat.view(stored.shape)
+
+
+def map_stored(stored: Stored) -> Tensor:
+    """A checkpoint's tensor, read-only over its file."""
+    return map_tensor(map_file(stored.file), stored.offset, stored)
 
 
 def attach_tensors(
