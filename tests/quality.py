@@ -2,7 +2,7 @@
 
     python tests/quality.py [FOLDER]
 
-FOLDER: where `python tests/support/real_weights.py FOLDER` has put the checkpoint; without it, one is made in
+FOLDER: where `python -m support.real_weights FOLDER` has put the checkpoint; without it, one is made in
 a temporary folder. Every format's weights are unpacked to float32 and run through the same forward pass, that
 of transformers in float32; embedding rows are looked up unquantized. KL is from the distribution that the
 bfloat16 checkpoint gives, in nats per token. Bits per weight are those that an answer reads: layers and head.

@@ -16,11 +16,18 @@ HEAVY = ("torch", "transformers", "prompt_toolkit", "accelerate", "bitsandbytes"
     ids=" ".join,
 )
 def test_light_commands_import_nothing_heavy(program: Program, words: list[str]) -> None:
+    loaded, _ = loaded_modules(program, words, HEAVY)
+    assert loaded == "LOADED [] 0"
+
+
+def loaded_modules(program: Program, words: list[str], names: tuple[str, ...]) -> tuple[str, int]:
+    """Which of `names` a start imports, with its exit code; and how many modules of models."""
     probe = (
         "import sys; from localgemma_cli.cli import run\n"
         "from localgemma_cli.environment import standard_streams\n"
         f"code = run({words!r}, standard_streams())\n"
-        f"print('LOADED', sorted(set({HEAVY!r}) & set(sys.modules)), code, file=sys.stderr)"
+        f"print('LOADED', sorted(set({names!r}) & set(sys.modules)), code, file=sys.stderr)\n"
+        "print(sum(name.startswith('transformers.models.') for name in sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", probe],
@@ -31,7 +38,8 @@ def test_light_commands_import_nothing_heavy(program: Program, words: list[str])
         timeout=600,
     )
     assert done.stdout
-    assert "LOADED [] 0" in done.stderr
+    loaded, models = done.stderr.splitlines()[-2:]
+    return loaded, int(models)
 
 
 def seconds(program: Program, *command: str) -> float:
@@ -63,23 +71,7 @@ UNUSED += ("bitsandbytes", "peft", "prompt_toolkit", "torch.onnx")
 
 
 def test_an_answer_imports_only_what_it_uses(program: Program) -> None:
-    probe = (
-        "import sys; from localgemma_cli.cli import run\n"
-        "from localgemma_cli.environment import standard_streams\n"
-        "words = ['-m', 'demo', '-q', '--no-save', '--max-new-tokens', '4', 'Hello']\n"
-        "code = run(words, standard_streams())\n"
-        f"print('LOADED', sorted(set({UNUSED!r}) & set(sys.modules)), code, file=sys.stderr)\n"
-        "print(sum(name.startswith('transformers.models.') for name in sys.modules), file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", probe],
-        capture_output=True,
-        text=True,
-        env=program.env,
-        check=True,
-        timeout=600,
-    )
-    loaded, models = done.stderr.splitlines()[-2:]
-    assert done.stdout
+    words = ["-m", "demo", "-q", "--no-save", "--max-new-tokens", "4", "Hello"]
+    loaded, models = loaded_modules(program, words, UNUSED)
     assert loaded == "LOADED [] 0"
-    assert int(models) < 20
+    assert models < 20

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def longest_pause(tokenizer: Tokenizer, text: str) -> float:
     moments.append(time.monotonic())
     ended.set()
     thread.join()
-    pauses = (after - before for before, after in zip(moments, moments[1:], strict=False))
+    pauses = (after - before for before, after in pairwise(moments))
     return max(pauses) / (moments[-1] - started)
 
 

@@ -1,6 +1,6 @@
 """A real Gemma as a Hugging Face checkpoint: gemma-3-270m in bfloat16, unpacked from its GGUF file.
 
-`python tests/support/real_weights.py FOLDER` makes it for use by hand.
+`PYTHONPATH=tests python -m support.real_weights FOLDER` makes it for use by hand.
 """
 
 import json
@@ -9,22 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_TOP = {"token_embd": "embed_tokens", "output_norm": "norm"}
-_IN_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 # as in google/gemma-3-270m
 _CONFIG: dict[str, Any] = {
     "architectures": ["Gemma3ForCausalLM"],
@@ -92,10 +76,15 @@ def write_checkpoint(gguf_file: Path, folder: Path) -> None:
 
 
 def _parameter_name(name: str) -> str:
+    from support.gguf_models import LAYER_NAMES, TOP_NAMES
+
+    of_layer = {stored: own for own, stored in LAYER_NAMES.items()}
+    of_layer["post_attention_norm"] = "post_attention_layernorm"
+    of_top = {stored: own for own, stored in TOP_NAMES.items()}
     stem = name.removesuffix(".weight")
     if layer := re.fullmatch(r"blk\.(\d+)\.(\w+)", stem):
-        return f"model.layers.{layer[1]}.{_IN_LAYER[layer[2]]}.weight"
-    return f"model.{_TOP[stem]}.weight"
+        return f"model.layers.{layer[1]}.{of_layer[layer[2]]}.weight"
+    return f"{of_top[stem]}.weight"
 
 
 if __name__ == "__main__":
