@@ -36,23 +36,25 @@ class Renderer(Protocol):
 
 
 class TeeRenderer:
-    """Sends one answer to two renderers. The first finishes before an error of the second can stop it."""
+    """Shows one answer on the screen and records it. What is seen is recorded, even if the terminal then
+    goes; the screen finishes before an error of the record can stop it.
+    """
 
-    def __init__(self, first: Renderer, second: Renderer) -> None:
-        self._first, self._second = first, second
+    def __init__(self, screen: Renderer, record: Renderer) -> None:
+        self._screen, self._record = screen, record
 
     def thinking(self, text: str) -> None:
-        self._first.thinking(text)
-        self._second.thinking(text)
+        self._record.thinking(text)
+        self._screen.thinking(text)
 
     def delta(self, text: str) -> None:
-        self._first.delta(text)
-        self._second.delta(text)
+        self._record.delta(text)
+        self._screen.delta(text)
 
     def finish(self, answer: Answer) -> None:
-        self._first.finish(answer)
-        self._second.finish(answer)
+        self._screen.finish(answer)
+        self._record.finish(answer)
 
     def abort(self) -> None:
-        self._first.abort()
-        self._second.abort()
+        self._screen.abort()
+        self._record.abort()

@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.patience import patience
 from support.program import COMMAND, Program
 from support.terminal import Terminal, answer_to
 
@@ -28,24 +27,34 @@ def test_two_turns_with_recall_then_leave(program: Program) -> None:
         assert terminal.wait_for_end() == 0
 
 
+GATE = """
+import sys, time
+from pathlib import Path
+
+
+class Gate:
+    def find_spec(name, path=None, target=None):
+        while name == "torch" and not Path(__file__).with_name("open").exists():
+            time.sleep(0.01)
+
+
+sys.meta_path.insert(0, Gate)
+"""
+
+
 def test_the_prompt_is_up_before_torch_and_what_is_typed_then_is_not_lost(program: Program) -> None:
-    with Terminal(replace(program, cold=True), DEMO) as terminal:
-        started = time.monotonic()
-        terminal.wait_for_prompt()
-        assert not torch_is_loaded(terminal.child.pid)
-        assert time.monotonic() - started < patience(5)
+    held = program.folder / "held"
+    held.mkdir()
+    (held / "sitecustomize.py").write_text(GATE)
+    waiting = replace(program.with_environment(PYTHONPATH=str(held)), cold=True)
+    with Terminal(waiting, DEMO) as terminal:
+        terminal.wait_for_prompt()  # while torch is not imported
         terminal.type("What is the ")
         terminal.type("memory preset?\r")
+        terminal.wait(r"> What is the memory preset\?")
+        (held / "open").touch()
         terminal.wait("4[- ]bit")
         terminal.wait_for_prompt()
-
-
-def torch_is_loaded(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/maps", encoding="utf-8") as maps:
-            return "libtorch" in maps.read()
-    except FileNotFoundError:
-        pytest.skip("needs /proc")
 
 
 def test_what_is_typed_during_an_answer_waits_for_the_next_prompt(program: Program) -> None:
