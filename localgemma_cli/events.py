@@ -65,10 +65,27 @@ class Thinking:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability under the model, before temperature and filters.
+
+    `token` is its text, with U+FFFD for what is no whole character; `bytes` is the text in UTF-8. `id` and
+    `bytes` are None where a server does not report them. `top_logprobs`: the likeliest tokens in its place,
+    the likeliest first; without any of their own.
+    """
+
+    token: str
+    logprob: float
+    id: int | None = None
+    bytes: tuple[int, ...] | None = None
+    top_logprobs: "tuple[TokenLogprob, ...]" = ()
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event of every answer, including interrupted ones. `token_ids` excludes the stop token.
 
-    `error` is set if the finish reason is "error".
+    `error` is set if the finish reason is "error". `logprobs` has an entry for each of `token_ids`; None
+    where they were not asked for, or a server does not report them.
     """
 
     finish_reason: FinishReason
@@ -76,6 +93,7 @@ class Finished:
     timing: Timing
     token_ids: tuple[int, ...] | None = None
     error: LocalGemmaError | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ class OnOverflow(StrEnum):
 class Sampling:
     """Sampling parameters: `temperature` 0 is greedy, None turns a filter off.
 
-    `max_new_tokens` None fills the context.
+    `max_new_tokens` None fills the context. `logprobs` asks for the log-probability of each token, and for
+    those of so many likeliest tokens in its place.
     """
 
     temperature: float = 0.7
@@ -35,6 +36,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     max_new_tokens: int | None = None
+    logprobs: int | None = None
 
 
 MODE_SAMPLING = {
@@ -59,6 +61,7 @@ _RANGES: Mapping[str, tuple[float, float, str, str]] = {
     "min_p": (0, 1, "between 0 and 1", "0 turns it off."),
     "repetition_penalty": (0.01, 100, "between 0.01 and 100", "1 turns it off."),
     "max_new_tokens": (1, 1_000_000_000, "between 1 and 1000000000", "Remove it to fill the context."),
+    "logprobs": (0, 20, "between 0 and 20", "0 reports only the tokens of the answer."),
     "seed": (0, 2**63 - 1, "between 0 and 2**63 - 1", "Remove it for a random seed."),
 }
 
@@ -74,6 +77,7 @@ def sampling_for(
     repetition_penalty: float | None = None,
     seed: int | None = None,
     max_new_tokens: int | None = None,
+    logprobs: int | None = None,
 ) -> Sampling:
     """The mode's values, overridden by the model's `defaults` and then by the user's options.
 
@@ -90,6 +94,7 @@ def sampling_for(
         "repetition_penalty": repetition_penalty,
         "seed": seed,
         "max_new_tokens": max_new_tokens,
+        "logprobs": logprobs,
     }
     return validate_sampling(
         replace(base, **{name: value for name, value in options.items() if value is not None})
