@@ -12,6 +12,7 @@ class ExitCode(IntEnum):
     MEMORY = 5
     CONTEXT = 6
     ENDPOINT = 7
+    INCOMPLETE = 8
     INTERRUPTED = 130
 
 
@@ -80,6 +81,17 @@ class ContextOverflowError(LocalGemmaError):
 class EndpointError(LocalGemmaError):
     exit_code = ExitCode.ENDPOINT
     kind = "endpoint"
+
+
+class IncompleteAnswer(LocalGemmaError):
+    """An answer that had to be whole or of a form, and is not; `text` is what there is of it."""
+
+    exit_code = ExitCode.INCOMPLETE
+    kind = "incomplete"
+
+    def __init__(self, message: str, hint: str, text: str = "") -> None:
+        super().__init__(message, hint)
+        self.text = text
 
 
 class InterruptedAnswer(LocalGemmaError):

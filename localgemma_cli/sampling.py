@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from localgemma_cli.constraint import Constraint
 from localgemma_cli.documents import format_value
 from localgemma_cli.errors import UsageError
 
@@ -26,7 +27,7 @@ class Sampling:
     """Sampling parameters: `temperature` 0 is greedy, None turns a filter off.
 
     `max_new_tokens` None fills the context. `logprobs` asks for the log-probability of each token, and for
-    those of so many likeliest tokens in its place.
+    those of so many likeliest tokens in its place. `constraint`: what the answer must be.
     """
 
     temperature: float = 0.7
@@ -37,6 +38,7 @@ class Sampling:
     seed: int | None = None
     max_new_tokens: int | None = None
     logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 MODE_SAMPLING = {

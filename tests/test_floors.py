@@ -31,6 +31,7 @@ FLOORS = {
     "sessions": 3,
     "models": 2,
     "config": 1,
+    "constraint": 1,
     "conversation": 1,
     "command_options": 1,
     "documents": 1,
