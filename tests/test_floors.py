@@ -40,6 +40,7 @@ FLOORS = {
     "events": 1,
     "optional_dependencies": 1,
     "option_spec": 1,
+    "prompt_template": 1,
     "options": 1,
     "redaction": 1,
     "sampling": 1,
