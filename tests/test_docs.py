@@ -51,6 +51,7 @@ def code_of(text: str) -> Iterator[str]:
 
 def commands_of(line: str) -> Iterator[list[str]]:
     """The words after each `localgemma` that is run in a line."""
+    line = re.sub(r"<\([^)]*\)", "FILE", line)  # a command's output as a file
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split, lexer.commenters = True, "#"
     try:
