@@ -27,7 +27,7 @@ class Sampling:
     """Sampling parameters: `temperature` 0 is greedy, None turns a filter off.
 
     `max_new_tokens` None fills the context. `logprobs` asks for the log-probability of each token, and for
-    those of so many likeliest tokens in its place. `constraint`: what the answer must be.
+    those of so many likeliest tokens at each position. `constraint`: what the answer must be.
     """
 
     temperature: float = 0.7
