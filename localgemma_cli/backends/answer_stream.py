@@ -34,6 +34,15 @@ def answer_limit(context: int, prompt_tokens: int, wanted: int | None) -> int:
     return min(wanted, room) if wanted else room
 
 
+def check_room(context: int, tokens: int) -> None:
+    """ContextOverflowError where a prompt and its answer have more `tokens` than the context holds."""
+    if tokens > context:
+        raise ContextOverflowError(
+            f"The prompt and the answer have {tokens} tokens, more than the context of {context}.",
+            "Shorten them.",
+        )
+
+
 def answer_events(
     tokens: Generator[Reading | int | str],
     text: "AnswerText",

@@ -41,3 +41,12 @@ class Backend(Protocol):
     def prompt(self, messages: Sequence[Message]) -> str | None:
         """The prompt's text, with control tokens; None where a server builds it."""
         ...
+
+    def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        """The log-probability of each whole answer: the sum over its tokens, and over what ends it.
+
+        Natural logarithms under the model itself, without temperature and filters. Any token that ends an
+        answer ends it here. UsageError where a server cannot report this, ContextOverflowError where a prompt
+        and an answer exceed the context.
+        """
+        ...

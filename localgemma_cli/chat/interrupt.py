@@ -84,6 +84,9 @@ class InterruptibleBackend:
     def prompt(self, messages: Sequence[Message]) -> str | None:
         return self._result(lambda: self._backend.prompt(messages))
 
+    def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        return self._result(lambda: self._backend.score(messages, answers))
+
     def recognizes(self, answer: Message) -> bool:
         return self._backend.recognizes(answer)  # fast enough not to need a thread
 

@@ -80,6 +80,10 @@ class Prompter:
                 )
         return ids
 
+    def encode_answer(self, text: str) -> list[int]:
+        """The ids of an answer's text, which follow those of its prompt."""
+        return self._encode_plain(text)
+
     def recognizes(self, answer: Message) -> bool:
         """Whether the answer's ids are in the vocabulary and decode to its text."""
         ids = answer.token_ids or ()

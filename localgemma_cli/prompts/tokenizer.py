@@ -58,6 +58,12 @@ class Tokenizer:
         found: str | None = self.library.id_to_token(token_id)
         return found
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """A token's text in UTF-8, or the byte that it is; empty for an id without a token."""
+        token = self.token_of(token_id) or ""
+        byte = BYTE_TOKEN.fullmatch(token)
+        return bytes.fromhex(byte[1]) if byte else token.replace(SPACE, " ").encode()
+
     @property
     def size(self) -> int:
         """How many tokens there are, added tokens included; ids are below this."""

@@ -22,7 +22,7 @@ from localgemma_cli.backends.http.server_errors import (
 from localgemma_cli.backends.http.text_filters import cut_at_stop, join_surrogates, mask_secret
 from localgemma_cli.backends.http.transport import Exchange, ExchangeCancelled
 from localgemma_cli.conversation import FinishReason, Message, fold_system
-from localgemma_cli.errors import EndpointError
+from localgemma_cli.errors import EndpointError, UsageError
 from localgemma_cli.events import Delta, Event, Finished, RateMeter, Thinking, Usage
 from localgemma_cli.redaction import SHORTEST_SECRET
 from localgemma_cli.sampling import Sampling
@@ -84,6 +84,12 @@ class HttpBackend:
 
     def prompt(self, messages: Sequence[Message]) -> str | None:
         return None
+
+    def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        raise UsageError(
+            "A server does not report the probabilities of given answers.",
+            "Use a model on this machine: remove --endpoint, or use --endpoint none.",
+        )
 
     def _displayable(self, failure: EndpointError) -> EndpointError:
         """The failure as it may be shown: a server's own text can contain anything, also the API key."""

@@ -7,10 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Event as Cancel
 
-from localgemma_cli.backends.answer_stream import answer_events, answer_limit, stopped_before_reading
+from localgemma_cli.backends.answer_stream import (
+    answer_events,
+    answer_limit,
+    check_room,
+    stopped_before_reading,
+)
 from localgemma_cli.backends.llamacpp.completion import Completion, completion_request
 from localgemma_cli.backends.llamacpp.parameters import server_parameters
 from localgemma_cli.backends.llamacpp.process import LlamaProcess
+from localgemma_cli.backends.llamacpp.scoring import score_answer
 from localgemma_cli.conversation import Message
 from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter
 from localgemma_cli.models.own_models import AUTO
@@ -57,6 +63,14 @@ class LlamaCppBackend:
 
     def prompt(self, messages: Sequence[Message]) -> str:
         return self._prompter.text(messages)
+
+    def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        """See `Backend.score`. Also raises AnswerBroken where llama.cpp ends."""
+        prompt = self._prompter.encode(messages)
+        encoded = [self._prompter.encode_answer(answer) for answer in answers]
+        check_room(self.context_length, len(prompt) + max(map(len, encoded), default=0))
+        self._reload(Cancel())
+        return [score_answer(self._process, self._prompter, prompt, answer) for answer in encoded]
 
     def _reload(self, cancel: Cancel) -> None:
         def stop(_: LoadProgress) -> None:

@@ -6,9 +6,10 @@ from threading import Event as Cancel
 
 from localgemma_cli.backends.answer_stream import AnswerBroken, AnswerText
 from localgemma_cli.backends.llamacpp.process import LlamaEnded, LlamaProcess, Reply
+from localgemma_cli.backends.scored_token import ScoredToken
 from localgemma_cli.events import Reading
 from localgemma_cli.prompts.prompter import Prompter
-from localgemma_cli.prompts.tokenizer import BYTE_TOKEN, SPACE, Tokenizer
+from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.sampling import Sampling
 
 _SEEDS = 2**32 - 1  # llama.cpp's seeds have 32 bits, and the last one means a random seed
@@ -54,6 +55,7 @@ class Completion:
         self.cached = 0
         self._process, self._tokenizer, self._cancel = process, prompter.tokenizer, cancel
         self._running = False
+        self.scored: list[ScoredToken | None] = []  # each token, if asked for; None: llama.cpp held it back
 
     def tokens(self, request: dict[str, object]) -> Generator[Reading | int | str]:
         """The progress of the prompt, then ids; text for a token whose ids are unknown.
@@ -68,8 +70,10 @@ class Completion:
                     self._process.send({"cancel": True})
                     stopping = True
                 match self._reply():
-                    case [int(last), list(data)]:
+                    case [int(last), list(data), *scores]:
                         ids = chunk_ids(last, bytes(data), self._tokenizer)
+                        if scores:
+                            self.scored += [*[None] * (len(ids or (last,)) - 1), _scored(last, *scores)]
                         yield from (bytes(data).decode("utf-8", "replace"),) if ids is None else ids
                     case {"read": [int(cached), int(done), int(total)]}:
                         self.cached = cached
@@ -101,18 +105,17 @@ class Completion:
         return reply
 
 
+def _scored(token: int, logprob: float, top: list[list[float]]) -> ScoredToken:
+    return ScoredToken(token, logprob, tuple((int(id), value) for id, value in top))
+
+
 def chunk_ids(last: int, data: bytes, tokenizer: Tokenizer) -> list[int] | None:
     """The ids of one token and of those held back before it; None if they cannot be known.
 
     llama.cpp holds back tokens until a character is complete. `last` is the id of the last token, and `data`
     the text of all of them in UTF-8; the earlier ones are tokens of one byte each.
     """
-    earlier = data.removesuffix(_token_bytes(tokenizer.token_of(last) or ""))
+    earlier = data.removesuffix(tokenizer.bytes_of(last))
     ids = [tokenizer.id_of(f"<0x{byte:02X}>") for byte in earlier if byte > 0x7F]  # parts of a character
     known = [each for each in ids if each is not None]
     return [*known, last] if len(known) == len(earlier) else None
-
-
-def _token_bytes(token: str) -> bytes:
-    byte = BYTE_TOKEN.fullmatch(token)
-    return bytes.fromhex(byte[1]) if byte else token.replace(SPACE, " ").encode()

@@ -6,6 +6,7 @@ Reads one JSON object per line from standard input: first the parameters of the 
     {"ready": true}                      the model is loaded
     {"error": "…", "missing": true}      it cannot be loaded; `missing`: xllamacpp is not installed
     [id, [byte, …]]                      a token, and its text with that of those held back before it
+    [id, [byte, …], x, [[id, x], …]]     the same with log-probabilities, of the likeliest tokens too
     {"read": [cached, done, total]}      tokens of the prompt
     {"done": reason, "cached": n}        the end of an answer; `reason`: stop, length or null
     {"failed": "…"}                      the end of one that failed
@@ -115,7 +116,7 @@ def _answer(server: Any, request: dict[str, Any], cancel: threading.Event, out: 
             return cancel.is_set()
         for choice in chunk["choices"]:
             for entry in (choice["logprobs"] or {}).get("content", ()):
-                _write(out, [entry["id"], entry["bytes"]])
+                _write(out, [entry["id"], entry["bytes"], *_logprobs(entry)])
             end["done"] = choice["finish_reason"] or end["done"]
         return cancel.is_set()
 
@@ -124,6 +125,13 @@ def _answer(server: Any, request: dict[str, Any], cancel: threading.Event, out: 
     except Exception as error:  # whatever xllamacpp raises
         end["failed"] = str(error)
     _write(out, {"failed": end["failed"]} if "failed" in end else end)
+
+
+def _logprobs(entry: dict[str, Any]) -> Iterator[object]:
+    """Nothing where the probabilities are those after sampling, which have other names."""
+    if "logprob" in entry:
+        yield entry["logprob"]
+        yield [[each["id"], each["logprob"]] for each in entry["top_logprobs"]]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The backend that runs a Gemma in this process with PyTorch. Implements `backends.base.Backend`."""
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Cancel
@@ -13,6 +13,7 @@ from localgemma_cli.backends.answer_stream import (
     AnswerText,
     answer_events,
     answer_limit,
+    check_room,
     stopped_before_reading,
 )
 from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep
@@ -21,6 +22,7 @@ from localgemma_cli.backends.pytorch.generation.draft_model import DraftModel, l
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, PromptLookup
 from localgemma_cli.backends.pytorch.generation.sampler import Sampler
+from localgemma_cli.backends.pytorch.generation.scoring import score_tokens
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import LocalGemmaError
@@ -78,20 +80,38 @@ class LocalBackend:
     def prompt(self, messages: Sequence[Message]) -> str:
         return self._prompter.text(messages)
 
+    def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        """See `Backend.score`."""
+        prompt = self._prompter.encode(messages)
+        encoded = [self._prompter.encode_answer(answer) for answer in answers]
+        check_room(self.context_length, len(prompt) + max(map(len, encoded), default=0))
+        with self._as_user_errors():
+            return [sum(self._score([*prompt, *answer], len(prompt), self._stop_ids)) for answer in encoded]
+
+    def _score(self, ids: Sequence[int], first: int, ends: frozenset[int]) -> list[float]:
+        return score_tokens(self._model, self._kv, ids, first, Cancel(), ends)
+
     def _tokens(
         self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel
     ) -> Generator[Reading | int | str]:
         sampler = Sampler(sampling, self._model.device)
         guesses = self._guesses(cancel)
-        try:
-            with closing(
+        with (
+            self._as_user_errors(),
+            closing(
                 generate(
                     self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, guesses
                 )
-            ) as tokens:
-                for token in tokens:
-                    self._has_generated = self._has_generated or not isinstance(token, Reading)
-                    yield token
+            ) as tokens,
+        ):
+            for token in tokens:
+                self._has_generated = self._has_generated or not isinstance(token, Reading)
+                yield token
+
+    @contextmanager
+    def _as_user_errors(self) -> Iterator[None]:
+        try:
+            yield
         except torch.OutOfMemoryError as error:
             raise out_of_memory(self.plan) from error
         except LocalGemmaError:
