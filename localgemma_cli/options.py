@@ -267,6 +267,14 @@ class Options:
     file: list[str] | None = declare_option(
         "--file", "-f", metavar="PATH", group=_FILES, help="Attach a text file; repeatable."
     )
+    no_stdin: bool = declare_option(
+        "--no-stdin",
+        "-n",
+        to=("chat", "prompt"),
+        default=False,
+        group=_FILES,
+        help="Do not read standard input beside a prompt, for example in a loop.",
+    )
     session: str | None = declare_option(
         "--session",
         metavar="NAME",

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TextIO
 
+from localgemma_cli.chat.standard_input import read_stdin, read_stdin_beside_words
+from localgemma_cli.environment import Streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import OwnModel
-from localgemma_cli.text import TEXT_LIMIT, decode_text, normalize, read_text
-from localgemma_cli.units import format_bytes
+from localgemma_cli.text import normalize, read_text
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,35 @@ def is_stdin(path: str) -> bool:
 
 
 def read_prompt_input(
-    words: Sequence[str], stdin: TextIO, *, interactive: bool, as_file: bool = False
+    words: Sequence[str],
+    streams: Streams,
+    *,
+    interactive: bool = False,
+    as_file: bool = False,
+    no_stdin: bool = False,
+    quiet: bool = False,
 ) -> PromptInput:
-    """Read the prompt; raises UsageError if it is empty, too large or not text."""
+    """Read the prompt; raises UsageError if it is empty, too large or not text.
+
+    `no_stdin` keeps standard input unread unless the words or a file name it.
+    """
     if as_file:
-        return _with_stdin_attached(words, stdin, interactive)
-    typed = "" if list(words) == ["-"] else " ".join(words)
-    if stdin.isatty() and list(words) != ["-"]:
-        if not words:
-            return PromptInput(None, interactive=True)
-        piped = ""
+        return _with_stdin_attached(words, streams, interactive)
+    if not words and streams.stdin.isatty():
+        return PromptInput(None, interactive=True)
+    if not words and no_stdin:
+        raise UsageError("--no-stdin needs a prompt.", 'Give one: localgemma -n "Why is the sky blue?"')
+    if list(words) == ["-"] or not words:
+        parts = [read_stdin(streams.stdin)]
     else:
-        piped = _read_text(stdin)
-    prompt = "\n\n".join(part for part in (normalize(typed), piped) if part.strip())
+        parts = [normalize(" ".join(words))]
+        if not no_stdin:
+            parts.append(
+                read_stdin_beside_words(
+                    streams.stdin, lambda text: None if quiet else streams.say(f"note: {text}")
+                )
+            )
+    prompt = "\n\n".join(part for part in parts if part.strip())
     if not prompt:
         raise UsageError("The prompt is empty.", 'Example: localgemma "Why is the sky blue?"')
     return PromptInput(prompt, interactive)
@@ -56,24 +72,14 @@ def read_system(system: str | None, path: str | None, own: OwnModel | None = Non
     return read_text(path, pipes=True)
 
 
-def _with_stdin_attached(words: Sequence[str], stdin: TextIO, interactive: bool) -> PromptInput:
+def _with_stdin_attached(words: Sequence[str], streams: Streams, interactive: bool) -> PromptInput:
     if list(words) == ["-"]:
         raise UsageError("Standard input cannot be both the prompt and a file.", "Remove one of the two -.")
     prompt = normalize(" ".join(words))
-    chats = interactive or (stdin.isatty() and not words)
+    chats = interactive or (streams.stdin.isatty() and not words)
     if not prompt.strip() and not chats:
         raise UsageError("-f - needs a question.", 'Example: localgemma -f - "Summarize this."')
-    text = _read_text(stdin)
+    text = read_stdin(streams.stdin)
     if not text.strip():
         raise UsageError("Standard input is empty.", "Remove -f -.")
     return PromptInput(prompt if prompt.strip() else None, chats, text)
-
-
-def _read_text(stdin: TextIO) -> str:
-    data = stdin.buffer.read(TEXT_LIMIT + 1)
-    if len(data) > TEXT_LIMIT:
-        raise UsageError(
-            f"Standard input exceeds {format_bytes(TEXT_LIMIT)}.",
-            "Send less text; no Gemma model has a context that large.",
-        )
-    return decode_text(data, "Standard input")

@@ -73,7 +73,14 @@ def _chat(
     sampling = sampling_for(options.mode, own.sampling if own else None, **options.values_for(Sampling))
     system = read_system(options.system, options.system_file, own)
     as_file = any(map(is_stdin, options.file or []))
-    question = read_prompt_input(words, streams.stdin, interactive=options.interactive, as_file=as_file)
+    question = read_prompt_input(
+        words,
+        streams,
+        interactive=options.interactive,
+        as_file=as_file,
+        no_stdin=options.no_stdin,
+        quiet=options.quiet,
+    )
     if question.prompt is None and (options.json or options.jsonl):
         raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
     if not literal:

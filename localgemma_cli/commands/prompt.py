@@ -34,7 +34,7 @@ def prompt(
     Example: localgemma prompt -m demo -s "Answer in one word." "What is the smallest model?"
     """
     streams = standard_streams()
-    question = read_prompt_input(prompt or [], streams.stdin, interactive=False).prompt
+    question = read_prompt_input(prompt or [], streams, no_stdin=options.no_stdin).prompt
     if question is None:
         raise UsageError("No prompt given.", 'Give one: localgemma prompt "Hello"')
     own = own_model(options.model)

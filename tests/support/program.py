@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,15 +40,20 @@ class Program:
         if self.starts_warm(words):
             code, out, errors = warm_start.run(words, data, cwd=self.folder, env=self.env)
             return subprocess.CompletedProcess(words, code, out.decode("utf-8"), errors.decode("utf-8"))
-        done = subprocess.run(
-            [*COMMAND, *words],
-            input=data,
-            capture_output=True,
-            cwd=self.folder,
-            env=self.env,
-            timeout=900,
-            check=False,
-        )
+        with (
+            tempfile.TemporaryFile() as given
+        ):  # written before the program starts, which waits only a second
+            given.write(data)
+            given.seek(0)
+            done = subprocess.run(
+                [*COMMAND, *words],
+                stdin=given,
+                capture_output=True,
+                cwd=self.folder,
+                env=self.env,
+                timeout=900,
+                check=False,
+            )
         return subprocess.CompletedProcess(
             done.args, done.returncode, done.stdout.decode("utf-8"), done.stderr.decode("utf-8")
         )

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,23 +67,16 @@ def start(
 
 def run(words: Sequence[str], stdin: bytes, *, cwd: Path, env: Mapping[str, str]) -> tuple[int, bytes, bytes]:
     """The exit code, standard output and standard error of `localgemma WORDS` once it has ended."""
-    (given, giving), (printing, printed), (telling, told) = os.pipe(), os.pipe(), os.pipe()
-    pid = start(words, (given, printed, told), cwd=cwd, env=env)
-    for descriptor in (given, printed, told):
+    (printing, printed), (telling, told) = os.pipe(), os.pipe()
+    with tempfile.TemporaryFile() as given:  # written before the program starts, which waits only a second
+        given.write(stdin)
+        given.seek(0)
+        pid = start(words, (given.fileno(), printed, told), cwd=cwd, env=env)
+    for descriptor in (printed, told):
         os.close(descriptor)
-    with ThreadPoolExecutor(3) as threads:
-        threads.submit(_write_all, giving, stdin)
+    with ThreadPoolExecutor(2) as threads:
         out, errors = threads.map(_read_all, (printing, telling))
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), out, errors
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    """A program that reads no more breaks the pipe, as it does for a shell."""
-    try:
-        with open(descriptor, "wb", buffering=0) as pipe:
-            pipe.write(data)
-    except BrokenPipeError:
-        pass
 
 
 def _read_all(descriptor: int) -> bytes:
