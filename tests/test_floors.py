@@ -70,6 +70,7 @@ TESTED_IN = {
     "backends/llamacpp/worker.py": "backends/llamacpp/test_backend.py",
     "backends/scored_token.py": "backends/pytorch/generation/test_scoring.py",
     "backends/llamacpp/scoring.py": "backends/llamacpp/test_llamacpp_scoring.py",
+    "backends/pytorch/generation/cpu_step_calls.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/cpu_step_support.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/kv_cache.py": "backends/pytorch/generation/test_decode.py",
     "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from localgemma_cli.backends.pytorch.generation.cpu_step import CpuStep
 from localgemma_cli.backends.pytorch.generation.cpu_step_support import make_cpu_step
 from localgemma_cli.backends.pytorch.generation.cuda_graph import (
     BackgroundCompiler,
@@ -32,8 +33,8 @@ def forward(model: PreTrainedModel, tokens: torch.Tensor, cache: Cache, keep: in
 def make_step(model: PreTrainedModel, compile_mode: str) -> Step:
     """The one-token step for the plan's `compile`; all modes except "none" need a preallocated cache."""
 
-    def step(token: torch.Tensor, cache: Cache) -> torch.Tensor:
-        return forward(model, token, cache)
+    def step(tokens: torch.Tensor, cache: Cache) -> torch.Tensor:
+        return forward(model, tokens, cache, tokens.shape[1])
 
     if compile_mode == "none" and model.device.type == "cpu":
         return make_cpu_step(model, step)
@@ -194,4 +195,5 @@ def _decode_with_guesses(
         guess = guesses.propose(history)[: longest - len(history) - 1]
         with kv.appending([token, *guess]) as cache:
             fed = torch.tensor([[token, *guess]], device=rows.device)
-            rows = forward(model, fed, cache, len(guess) + 1) if guess else step(fed, cache)
+            several = not guess or isinstance(step, CpuStep)
+            rows = step(fed, cache) if several else forward(model, fed, cache, len(guess) + 1)

@@ -43,8 +43,12 @@ class WholeLayer(DynamicLayer):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """For the next `query_length` tokens: (number of tokens attention sees, position of the first)."""
-        first = 0 if self.window is None else max(self.length - self.window + 1, 0)
+        first = self.first_seen(self.length)
         return self.length + query_length - first, first
+
+    def first_seen(self, position: int) -> int:
+        """The position of the first token that one at `position` sees."""
+        return 0 if self.window is None else max(position - self.window + 1, 0)
 
     def get_seq_length(self) -> int:
         return self.length

@@ -1,25 +1,32 @@
-/* What a decoding step of one token computes between its products: norms, rotation, the KV cache, attention and the
-   gate. Numbers are rounded to bfloat16 where transformers rounds them. Rows have a multiple of 8 numbers.
+/* What a decoding step computes between its products: norms, rotation, the KV cache, attention and the gate. Numbers are
+   rounded to bfloat16 where transformers rounds them. Rows have a multiple of 8 numbers. A step has one or more rows,
+   each the next token of a text: of different texts, or of one text in order. A row's result is the same bits for any
+   number of rows.
 
    Vectors of 8 float32 serve all variants: this is a small part of a step. */
 
-enum { TOGETHER_FROM = 1 << 14 }; /* scores of all heads from which threads share their softmax */
+enum {
+    TOGETHER_FROM = 1 << 14, /* scores of all heads from which threads share their softmax */
+    SHARED_FROM = 200000,    /* products of a row from which threads share its attention */
+    GATED_FROM = 1 << 14,    /* numbers from which threads share the gate */
+};
 
 typedef struct {
     long heads, kv_heads, width;           /* width of a head */
     float scaling, softcap, epsilon;       /* softcap 0: none */
     const Half *query_norm, *key_norm;     /* [width]; NULL: none */
-    Half *query, *key, *value;             /* [heads, width], [kv_heads, width] twice: results of the products */
-    Half *out;                             /* [heads, width] */
+    Half *query, *key, *value;             /* [rows, heads, width], [rows, kv_heads, width] twice: of the products */
+    Half *out;                             /* [rows, heads, width] */
 } Attention;
 
-typedef struct {                           /* the KV cache of a layer; the new token is the last that attention sees */
+typedef struct {                           /* a row's KV cache of a layer; its token is the last that attention sees */
     void *keys, *values;                   /* [kv_heads, tokens, width]; [kv_heads, width, tokens] */
     long keys_next, values_next, stride;   /* from head to head; from one dimension of the values to the next */
     Half *scales;                          /* [2 * kv_heads, scales_next], the keys' first; NULL: in bfloat16 */
     long scales_next;
     long first, end;                       /* tokens that attention sees, the new one included */
     float *scores, *numbers;               /* scratch of [heads, n] and [heads, n or width rounded up to GROUP] */
+    const Half *cosines, *sines;           /* [width], of the token's position */
 } Cached;
 
 /* ---- Vectors of 8 ---- */
@@ -103,9 +110,8 @@ INLINED __m256 normed(__m256 x, __m256 norm, const Half *weight) {
     return rounded(_mm256_mul_ps(_mm256_mul_ps(x, norm), _mm256_add_ps(_mm256_set1_ps(1), eight(weight))));
 }
 
-/* Add to state [n] what a block computed, normed by `after` unless NULL; out = the state normed by `weight`. */
-void NAMED(add_norm)(long n, float epsilon, Half *state, const Half *added, const Half *after, const Half *weight,
-                     Half *out) {
+static void add_norm_row(long n, float epsilon, Half *state, const Half *added, const Half *after, const Half *weight,
+                         Half *out) {
     if (added) {
         __m256 norm = after ? norm_of(n, epsilon, added) : _mm256_setzero_ps();
         for (long i = 0; i < n; i += 8) {
@@ -118,9 +124,17 @@ void NAMED(add_norm)(long n, float epsilon, Half *state, const Half *added, cons
         keep_eight(out + i, normed(eight(state + i), norm, weight + i));
 }
 
+/* Add to state [rows, n] what a block computed, normed by `after` unless NULL; out = the state normed by `weight`. */
+void NAMED(add_norm)(long rows, long n, float epsilon, Half *state, const Half *added, const Half *after,
+                     const Half *weight, Half *out) {
+    for (long at = 0; at < rows * n; at += n)
+        add_norm_row(n, epsilon, state + at, added ? added + at : NULL, after, weight, out + at);
+}
+
 /* out [n] = gelu(gate) * up, with the tanh form of gelu. */
-void NAMED(gate)(long n, const Half *gate, const Half *up, Half *out) {
+void NAMED(gate)(long threads, long n, const Half *gate, const Half *up, Half *out) {
     const __m256 beta = _mm256_set1_ps(0.7978845608f), kappa = _mm256_set1_ps(0.044715f), one = _mm256_set1_ps(1);
+#pragma omp parallel for schedule(static) num_threads(threads) if (n >= GATED_FROM)
     for (long i = 0; i < n; i += 8) {
         __m256 x = eight(gate + i), cube = _mm256_mul_ps(_mm256_mul_ps(x, x), x);
         __m256 inner = _mm256_mul_ps(beta, _mm256_add_ps(x, _mm256_mul_ps(kappa, cube)));
@@ -268,15 +282,42 @@ static void attend_int8(long threads, long n, const Attention *a, const Cached *
         a->out[i] = narrowed(c->numbers[i]);
 }
 
-/* Norm and rotate the query and the key, keep the key and the value in the cache, and attend. */
-void NAMED(attend)(long threads, const Attention *a, const Cached *c, const Half *cosines, const Half *sines) {
-    for (long head = 0; head < a->heads; head++)
-        turn_head(a->width, a->epsilon, a->query_norm, cosines, sines, a->query + head * a->width);
-    for (long head = 0; head < a->kv_heads; head++)
-        turn_head(a->width, a->epsilon, a->key_norm, cosines, sines, a->key + head * a->width);
-    keep_token(a, c);
+/* The attention of one row, whose token is in the cache. */
+static void attend_row(long threads, const Attention *a, const Cached *c) {
     if (c->scales)
         attend_int8(threads, c->end - c->first, a, c);
     else
         attend_halves(threads, c->end - c->first, a, c);
+}
+
+INLINED Attention of_row(const Attention *all, long row) {
+    Attention a = *all;
+    a.query += row * a.heads * a.width;
+    a.key += row * a.kv_heads * a.width;
+    a.value += row * a.kv_heads * a.width;
+    a.out += row * a.heads * a.width;
+    return a;
+}
+
+/* Norm and rotate the queries and the keys, keep the keys and the values in the caches, and attend. */
+void NAMED(attend_rows)(long threads, long rows, const Attention *all, const Cached *cached) {
+    long products = 0, most = 0; /* of all rows and of the longest one */
+    for (long row = 0; row < rows; row++) {
+        const Attention a = of_row(all, row);
+        const Cached *c = cached + row;
+        for (long head = 0; head < a.heads; head++)
+            turn_head(a.width, a.epsilon, a.query_norm, c->cosines, c->sines, a.query + head * a.width);
+        for (long head = 0; head < a.kv_heads; head++)
+            turn_head(a.width, a.epsilon, a.key_norm, c->cosines, c->sines, a.key + head * a.width);
+        keep_token(&a, c); /* before any row attends: a later one can see it */
+        long own = (c->end - c->first) * a.heads * a.width;
+        products += own;
+        most = own > most ? own : most;
+    }
+    int apart = rows > 1 && (rows >= threads || most < SHARED_FROM); /* else threads share each row */
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (apart && products >= SHARED_FROM)
+    for (long row = 0; row < rows; row++) {
+        const Attention a = of_row(all, row);
+        attend_row(apart ? 1 : threads, &a, cached + row);
+    }
 }

@@ -1,4 +1,4 @@
-"""What a decoding step of one token computes between its products, in C on x86-64 CPUs; see step.h.
+"""What a decoding step computes between its products, in C on x86-64 CPUs; see step.h.
 
 The same operations cost transformers about a millisecond per layer, more than the products of a small model.
 """
@@ -32,20 +32,18 @@ class CachedTokens(ctypes.Structure):
         *((name, LONG) for name in ("keys_next", "values_next", "stride")),
         ("scales", POINTER),
         *((name, LONG) for name in ("scales_next", "first", "end")),
-        ("scores", POINTER),
-        ("numbers", POINTER),
+        *((name, POINTER) for name in ("scores", "numbers", "cosines", "sines")),
     )
 
 
 _ARGUMENTS = {
-    "add_norm": (LONG, _FLOAT, *(POINTER,) * 5),  # n, epsilon, state, added, after, weight, out
-    "gate": (LONG, *(POINTER,) * 3),  # n, gate, up, out
-    "attend": (  # threads, shape, tokens, cosines, sines
+    "add_norm": (LONG, LONG, _FLOAT, *(POINTER,) * 5),  # rows, n, epsilon, state, added, after, weight, out
+    "gate": (LONG, LONG, *(POINTER,) * 3),  # threads, n, gate, up, out
+    "attend_rows": (  # threads, rows, shape, tokens of each row
+        LONG,
         LONG,
         ctypes.POINTER(AttentionShape),
         ctypes.POINTER(CachedTokens),
-        POINTER,
-        POINTER,
     ),
 }
 

@@ -38,23 +38,40 @@ def is_widened() -> bool:
     return flags is not None and not flags & CPU_BF16_FLAGS
 
 
-# a call that can be repeated, and the tensor [1, out] that it writes to
+# a call that can be repeated, and the contiguous tensor [rows, out] that it writes to
 BoundProduct = tuple[Callable[[], object], Tensor]
 
 
-def bind_row(module: Any, row: Tensor) -> BoundProduct:
-    """Bind a linear layer to one row [1, in], whose values each call reads; for a step that is repeated.
+def bind_rows(module: Any, rows: Tensor) -> BoundProduct:
+    """Bind a linear layer to rows [n, in], whose values each call reads; for a step that is repeated.
 
-    A layer's own `bind_row` saves the cost of its forward in Python.
+    A layer's own `bind_rows` saves the cost of its forward in Python. A row's result is the same bits for any
+    number of rows.
     """
-    own = getattr(type(module), "bind_row", None)  # not through a wrapper that passes attributes on
-    bound: BoundProduct = bind_forward(module, row) if own is None else own(module, row)
+    bound = _own_product(module, rows)
+    return _bind_forward(module, rows) if bound is None else bound
+
+
+def shares_reads(module: Any) -> bool:
+    """Return whether `bind_rows` reads the layer's weights once for several rows."""
+    return _own_product(module, torch.empty((1, module.in_features), dtype=torch.bfloat16)) is not None
+
+
+def _own_product(module: Any, rows: Tensor) -> BoundProduct | None:
+    own = getattr(type(module), "bind_rows", None)  # not through a wrapper that passes attributes on
+    bound: BoundProduct | None = None if own is None else own(module, rows)
     return bound
 
 
-def bind_forward(module: Any, row: Tensor) -> BoundProduct:
-    out = row.new_empty(1, module.out_features)
-    return lambda: out.copy_(module(row)), out
+def _bind_forward(module: Any, rows: Tensor) -> BoundProduct:
+    """One row at a time: a product of several can sum in another order."""
+    out = rows.new_empty(len(rows), module.out_features)
+
+    def call() -> None:
+        for index in range(len(rows)):
+            out[index : index + 1] = module(rows[index : index + 1])
+
+    return call, out
 
 
 class PackedLinear(nn.Module):
@@ -91,8 +108,8 @@ class CompactLinear(nn.Module):
         rows = inputs.reshape(1, -1, self.in_features).contiguous()
         return bfloat16_rows(rows, self._weights).view(*inputs.shape[:-1], self.out_features)
 
-    def bind_row(self, row: Tensor) -> BoundProduct:
-        call, out = bind_bfloat16(row[None], self._weights)
+    def bind_rows(self, rows: Tensor) -> BoundProduct:
+        call, out = bind_bfloat16(rows[None], self._weights)
         return call, out[0]
 
 
@@ -119,10 +136,10 @@ class WidenedLinear(nn.Module):
             product = self._multiply_by_pieces(rows)
         return product.view(*inputs.shape[:-1], self.out_features)
 
-    def bind_row(self, row: Tensor) -> BoundProduct:
+    def bind_rows(self, rows: Tensor) -> BoundProduct | None:
         if not has_bfloat16_rows():
-            return bind_forward(self, row)
-        call, out = bind_bfloat16(row[None], self.weight[None])
+            return None
+        call, out = bind_bfloat16(rows[None], self.weight[None])
         return call, out[0]
 
     def _multiply_by_pieces(self, rows: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from localgemma_cli.backends.pytorch.kernels.grouped import (
     grouped_rows,
     multiply_grouped,
 )
-from localgemma_cli.backends.pytorch.layers.cpu_linear import BoundProduct, bind_forward, is_widened
+from localgemma_cli.backends.pytorch.layers.cpu_linear import BoundProduct, is_widened
 from localgemma_cli.backends.pytorch.weights.groups import BLOCK, GROUP, unpack_groups
 
 _UNPACKED = 1 << 19  # weights at a time: 2 MB in float32, which a processor's caches hold
@@ -40,11 +40,20 @@ class GroupedLinear(nn.Module):
         product = product[:, : self.out_features]
         return product.reshape(*inputs.shape[:-1], self.out_features).to(inputs.dtype)
 
-    def bind_row(self, row: Tensor) -> BoundProduct:
-        if not self._rounds or row.dtype != torch.bfloat16:
-            return bind_forward(self, row)
-        call, out = bind_grouped(row, self.packed, self.factors)
-        return call, out[:, : self.out_features]
+    def bind_rows(self, rows: Tensor) -> BoundProduct | None:
+        if not self._rounds or rows.dtype != torch.bfloat16:
+            return None
+        multiply, padded = bind_grouped(rows, self.packed, self.factors)
+        out = padded[:, : self.out_features]
+        if out.is_contiguous():
+            return multiply, out
+        whole = out.contiguous()
+
+        def call() -> None:
+            multiply()
+            whole.copy_(out)
+
+        return call, whole
 
     def _multiply_unpacked(self, rows: Tensor) -> Tensor:
         dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 and not is_widened() else torch.float32

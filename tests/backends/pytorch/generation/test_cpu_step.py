@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -23,7 +23,10 @@ from localgemma_cli.backends.pytorch.generation.decode import forward, make_step
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.kernels.library import variants
 from localgemma_cli.backends.pytorch.layers import attention
-from localgemma_cli.backends.pytorch.layers.cpu_linear import tune_linears
+from localgemma_cli.backends.pytorch.layers.cpu_linear import replace_linears, tune_linears
+from localgemma_cli.backends.pytorch.layers.grouped import GroupedLinear
+from localgemma_cli.backends.pytorch.weights.groups import pack_groups
+from localgemma_cli.backends.pytorch.weights.quantize_grouped import quantize_rows
 
 pytestmark = pytest.mark.skipif(not variants(), reason="needs the C extension for this processor")
 SHAPE = {
@@ -42,6 +45,8 @@ FAMILIES = {
     "gemma2": (Gemma2ForCausalLM, Gemma2Config(**SHAPE, **WINDOW, attn_logit_softcapping=3.0)),
     "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(**SHAPE, **WINDOW, final_logit_softcapping=5.0)),
 }
+EVEN = {**SHAPE, "hidden_size": 64, "intermediate_size": 96}  # which groups of 32 divide
+FAMILIES["even"] = (Gemma3ForCausalLM, Gemma3TextConfig(**EVEN, **WINDOW))
 
 
 def model_of(kind: str, dtype: torch.dtype = torch.bfloat16, name: str | None = None) -> Any:
@@ -101,6 +106,75 @@ def test_a_roll_back_is_followed(kind: str) -> None:
     assert all(map(torch.equal, *kept))
 
 
+def quantize_linears(model: Any) -> None:
+    """Linear layers in int4, and the head in int8, as the preset `memory` has them."""
+
+    def quantized(linear: nn.Linear) -> nn.Module:
+        rows = nn.functional.pad(linear.weight.detach().float(), (0, 0, 0, -linear.out_features % 32))
+        groups = quantize_rows(rows, 8 if linear is model.lm_head else 4)
+        packed = pack_groups(groups.levels, groups.scales, groups.offsets)
+        return GroupedLinear(packed, groups.factors, linear.out_features)
+
+    replace_linears(model, quantized)
+
+
+TOGETHER = [
+    ("gemma1", "plain", "full"),
+    ("gemma2", "compact", "full"),
+    ("gemma2", "plain", "int8"),
+    ("even", "grouped", "full"),
+    ("even", "grouped", "int8"),
+]
+
+
+def stepped(kind: str, weights: str) -> tuple[Any, CpuStep]:
+    model = model_of(kind)
+    if weights == "grouped":
+        quantize_linears(model)
+    tune_linears(model, weights == "compact")
+    step = make_step(model, "none")
+    assert isinstance(step, CpuStep)
+    return model, step
+
+
+def filled(model: Any, cache: str, length: int) -> KVCache:
+    kv = KVCache(model.config, cache, 512)
+    with kv.appending(range(length)) as layers:
+        forward(model, torch.arange(length)[None], layers)
+    return kv
+
+
+@pytest.mark.parametrize(("kind", "weights", "cache"), TOGETHER)
+@torch.inference_mode()
+def test_rows_of_different_lengths_have_the_bits_of_one_row(kind: str, weights: str, cache: str) -> None:
+    """Below the window, above it, and at a growth of the buffers; rows come and go."""
+    model, step = stepped(kind, weights)
+    lengths = (3, 20, 255, 9, 130, 1, 60, 256)
+    alone, together = ([filled(model, cache, length).cache for length in lengths] for _ in range(2))
+    for count, token in ((8, 1), (3, 50), (5, 90), (1, 7), (2, 200)):
+        tokens = range(token, token + count)
+        expected = [
+            step(torch.tensor([[each]]), one) for each, one in zip(tokens, alone[-count:], strict=True)
+        ]
+        got = step.step_rows(tokens, together[-count:])
+        assert torch.equal(got, torch.cat(expected))
+    assert [each.layers[0].length for each in together] == [each.layers[0].length for each in alone]
+
+
+@pytest.mark.parametrize(("kind", "weights", "cache"), TOGETHER)
+@torch.inference_mode()
+def test_several_tokens_of_a_text_have_the_bits_of_one_after_the_other(
+    kind: str, weights: str, cache: str
+) -> None:
+    model, step = stepped(kind, weights)
+    for length in (3, 252):
+        one, other = (filled(model, cache, length).cache for _ in range(2))
+        tokens = torch.arange(40, 48)[None]
+        expected = torch.cat([step(tokens[:, index : index + 1], one) for index in range(8)])
+        assert torch.equal(step(tokens, other), expected)
+        assert torch.equal(step(tokens[:, :1], other), step(tokens[:, :1], one))
+
+
 def hook(model: Any) -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda *_: None)
 
@@ -155,7 +229,7 @@ def test_a_failure_in_the_middle_of_a_step_costs_one_line_and_no_answer(
             raise OSError("no kernel")
         right(*arguments)
 
-    right, functions["attend"] = functions["attend"], attend
+    right, functions["attend_rows"] = functions["attend"], attend
     step = CpuStep(model, functions, plain_step(model))
     caches = [KVCache(model.config, "full", 512).cache for _ in range(2)]
     for cache in caches:

@@ -113,9 +113,9 @@ def test_a_long_prompt_is_prefilled_in_chunks(monkeypatch: pytest.MonkeyPatch) -
     sizes = []
     plain = decoding.forward
 
-    def recorded(model: object, tokens: torch.Tensor, cache: object) -> torch.Tensor:
+    def recorded(model: object, tokens: torch.Tensor, cache: object, keep: int = 1) -> torch.Tensor:
         sizes.append(tokens.shape[1])
-        return plain(model, tokens, cache)
+        return plain(model, tokens, cache, keep)
 
     monkeypatch.setattr(decoding, "forward", recorded)
     history = torch.randint(108, 1000, (900,), generator=torch.Generator().manual_seed(5)).tolist()

@@ -40,7 +40,7 @@ def test_a_block_is_added_and_the_state_normed(functions: StepFunctions, norms_f
     out = torch.empty_like(state)
     first = after.data_ptr() if norms_first else None
     pointers = (state.data_ptr(), added.data_ptr(), first, weight.data_ptr(), out.data_ptr())
-    functions["add_norm"](640, EPSILON, *pointers)
+    functions["add_norm"](1, 640, EPSILON, *pointers)
     assert torch.equal(state, expected)
     torch.testing.assert_close(out, normed(expected, weight))
 
@@ -51,11 +51,11 @@ def test_the_gate_is_gelu_in_its_tanh_form_from_the_smallest_to_the_largest_numb
     gate = torch.cat([numbers(2048, scale=3), torch.tensor([0, -0.0, 1e-30, -1e-6, 90, -90, 3e38, -3e38])])
     gate, up = gate.to(torch.bfloat16), numbers(2056)
     out = torch.empty_like(gate)
-    functions["gate"](len(gate), gate.data_ptr(), up.data_ptr(), out.data_ptr())
+    functions["gate"](2, len(gate), gate.data_ptr(), up.data_ptr(), out.data_ptr())
     expected = torch.nn.functional.gelu(gate.double(), approximate="tanh").to(torch.bfloat16) * up
     torch.testing.assert_close(out, expected, rtol=2**-6, atol=1e-6)
     gate[5] = float("nan")
-    functions["gate"](len(gate), gate.data_ptr(), up.data_ptr(), out.data_ptr())
+    functions["gate"](2, len(gate), gate.data_ptr(), up.data_ptr(), out.data_ptr())
     assert out.isnan().nonzero().tolist() == [[5]]
 
 
@@ -106,9 +106,11 @@ def test_attention_of_one_token(
     strides = (kept[0].stride(0), kept[1].stride(0), kept[1].stride(1))
     apart = (None, 0) if scales is None else (scales.data_ptr(), scales.stride(0))
     tokens = CachedTokens(
-        *(t.data_ptr() for t in kept), *strides, *apart, first, end, *(part.data_ptr() for part in scratch)
+        *(t.data_ptr() for t in kept),
+        *(*strides, *apart, first, end),
+        *(each.data_ptr() for each in (*scratch, cosines, sines)),
     )
-    functions["attend"](2, shape, tokens, cosines.data_ptr(), sines.data_ptr())
+    functions["attend_rows"](2, 1, shape, tokens)
     assert (out.view_as(expected).float() - expected).abs().max() < 0.03 * expected.abs().max()
     if in_int8:
         assert torch.equal(kept[0][:, end - 1], quantize_states(parts[1])[0])

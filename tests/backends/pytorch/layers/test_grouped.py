@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from localgemma_cli.backends.pytorch.kernels.grouped import find_grouped_rows
 from localgemma_cli.backends.pytorch.kernels.library import variants
+from localgemma_cli.backends.pytorch.layers.cpu_linear import bind_rows
 from localgemma_cli.backends.pytorch.layers.grouped import GroupedLinear
 from localgemma_cli.backends.pytorch.layers.nf4 import InterleavedNF4, PlainNF4
 from localgemma_cli.backends.pytorch.loading.convert_4bit import write_quantized
@@ -127,13 +128,14 @@ def test_the_product_is_found_where_the_extension_is() -> None:
 
 
 @pytest.mark.parametrize("extension", [True, False])
-def test_a_bound_row_is_multiplied_as_often_as_it_is_called(extension: bool) -> None:
+def test_bound_rows_are_multiplied_as_often_as_they_are_called(extension: bool) -> None:
     packed, factors = quantized(torch.randn(50, 256, generator=torch.Generator().manual_seed(3)), 4)
     layer = GroupedLinear(packed, factors, 50)
     layer._rounds = layer._rounds and extension
-    row = torch.zeros(1, 256, dtype=torch.bfloat16)
-    call, out = layer.bind_row(row)
+    rows = torch.zeros(3, 256, dtype=torch.bfloat16)
+    call, out = bind_rows(layer, rows)
+    assert out.is_contiguous()
     for seed in range(2):
-        row.copy_(torch.randn(1, 256, generator=torch.Generator().manual_seed(seed)))
+        rows.copy_(torch.randn(3, 256, generator=torch.Generator().manual_seed(seed)))
         call()
-        assert torch.equal(out, layer(row))
+        assert torch.equal(out, torch.cat([layer(row[None]) for row in rows]))
