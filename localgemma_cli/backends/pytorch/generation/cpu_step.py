@@ -164,7 +164,7 @@ def _capacity(cache: Cache, count: int) -> int:
 
 def _locate(layer: WholeLayer, index: int, place: CachedTokens) -> int:
     """Write to `place` where a layer has its tokens and `index` more, and return the next position."""
-    position = layer.length + index
+    position: int = layer.length + index
     place.first, place.end = layer.first_seen(position), position + 1
     keys, values, scales = layer.buffers
     place.keys, place.values = keys.data_ptr(), values.data_ptr()

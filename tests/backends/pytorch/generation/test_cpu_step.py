@@ -229,7 +229,7 @@ def test_a_failure_in_the_middle_of_a_step_costs_one_line_and_no_answer(
             raise OSError("no kernel")
         right(*arguments)
 
-    right, functions["attend_rows"] = functions["attend"], attend
+    right, functions["attend_rows"] = functions["attend_rows"], attend
     step = CpuStep(model, functions, plain_step(model))
     caches = [KVCache(model.config, "full", 512).cache for _ in range(2)]
     for cache in caches:
