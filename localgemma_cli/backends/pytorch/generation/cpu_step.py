@@ -159,7 +159,8 @@ def _is_supported(cache: Cache) -> bool:
 
 def _capacity(cache: Cache, count: int) -> int:
     """The most tokens that a layer has room for after `count` more."""
-    return max(layer.capacity(layer.length + count) for layer in cache.layers)
+    most: int = max(layer.capacity(layer.length + count) for layer in cache.layers)
+    return most
 
 
 def _locate(layer: WholeLayer, index: int, place: CachedTokens) -> int:
