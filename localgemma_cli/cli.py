@@ -99,9 +99,10 @@ def main() -> None:
     fill_closed_descriptors()
     keep_own_stderr()
     streams = standard_streams()
-    hide_library_output(streams, verbose=_error_style(sys.argv[1:], os.environ).verbose)
+    style = _error_style(sys.argv[1:], os.environ)
+    hide_library_output(streams, verbose=style.verbose)
     code = run(sys.argv[1:], streams)
-    _leave(streams, _close(streams, code))
+    _leave(streams, _close(streams, code, style))
 
 
 def run(words: Sequence[str], streams: Streams) -> int:
@@ -212,7 +213,7 @@ def _report(error: LocalGemmaError, style: ErrorStyle, streams: Streams) -> int:
     return error.exit_code
 
 
-def _close(streams: Streams, code: int) -> int:
+def _close(streams: Streams, code: int, style: ErrorStyle) -> int:
     """Flush stdout; a closed pipe is a success, a full disk a failure."""
     try:
         streams.stdout.flush()
@@ -220,8 +221,8 @@ def _close(streams: Streams, code: int) -> int:
         _discard(streams)
     except OSError as error:
         _discard(streams)
-        streams.say(format_error(_not_written(error), "localgemma: "), colour_prefix(streams.stderr))
-        return code or ExitCode.FAILURE
+        failure = _report(_not_written(error), style, streams)
+        return code or failure
     return code
 
 
