@@ -229,6 +229,11 @@ def data_folder() -> Path:
     return _folder("data", platformdirs.user_data_path)
 
 
+def runtime_folder() -> Path:
+    """For the sockets of running servers; `LOCALGEMMA_HOME/run` if that variable is set."""
+    return _folder("run", platformdirs.user_runtime_path)
+
+
 def hub_cache(environ: Mapping[str, str]) -> Path:
     """The cache folder of huggingface_hub 1.x, computed as in its constants.py, without importing it."""
     caches = environ.get("XDG_CACHE_HOME", "~/.cache")

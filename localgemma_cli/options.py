@@ -15,8 +15,9 @@ from localgemma_cli.sampling import Mode, OnOverflow
 OPTION_GROUPS = ("Model", "Sampling", "Memory and speed", "Files and sessions", "Output")
 _MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = OPTION_GROUPS
 
-_PLANS = ("chat", "plan", "bench")
-_MODELS = ("chat", "plan", "prompt", "models pull")
+_PLANS = ("chat", "plan", "bench", "serve")
+_MODELS = ("chat", "plan", "prompt", "models pull", "serve")
+_ANSWERS = ("chat", "serve")
 _LISTS = ("models list", "history list", "history show", "history search", "config show")
 
 
@@ -35,7 +36,7 @@ class Options:
     model: str | None = declare_option(
         "--model",
         "-m",
-        to=("chat", "plan", "prompt", "bench"),
+        to=("chat", "plan", "prompt", "bench", "serve"),
         metavar="NAME",
         group=_MODEL,
         help="Use 2b, 7b, 9b, 27b, demo, another name of `models list`, a hub id or a local folder."
@@ -43,7 +44,7 @@ class Options:
     )
     preset: str | None = declare_option(
         "--preset",
-        to=("chat", "plan"),
+        to=("chat", "plan", "serve"),
         metavar="NAME",
         group=_MEMORY,
         local_only=True,
@@ -51,7 +52,7 @@ class Options:
     )
     adapter: str | None = declare_option(
         "--adapter",
-        to=("chat", "plan", "prompt"),
+        to=("chat", "plan", "prompt", "serve"),
         metavar="NAME",
         group=_MODEL,
         local_only=True,
@@ -68,7 +69,7 @@ class Options:
     )
     template: str | None = declare_option(
         "--template",
-        to=("chat", "prompt"),
+        to=("chat", "prompt", "serve"),
         metavar="FORM",
         group=_MODEL,
         local_only=True,
@@ -94,7 +95,7 @@ class Options:
     yes: bool = declare_option(
         "--yes",
         "-y",
-        to=("chat", "bench"),
+        to=("chat", "bench", "serve"),
         default=False,
         group=_MODEL,
         help="Download missing files without asking.",
@@ -125,40 +126,45 @@ class Options:
     )
     temperature: float | None = declare_option(
         "--temperature",
+        to=_ANSWERS,
         metavar="T",
         group=_SAMPLING,
         help="Set the randomness; 0 always picks the likeliest token. Default: as the mode does.",
     )
     top_p: float | None = declare_option(
         "--top-p",
+        to=_ANSWERS,
         metavar="P",
         group=_SAMPLING,
         help="Sample from the likeliest tokens that reach probability P together.",
     )
     top_k: int | None = declare_option(
-        "--top-k", metavar="K", group=_SAMPLING, help="Sample from the K likeliest tokens."
+        "--top-k", to=_ANSWERS, metavar="K", group=_SAMPLING, help="Sample from the K likeliest tokens."
     )
     min_p: float | None = declare_option(
         "--min-p",
+        to=_ANSWERS,
         metavar="P",
         group=_SAMPLING,
         help="Drop tokens less likely than P times the likeliest one.",
     )
     repetition_penalty: float | None = declare_option(
         "--repetition-penalty",
+        to=_ANSWERS,
         metavar="X",
         group=_SAMPLING,
         help="Make repetition less likely with a value above 1. Default: as the mode does.",
     )
     seed: int | None = declare_option(
         "--seed",
-        to=("chat", "bench"),
+        to=("chat", "bench", "serve"),
         metavar="N",
         group=_SAMPLING,
         help="Seed the sampling; the same seed gives the same answer.",
     )
     max_new_tokens: int | None = declare_option(
         "--max-new-tokens",
+        to=_ANSWERS,
         metavar="N",
         group=_SAMPLING,
         help="Stop after N tokens. Default: fill the context.",
@@ -219,7 +225,7 @@ class Options:
     )
     assistant: str | None = declare_option(
         "--assistant",
-        to=("chat", "plan"),
+        to=("chat", "plan", "serve"),
         metavar="NAME",
         group=_MEMORY,
         local_only=True,
@@ -244,6 +250,7 @@ class Options:
     )
     endpoint: str | None = declare_option(
         "--endpoint",
+        to=_ANSWERS,
         metavar="URL",
         group=_MODEL,
         help="Chat with a server instead of loading a model; -m is the server's name for the model, and"
@@ -251,6 +258,7 @@ class Options:
     )
     endpoint_dialect: str = declare_option(
         "--endpoint-dialect",
+        to=_ANSWERS,
         default="auto",
         metavar="KIND",
         group=_MODEL,
@@ -259,6 +267,7 @@ class Options:
     )
     endpoint_timeout: float = declare_option(
         "--endpoint-timeout",
+        to=_ANSWERS,
         default=120.0,
         metavar="SECONDS",
         group=_MODEL,
@@ -328,7 +337,7 @@ class Options:
     quiet: bool = declare_option(
         "--quiet",
         "-q",
-        to=("chat", "bench", "models pull"),
+        to=("chat", "bench", "models pull", "serve"),
         default=False,
         group=_OUTPUT,
         help="Print no progress and no notices on stderr.",
@@ -336,9 +345,44 @@ class Options:
     verbose: bool = declare_option(
         "--verbose",
         "-v",
+        to=_ANSWERS,
         default=False,
         group=_OUTPUT,
         help="Print what happens and why, and tracebacks for errors.",
+    )
+    host: str = declare_option(
+        "--host",
+        to="serve",
+        default="127.0.0.1",
+        metavar="ADDR",
+        help="Listen on this address. An address that other machines reach needs a key. Default: 127.0.0.1.",
+    )
+    port: int = declare_option(
+        "--port",
+        to="serve",
+        default=4366,
+        metavar="N",
+        help="Listen on this port; 0 means any free one. Default: 4366.",
+    )
+    socket: str | None = declare_option(
+        "--socket",
+        to="serve",
+        metavar="PATH",
+        help="Also listen on this Unix socket, which only you can use, or on none. Default:"
+        " serve-PORT.sock in your runtime folder.",
+    )
+    api_key_file: str | None = declare_option(
+        "--api-key-file",
+        to="serve",
+        metavar="PATH",
+        help="Answer only clients that send the key in this file, or in the variable LOCALGEMMA_SERVE_KEY.",
+    )
+    queue: int = declare_option(
+        "--queue",
+        to="serve",
+        default=32,
+        metavar="N",
+        help="Refuse requests with status 429 while N others wait. Default: 32.",
     )
     presets: list[str] | None = declare_option(
         "--preset",

@@ -18,6 +18,7 @@ _COMMANDS = (
     ("localgemma prompt", "Print the exact text and ids that a model receives."),
     ("localgemma history", "List, show, search and export saved conversations."),
     ("localgemma bench", "Measure speed and memory on this machine."),
+    ("localgemma serve", "Serve a model to other programs over OpenAI's API."),
     ("localgemma config", "Show or edit the defaults of the options."),
     ("localgemma --install-completion", "Complete commands, models and options with Tab in your shell."),
 )

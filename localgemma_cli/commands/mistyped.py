@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 
 from localgemma_cli.errors import UsageError
 
-COMMAND_NAMES = ("plan", "models", "prompt", "history", "bench", "config")  # each in the module of its name
+COMMAND_NAMES = (
+    "plan",
+    "models",
+    "prompt",
+    "history",
+    "bench",
+    "serve",
+    "config",
+)  # each in the module of its name
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
 _SUBCOMMANDS: Mapping[str, Sequence[str]] = {
     "models": ("list", "rm", "pull"),
@@ -18,6 +26,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "version": "--version",
     "chat": "",
     "start": "",
+    "server": "serve",
     "ls": "models list",
     "ps": "models list",
     "download": "models pull",

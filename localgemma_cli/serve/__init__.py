@@ -1,0 +1,1 @@
+"""`localgemma serve`: an OpenAI-compatible HTTP server over any backend. Imports no torch."""

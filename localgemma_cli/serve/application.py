@@ -1,0 +1,149 @@
+"""The routes of the server, and the one place where errors become responses."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from localgemma_cli.sampling import Sampling
+from localgemma_cli.serve.answer_queue import AnswerQueue
+from localgemma_cli.serve.answer_response import AnswerResponse
+from localgemma_cli.serve.api_error import ApiError, as_api_error
+from localgemma_cli.serve.chat_request import Asked, parse_body, parse_chat
+from localgemma_cli.serve.guard import check_request
+from localgemma_cli.serve.reply import CHAT, Reply
+
+MOST_BODY = 16 << 20  # bytes; a context of 256,000 tokens has about 1 MB of text
+_BODY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the server offers: a model by its id and other names, and the defaults of requests.
+
+    `log` gets a line for each request; `note_failure` each error that is not the client's.
+    """
+
+    queue: AnswerQueue
+    model: str
+    names: tuple[str, ...]
+    context_length: int | None
+    defaults: Sampling
+    key: str | None
+    log: Callable[[str], None]
+    note_failure: Callable[[BaseException], None]
+
+
+class Application:
+    """The ASGI application of one served model."""
+
+    def __init__(self, served: Served) -> None:
+        self._served, self._created = served, int(time.time())
+        self._routes = Router(
+            [
+                Route("/health", self._health),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._one_model),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+            ],
+            redirect_slashes=False,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started, status = time.perf_counter(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            check_request(scope, self._served.key)
+            await self._routes({**scope, "app": self}, receive, watched)  # an app gets errors as exceptions
+        except ClientDisconnect:
+            pass
+        except Exception as error:
+            if status:  # the head has been sent
+                raise
+            await _response(self._as_api_error(error))(scope, receive, watched)
+        seconds = time.perf_counter() - started
+        self._served.log(f"{scope['method']} {scope['path']} {status or 'disconnected'} {seconds:.2f} s")
+
+    def _as_api_error(self, error: Exception) -> ApiError:
+        shown = _unknown_url(error) if isinstance(error, HTTPException) else as_api_error(error)
+        if shown.status >= 500 and not isinstance(error, ApiError):
+            self._served.note_failure(error)
+        return shown
+
+    async def _health(self, _: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def _models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model_object()]})
+
+    async def _one_model(self, request: Request) -> Response:
+        self._require_model(request.path_params["name"])
+        return JSONResponse(self._model_object())
+
+    async def _chat(self, request: Request) -> AnswerResponse:
+        asked = parse_chat(parse_body(await read_body(request)), self._served.defaults)
+        return self._answer(asked, Reply(CHAT, self._served.model, asked.include_usage))
+
+    def _answer(self, asked: Asked, reply: Reply) -> AnswerResponse:
+        self._require_model(asked.model)
+        return AnswerResponse(self._served.queue, asked, reply, self._as_api_error)
+
+    def _require_model(self, name: str | None) -> None:
+        served = self._served
+        if name and name not in (served.model, *served.names):
+            raise ApiError(
+                404,
+                f"The model {name[:100]!r} is not served here, only {served.model!r}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _model_object(self) -> dict[str, object]:
+        served = self._served
+        length = {} if served.context_length is None else {"max_model_len": served.context_length}
+        return {
+            "id": served.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "localgemma",
+            **length,
+        }
+
+
+async def read_body(request: Request) -> bytes:
+    """The whole body. ApiError above `MOST_BODY` bytes, or where it does not come in time."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MOST_BODY:
+                    raise ApiError(
+                        413, f"The request is larger than {MOST_BODY >> 20} MiB.", code="request_too_large"
+                    )
+    except TimeoutError:
+        raise ApiError(408, "The request did not arrive in time.", code="request_timeout") from None
+    return bytes(body)
+
+
+def _unknown_url(error: HTTPException) -> ApiError:
+    """A path that does not exist here, or a method that it does not have."""
+    message = "This method is not allowed here." if error.status_code == 405 else "This path does not exist."
+    return ApiError(error.status_code, message, code="unknown_url", headers=error.headers)
+
+
+def _response(error: ApiError) -> Response:
+    return JSONResponse(error.to_object(), error.status, error.headers)
