@@ -74,6 +74,7 @@ TESTED_IN = {
     "backends/pytorch/generation/cpu_step_calls.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/cpu_step_support.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/kv_cache.py": "backends/pytorch/generation/test_decode.py",
+    "backends/pytorch/generation/row_step.py": "backends/pytorch/test_rows.py",
     "backends/pytorch/kernels/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/layers/nf4.py": "backends/pytorch/weights/test_quantize_nf4.py",
     "backends/pytorch/loading/assemble.py": "backends/pytorch/test_families.py",

@@ -50,6 +50,7 @@ class LoadPlan:
     `compact`: bfloat16 weights packed losslessly into 12 bits each.
     `small_head`: with int4 the head is in int4, too.
     `processes`: how many compute together, each with a slice of every layer; `memory` is that of one of them.
+    `rows`: the most answers that are computed at a time; `memory` has the KV cache of each.
     `hint`: what would fit, if this plan does not.
     """
 
@@ -73,6 +74,7 @@ class LoadPlan:
     draft: "LoadPlan | None" = None
     shares: tuple[LayerShare, ...] = ()
     processes: int = 1
+    rows: int = 1
     hint: str | None = None
     wide_scales: bool = False
     host_embedding: bool = False

@@ -16,11 +16,14 @@ from localgemma_cli.backends.answer_stream import (
     check_room,
     stopped_before_reading,
 )
-from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep
+from localgemma_cli.backends.many import Request, Requests, interleave
+from localgemma_cli.backends.pytorch.generation.cpu_step import CpuStep
+from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep, Step
 from localgemma_cli.backends.pytorch.generation.decode import generate, make_step
 from localgemma_cli.backends.pytorch.generation.draft_model import DraftModel, load_draft_model
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, PromptLookup
+from localgemma_cli.backends.pytorch.generation.row_step import RowStep, compute_steps
 from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.backends.pytorch.generation.scoring import score_tokens
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
@@ -41,7 +44,7 @@ _SMALL = 20_000_000
 
 
 class LocalBackend:
-    """A loaded model and the KV cache of one conversation."""
+    """A loaded model and the KV cache of one conversation, or of as many as the plan has rows."""
 
     name = "local"
     continues = True
@@ -54,21 +57,50 @@ class LocalBackend:
         self.context_length = plan.context_length
         self.note = prompter.note
         self._model, self._prompter = model, prompter
-        self._kv = KVCache(model.config, plan.cache, plan.context_length)
         self._step = make_step(model, plan.compile)
+        caches = (KVCache(model.config, plan.cache, plan.context_length) for _ in range(self.rows))
+        self._kv, *self._more = caches
         self._stop_ids = prompter.stop_ids | _generation_eos(model)
         self._has_generated = plan.model.bundled  # if so, an error is a bug and not a bad checkpoint
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """See `Backend.stream`. Also raises DoesNotFitError, where memory runs out during the answer."""
+        yield from self._answer(messages, sampling, cancel, self._kv, self._step)
+
+    @property
+    def rows(self) -> int:
+        """See `ManyBackend`. Only the fast CPU step reads the weights once for several rows."""
+        can = isinstance(self._step, CpuStep) and self.plan.cache in ("full", "int8")
+        return min(self.plan.rows, self._step.rows) if can else 1
+
+    def stream_many(self, requests: Requests, cancel: Cancel) -> Iterator[tuple[int, Event]]:
+        """See `ManyBackend.stream_many`."""
+        step, caches = self._step, (self._kv, *self._more)
+        assert isinstance(step, CpuStep)  # else one row is as fast
+        steps = [RowStep() for _ in caches]
+
+        def begin(place: int, request: Request) -> Iterator[Event]:
+            return self._answer(*request, cancel, caches[place], steps[place], caches)
+
+        yield from interleave(requests, cancel, self.rows, begin, lambda: compute_steps(step, steps))
+
+    def _answer(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        cancel: Cancel,
+        kv: KVCache,
+        step: Step | RowStep,
+        others: Sequence[KVCache] = (),
+    ) -> Iterator[Event]:
         meter = RateMeter()
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
             raise stopped_before_reading()
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
-        cached = self._kv.reuse(prompt)
+        cached = kv.reuse(prompt, others)
         text = AnswerText(self._prompter, self._stop_ids)
-        tokens = self._tokens(prompt, sampling, limit, cancel)
+        tokens = self._tokens(prompt, sampling, limit, cancel, kv, step)
         yield from answer_events(tokens, text, meter, len(prompt), lambda: cached, cancel)
 
     def count(self, messages: Sequence[Message]) -> int:
@@ -92,16 +124,20 @@ class LocalBackend:
         return score_tokens(self._model, self._kv, ids, first, Cancel(), ends)
 
     def _tokens(
-        self, prompt: list[int], sampling: Sampling, limit: int, cancel: Cancel
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        limit: int,
+        cancel: Cancel,
+        kv: KVCache,
+        step: Step | RowStep,
     ) -> Generator[Reading | int | str]:
         sampler = Sampler(sampling, self._model.device)
-        guesses = self._guesses(cancel)
+        guesses = None if isinstance(step, RowStep) else self._guesses(cancel)
         with (
             self._as_user_errors(),
             closing(
-                generate(
-                    self._model, self._step, self._kv, prompt, sampler, self._stop_ids, limit, cancel, guesses
-                )
+                generate(self._model, step, kv, prompt, sampler, self._stop_ids, limit, cancel, guesses)
             ) as tokens,
         ):
             for token in tokens:

@@ -18,6 +18,7 @@ from localgemma_cli.backends.pytorch.generation.cuda_graph import (
 )
 from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
 from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses
+from localgemma_cli.backends.pytorch.generation.row_step import RowStep
 from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.events import Reading
 from localgemma_cli.planning.memory import PREFILL_CHUNK
@@ -104,7 +105,7 @@ def prefill_in_chunks(
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
-    step: Step,
+    step: Step | RowStep,
     kv: KVCache,
     prompt: Sequence[int],
     sampler: Sampler,
@@ -118,23 +119,41 @@ def generate(
 
     `cancel` ends it between two tokens. With `lag` (the default on CUDA) the next step is launched before the
     current id is read back, so that the device does not wait for the host; `kv` may then have one more token
-    than was yielded. `guesses` need known ids, so there is no lag with them.
+    than was yielded. `guesses` need known ids, so there is no lag with them. With a `RowStep`, which has
+    neither, `WAITING` is among the ids.
     """
     device: torch.device = model.device
     sampler.begin(prompt)
     rows = yield from prefill_in_chunks(model, kv, prompt, device, cancel)
     if rows is None or cancel.is_set():
         return
-    if guesses is not None:
+    tokens: Iterator[Reading | int]
+    if isinstance(step, RowStep):
+        tokens = _decode_row(step, kv, rows, sampler, max_new_tokens)
+    elif guesses is not None:
         yield from _decode_with_guesses(
             model, step, kv, rows, prompt, sampler, stop_ids, max_new_tokens, cancel, guesses
         )
         return
-    lag = device.type == "cuda" if lag is None else lag
-    for token in _decode(step, kv, rows, sampler, max_new_tokens, lag):
+    else:
+        tokens = _decode(
+            step, kv, rows, sampler, max_new_tokens, device.type == "cuda" if lag is None else lag
+        )
+    for token in tokens:
         yield token
         if token in stop_ids or cancel.is_set():
             return
+
+
+def _decode_row(
+    step: RowStep, kv: KVCache, logits: torch.Tensor, sampler: Sampler, count: int
+) -> Iterator[Reading | int]:
+    for left in reversed(range(count)):
+        token = int(sampler(logits))
+        yield token
+        if left:
+            with kv.appending([token]) as cache:
+                logits = yield from step.compute(token, cache)
 
 
 def _decode(

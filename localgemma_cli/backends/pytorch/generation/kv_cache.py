@@ -41,6 +41,10 @@ class WholeLayer(DynamicLayer):
         """Keys [kv_heads, tokens, head_dim]; values [kv_heads, head_dim, tokens]; in 8 bits, scales too."""
         raise NotImplementedError
 
+    def copy_from(self, other: "WholeLayer", length: int) -> None:
+        """Take over the first `length` tokens of a layer of this kind, which has them."""
+        raise NotImplementedError
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """For the next `query_length` tokens: (number of tokens attention sees, position of the first)."""
         first = self.first_seen(self.length)
@@ -86,6 +90,13 @@ class GrowingLayer(WholeLayer):
             capacity = self.capacity(end)
             self.keys = self._move_into(self.keys, _empty_like(self.keys, capacity))
             self.values = self._move_into(self.values, self._empty_values(self.values, capacity))
+
+    def copy_from(self, other: WholeLayer, length: int) -> None:
+        self.length = length
+        self.lazy_initialization(other.keys, other.values)
+        capacity = self.capacity(length)
+        self.keys = self._move_into(other.keys, _empty_like(other.keys, capacity))
+        self.values = self._move_into(other.values, self._empty_values(other.values, capacity))
 
     @property
     def buffers(self) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -134,6 +145,12 @@ class Int8Layer(WholeLayer):
         keys = self._buffers[0]
         if self.length + count > keys.shape[1]:
             self._grow(keys[None], self.capacity(self.length + count))
+
+    def copy_from(self, other: WholeLayer, length: int) -> None:
+        keys, values, scales = other.buffers
+        assert scales is not None  # of the same kind
+        self.length, self._buffers = length, (keys, values, scales)
+        self._grow(keys[None], self.capacity(length))
 
     @property
     def buffers(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -204,14 +221,35 @@ class KVCache:
         self._fed = 0  # tokens in the layers: those in `tokens`, and any whose ids are not read back yet
         self.cache = Cache(layers=_layers(self._config, self._kind, self._bucket(1)))
 
-    def reuse(self, prompt: Sequence[int]) -> int:
-        """Roll back to the longest prefix of `prompt` that leaves a token to compute; return its length."""
-        shared = next((i for i, (a, b) in enumerate(zip(self.tokens, prompt, strict=False)) if a != b), None)
-        keep = min(len(self.tokens), len(prompt) - 1) if shared is None else min(shared, len(prompt) - 1)
-        self.truncate(keep)
+    def reuse(self, prompt: Sequence[int], others: Sequence["KVCache"] = ()) -> int:
+        """Roll back to the longest prefix of `prompt` that leaves a token to compute; return its length.
+
+        Where one of `others`, of the same kind, has a longer one, it is copied.
+        """
+        keep = self._shared(prompt)
+        best = max(others, key=lambda other: other._shared(prompt), default=self)
+        if best._shared(prompt) > keep:
+            self._copy_from(best, best._shared(prompt))
+        else:
+            self.truncate(keep)
         if self._kind == "static" and self._bucket(2 * len(prompt)) < self.cache.layers[0].max_cache_len:
             self._resize(self._bucket(2 * len(prompt)))  # a new chat is short even after a long one
         return len(self.tokens)
+
+    def _shared(self, prompt: Sequence[int]) -> int:
+        """How many tokens of `prompt` are in the cache, at most all but the last."""
+        pairs = enumerate(zip(self.tokens, prompt, strict=False))
+        same = next((index for index, (one, other) in pairs if one != other), len(self.tokens))
+        return min(same, len(prompt) - 1)
+
+    @torch.inference_mode()
+    def _copy_from(self, other: "KVCache", length: int) -> None:
+        self.reset()
+        for layer, source in zip(self.cache.layers, other.cache.layers, strict=True):
+            if not isinstance(layer, WholeLayer):  # others cannot be rolled back to any length
+                return
+            layer.copy_from(source, length)
+        self.tokens, self._fed = list(other.tokens[:length]), length
 
     def reserve(self, length: int) -> None:
         """Let the next growth make room for `length` tokens, so that a prompt's chunks move nothing."""
