@@ -70,8 +70,9 @@ class LocalBackend:
     @property
     def rows(self) -> int:
         """See `ManyBackend`. Only the fast CPU step reads the weights once for several rows."""
-        can = isinstance(self._step, CpuStep) and self.plan.cache in ("full", "int8")
-        return min(self.plan.rows, self._step.rows) if can else 1
+        if isinstance(self._step, CpuStep) and self.plan.cache in ("full", "int8"):
+            return min(self.plan.rows, self._step.rows)
+        return 1
 
     def stream_many(self, requests: Requests, cancel: Cancel) -> Iterator[tuple[int, Event]]:
         """See `ManyBackend.stream_many`."""
