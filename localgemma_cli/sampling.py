@@ -103,12 +103,13 @@ def sampling_for(
     )
 
 
-def validate_sampling(sampling: Sampling) -> Sampling:
-    """Return `sampling`, or raise UsageError for a value out of range."""
+def validate_sampling(sampling: Sampling, prefix: str = "--") -> Sampling:
+    """Return `sampling`, or raise UsageError for a value out of range; without `prefix` it names the field."""
     for name, (least, most, range_text, hint) in _RANGES.items():
         value = getattr(sampling, name)
         if not (value is None or least <= value <= most or (name == "temperature" and value == 0)):
-            option = f"--{name.replace('_', '-')}"  # `nan` fails every comparison, so it ends here too
+            option = f"{prefix}{name.replace('_', '-')}" if prefix else name
+            # `nan` fails every comparison, so it ends here too
             raise UsageError(f"{option} must be {range_text} (got {format_value(value)}).", hint)
     return sampling
 

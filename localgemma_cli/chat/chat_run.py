@@ -10,9 +10,10 @@ from threading import Event as Cancel
 from typing import TYPE_CHECKING, TextIO
 
 from localgemma_cli.chat.phrases import resume_hint, shorten
+from localgemma_cli.chat.start_engine import explain_engine
 from localgemma_cli.environment import Streams, data_folder
 from localgemma_cli.errors import LocalGemmaError, UsageError
-from localgemma_cli.render.messages import colour_prefix, format_error
+from localgemma_cli.render.messages import format_error
 from localgemma_cli.sampling import OnOverflow, Sampling
 from localgemma_cli.sanitize import one_line
 
@@ -46,12 +47,7 @@ class ChatRun:
 
     def explain(self) -> None:
         """Print the engine's warnings and, with `--verbose`, its reasons."""
-        if not self.options.quiet:
-            for warning in self.engine.warnings:
-                self.streams.say(one_line(f"warning: {warning}"), colour_prefix(self.streams.stderr))
-        if self.options.verbose:
-            for reason in self.engine.reasons:
-                self.streams.say(reason)
+        explain_engine(self.engine, self.streams, self.options)
 
     def answer(self, prompt: "PromptInput") -> int:
         """Answer one prompt; returns the exit code."""

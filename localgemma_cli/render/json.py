@@ -46,9 +46,14 @@ def error_object(error: LocalGemmaError) -> dict[str, object]:
 
 
 def write_line(stream: TextIO, value: Mapping[str, object]) -> None:
-    text = json.dumps(value, ensure_ascii=not _is_unicode(stream))
-    stream.write(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    stream.write(json_line(value, ascii_only=not _is_unicode(stream)))
     stream.flush()
+
+
+def json_line(value: Mapping[str, object], *, ascii_only: bool = False) -> str:
+    """An object on one line, without a character that could control a terminal."""
+    text = json.dumps(value, ensure_ascii=ascii_only)
+    return _UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 class JsonRenderer:

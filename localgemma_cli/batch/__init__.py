@@ -1,0 +1,1 @@
+"""`localgemma batch`: an answer for every row of a file or a pipe."""
