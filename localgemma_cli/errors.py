@@ -13,7 +13,9 @@ class ExitCode(IntEnum):
     CONTEXT = 6
     ENDPOINT = 7
     INCOMPLETE = 8
+    BAD_ROWS = 9
     INTERRUPTED = 130
+    TERMINATED = 143  # by SIGTERM
 
 
 _QUOTED_LENGTH = 300  # characters of another program's message
@@ -92,6 +94,13 @@ class IncompleteAnswer(LocalGemmaError):
     def __init__(self, message: str, hint: str, text: str = "") -> None:
         super().__init__(message, hint)
         self.text = text
+
+
+class BadRowsError(LocalGemmaError):
+    """A batch is complete, with rows that have an error instead of an answer."""
+
+    exit_code = ExitCode.BAD_ROWS
+    kind = "bad_rows"
 
 
 class InterruptedAnswer(LocalGemmaError):

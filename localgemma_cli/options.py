@@ -15,9 +15,9 @@ from localgemma_cli.sampling import Mode, OnOverflow
 OPTION_GROUPS = ("Model", "Sampling", "Memory and speed", "Files and sessions", "Output")
 _MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = OPTION_GROUPS
 
-_PLANS = ("chat", "plan", "bench", "serve")
-_MODELS = ("chat", "plan", "prompt", "models pull", "serve")
-_ANSWERS = ("chat", "serve")
+_PLANS = ("chat", "plan", "bench", "serve", "batch")
+_MODELS = ("chat", "plan", "prompt", "models pull", "serve", "batch")
+_ANSWERS = ("chat", "serve", "batch")
 _LISTS = ("models list", "history list", "history show", "history search", "config show")
 
 
@@ -29,6 +29,15 @@ class LoadFormat(StrEnum):
     DUMMY_FILE = "dummy-file"
 
 
+class InputFormat(StrEnum):
+    """How the rows of a batch are written."""
+
+    AUTO = "auto"
+    JSONL = "jsonl"
+    CSV = "csv"
+    TSV = "tsv"
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user asked for; an option that a command lacks keeps its default."""
@@ -36,7 +45,7 @@ class Options:
     model: str | None = declare_option(
         "--model",
         "-m",
-        to=("chat", "plan", "prompt", "bench", "serve"),
+        to=("chat", "plan", "prompt", "bench", "serve", "batch"),
         metavar="NAME",
         group=_MODEL,
         help="Use 2b, 7b, 9b, 27b, demo, another name of `models list`, a hub id or a local folder."
@@ -44,7 +53,7 @@ class Options:
     )
     preset: str | None = declare_option(
         "--preset",
-        to=("chat", "plan", "serve"),
+        to=("chat", "plan", "serve", "batch"),
         metavar="NAME",
         group=_MEMORY,
         local_only=True,
@@ -52,7 +61,7 @@ class Options:
     )
     adapter: str | None = declare_option(
         "--adapter",
-        to=("chat", "plan", "prompt", "serve"),
+        to=("chat", "plan", "prompt", "serve", "batch"),
         metavar="NAME",
         group=_MODEL,
         local_only=True,
@@ -69,7 +78,7 @@ class Options:
     )
     template: str | None = declare_option(
         "--template",
-        to=("chat", "prompt", "serve"),
+        to=("chat", "prompt", "serve", "batch"),
         metavar="FORM",
         group=_MODEL,
         local_only=True,
@@ -95,7 +104,7 @@ class Options:
     yes: bool = declare_option(
         "--yes",
         "-y",
-        to=("chat", "bench", "serve"),
+        to=("chat", "bench", "serve", "batch"),
         default=False,
         group=_MODEL,
         help="Download missing files without asking.",
@@ -103,21 +112,21 @@ class Options:
     system: str | None = declare_option(
         "--system",
         "-s",
-        to=("chat", "prompt"),
+        to=("chat", "prompt", "batch"),
         metavar="TEXT",
         group=_SAMPLING,
         help="Set the system text.",
     )
     system_file: str | None = declare_option(
         "--system-file",
-        to=("chat", "prompt"),
+        to=("chat", "prompt", "batch"),
         metavar="PATH",
         group=_SAMPLING,
         help="Read the system text from a file.",
     )
     mode: Mode = declare_option(
         "--mode",
-        to=("chat", "prompt"),
+        to=("chat", "prompt", "batch"),
         default=Mode.CHAT,
         metavar="MODE",
         group=_SAMPLING,
@@ -157,7 +166,7 @@ class Options:
     )
     seed: int | None = declare_option(
         "--seed",
-        to=("chat", "bench", "serve"),
+        to=("chat", "bench", "serve", "batch"),
         metavar="N",
         group=_SAMPLING,
         help="Seed the sampling; the same seed gives the same answer.",
@@ -225,7 +234,7 @@ class Options:
     )
     assistant: str | None = declare_option(
         "--assistant",
-        to=("chat", "plan", "serve"),
+        to=("chat", "plan", "serve", "batch"),
         metavar="NAME",
         group=_MEMORY,
         local_only=True,
@@ -284,6 +293,37 @@ class Options:
         group=_FILES,
         help="Do not read standard input beside a prompt, for example in a loop.",
     )
+    output: str = declare_option(
+        "--output",
+        "-o",
+        to="batch",
+        default="-",
+        metavar="OUT",
+        group=_FILES,
+        help="Write the results to this file, or to standard output for -. Default: -.",
+    )
+    resume: bool = declare_option(
+        "--resume",
+        to="batch",
+        default=False,
+        group=_FILES,
+        help="Continue the results that an earlier run has written to OUT.",
+    )
+    input_format: InputFormat = declare_option(
+        "--input-format",
+        to="batch",
+        default=InputFormat.AUTO,
+        metavar="KIND",
+        group=_FILES,
+        help="Read jsonl, csv or tsv. Default: auto, by the end of the file's name, else jsonl.",
+    )
+    prompt_template: str | None = declare_option(
+        "--prompt-template",
+        to="batch",
+        metavar="TEXT",
+        group=_SAMPLING,
+        help="Make each prompt from the fields of its row: 'Translate: {text}'; {{ and }} are braces.",
+    )
     session: str | None = declare_option(
         "--session",
         metavar="NAME",
@@ -321,6 +361,7 @@ class Options:
     )
     accessible: bool = declare_option(
         "--accessible",
+        to=_ANSWERS,
         default=False,
         group=_OUTPUT,
         help="Support screen readers: no redrawing, no spinner, no toolbar.",
@@ -337,7 +378,7 @@ class Options:
     quiet: bool = declare_option(
         "--quiet",
         "-q",
-        to=("chat", "bench", "models pull", "serve"),
+        to=("chat", "bench", "models pull", "serve", "batch"),
         default=False,
         group=_OUTPUT,
         help="Print no progress and no notices on stderr.",

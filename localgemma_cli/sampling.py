@@ -104,7 +104,10 @@ def sampling_for(
 
 
 def validate_sampling(sampling: Sampling, prefix: str = "--") -> Sampling:
-    """Return `sampling`, or raise UsageError for a value out of range; without `prefix` it names the field."""
+    """Return `sampling`, or raise UsageError for a value out of range.
+
+    It names an option; the field itself where `prefix` is empty.
+    """
     for name, (least, most, range_text, hint) in _RANGES.items():
         value = getattr(sampling, name)
         if not (value is None or least <= value <= most or (name == "temperature" and value == 0)):

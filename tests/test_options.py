@@ -11,7 +11,7 @@ from localgemma_cli.command_options import SPECS, defaults_from, options_of, tak
 from localgemma_cli.options import Options
 from localgemma_cli.sampling import Sampling
 
-COMMANDS = ("chat", "plan", "prompt", "bench")
+COMMANDS = ("chat", "plan", "prompt", "bench", "batch")
 
 
 def parameters(command: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def parameters(command: str) -> dict[str, Any]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_has_the_options_of_the_table_with_their_flags_and_variables(command: str) -> None:
     made, specs = parameters(command), options_of(command)
-    assert set(made) - set(specs) <= {"prompt", "version", "all_"}
+    assert set(made) - set(specs) <= {"prompt", "version", "all_", "input"}
     for name, spec in specs.items():
         flags = [flag for part in spec.flags for flag in part.split("/")]
         assert [*made[name].opts, *made[name].secondary_opts] == flags

@@ -74,6 +74,11 @@ class RowAnswers:
         if self._open and not self._cancel.is_set():
             raise LocalGemmaError("The model stopped before the last row.", "Run it again with --resume.")
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row has its result."""
+        return self._rows.has_ended and not self._again and not self._open
+
     def _requests(self) -> Iterator[Request | None]:
         number = 0
         while not self._cancel.is_set():

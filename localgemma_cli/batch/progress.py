@@ -2,6 +2,8 @@
 
 import time
 
+from localgemma_cli.chat.phrases import format_count
+
 _CELLS = 20
 _FULL, _EMPTY = "█░"
 _PLAIN_FULL, _PLAIN_EMPTY = "#-"
@@ -24,15 +26,25 @@ class BatchProgress:
 
     def describe(self, rows: int, failed: int, read: int) -> str:
         """So many rows, the failed ones included, up to the position `read` of the input."""
-        seconds = max(time.monotonic() - self._started, 1e-3)
-        parts = [f"{rows} rows", f"{_rounded((rows - self._rows) / seconds)} rows/s"]
-        if self._size:
-            done = min(read / self._size, 1)
-            full = round(done * _CELLS)
-            parts[0] = f"{self._full * full}{self._empty * (_CELLS - full)} {done:.0%} · {parts[0]}"
-            if read > self._read:
-                parts.append(f"{_clock(seconds * (self._size - read) / (read - self._read))} left")
-        return " · ".join([*parts, *([f"{failed} failed"] if failed else [])])
+        if not self._size:
+            return self.summarize(rows, failed)
+        done = min(read / self._size, 1)
+        full = round(done * _CELLS)
+        words = (
+            f"{self._full * full}{self._empty * (_CELLS - full)} {done:.0%} · {self.summarize(rows, failed)}"
+        )
+        if read > self._read:
+            left = self._seconds() * max(self._size - read, 0) / (read - self._read)
+            words += f" · {_clock(left)} left"
+        return words
+
+    def summarize(self, rows: int, failed: int) -> str:
+        rate = (rows - self._rows) / self._seconds()
+        words = f"{format_count(rows, 'row')} · {_rounded(rate)} rows/s"
+        return f"{words} · {failed} failed" if failed else words
+
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self._started, 1e-3)
 
 
 def _rounded(rate: float) -> str:

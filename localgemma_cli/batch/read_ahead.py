@@ -28,12 +28,12 @@ class ReadAhead(Generic[Item]):
         (item,), self._next = self._next, None
         return item
 
-    def wait(self, seconds: float) -> bool:
-        """Whether there is a next item, which `take` then returns; raises as `take` does."""
+    def wait(self, seconds: float | None) -> bool:
+        """Whether there is a next item, which `take` then returns; waits for ever with None."""
         if self._next is not None or self.has_ended:
             return self._next is not None
         try:
-            item = self._items.get(timeout=seconds) if seconds else self._items.get_nowait()
+            item = self._items.get(seconds != 0, seconds)
         except Empty:
             return False
         if isinstance(item, BaseException):

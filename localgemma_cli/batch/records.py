@@ -4,25 +4,19 @@ import csv
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import PurePath
 from typing import BinaryIO, NoReturn
 
+from localgemma_cli.chat.phrases import format_count
 from localgemma_cli.documents import Unreadable, format_value, parse_json_object
 from localgemma_cli.errors import UsageError
+from localgemma_cli.options import InputFormat
 from localgemma_cli.text import TEXT_LIMIT
 from localgemma_cli.units import format_bytes
 
 _BOM = b"\xef\xbb\xbf"
 _UNDECODED = re.compile("[\udc80-\udcff]")  # how Python decodes invalid UTF-8 with surrogateescape
-
-
-class InputFormat(StrEnum):
-    AUTO = "auto"
-    JSONL = "jsonl"
-    CSV = "csv"
-    TSV = "tsv"
 
 
 @dataclass(frozen=True)
@@ -148,7 +142,9 @@ def _parse_line(line: bytes) -> Mapping[str, object]:
 
 def _name_cells(columns: tuple[str, ...], cells: list[str]) -> Mapping[str, object]:
     if len(cells) != len(columns):
-        raise _record_error(f"The record has {len(cells)} fields, and the header has {len(columns)}.")
+        raise _record_error(
+            f"The record has {format_count(len(cells), 'field')}, and the header {len(columns)}."
+        )
     if any(map(_UNDECODED.search, cells)):
         raise _record_error("The record is not UTF-8 text.")
     return dict(zip(columns, cells, strict=True))

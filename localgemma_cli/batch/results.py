@@ -48,8 +48,8 @@ class ResultsFile:
         self._file = _open(path)
         _lock(self._file, path)
         status = os.fstat(self._file)
-        self._is_regular = stat.S_ISREG(status.st_mode)
-        if resume and not self._is_regular:
+        self.is_regular = stat.S_ISREG(status.st_mode)
+        if resume and not self.is_regular:
             raise UsageError(f"--resume needs a regular file, unlike {path}.", "Remove --resume.")
         if status.st_size and not resume:
             raise UsageError(
@@ -96,7 +96,8 @@ class ResultsFile:
             with suppress(OSError):
                 os.ftruncate(self._file, self._end)
             raise DiskSpaceError(
-                f"Cannot write {self.path}: {failure_reason(error)}.", "Free some space, or write to another place."
+                f"Cannot write {self.path}: {failure_reason(error)}.",
+                "Free some space, or write to another place.",
             ) from error
         self._end += len(data)
 
@@ -107,7 +108,7 @@ class ResultsFile:
 
     def _sync(self) -> None:
         now = time.monotonic()
-        if self._is_regular and now - self._synced > _SYNC_SECONDS:
+        if self.is_regular and now - self._synced > _SYNC_SECONDS:
             os.fsync(self._file)
             self._synced = now
 

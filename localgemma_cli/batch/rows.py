@@ -65,7 +65,9 @@ def make_rows(records: Iterable[Record], defaults: RowDefaults) -> Iterator[Row]
             id = _parse_id(values)
             request = _parse_request(values, defaults)
             if id is not None and (other := ids.add(id, index)) is not None:
-                raise UsageError(f"Row {other} has the same id: {format_value(id)}.", "Give each row its own.")
+                raise UsageError(
+                    f"Row {other} has the same id: {format_value(id)}.", "Give each row its own."
+                )
         except UsageError as error:
             yield Row(index, id, _digest(record.source.hex()), record.end, error=error)
         else:

@@ -24,7 +24,7 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """The first SIGINT or SIGTERM sets the event, a second one raises KeyboardInterrupt.
 
-    A signal that the caller of this program ignores (as a shell does for `localgemma batch … &`) stays ignored.
+    A signal that this program was started to ignore stays ignored, as in `localgemma batch … &` of a script.
     """
     stop = Stop()
 

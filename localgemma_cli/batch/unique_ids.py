@@ -13,7 +13,9 @@ class UniqueIds:
     def add(self, id: str | int, index: int) -> int | None:
         """Add an id; returns the index of another row that has it, None for a new one."""
         if self._database is None:  # most batches have no ids
-            self._database = sqlite3.connect("", isolation_level=None)  # a private file, which the system deletes
+            self._database = sqlite3.connect(
+                "", isolation_level=None
+            )  # a private file, which the system deletes
             self._database.execute("PRAGMA journal_mode = OFF")
             self._database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, row INTEGER) WITHOUT ROWID")
         key = json.dumps(id)  # 1 and "1" are different ids

@@ -13,6 +13,7 @@ from localgemma_cli.options import OPTION_GROUPS
 _NARROW = 60  # columns; in less, an option's text goes below it instead of beside it
 _WIDEST = 80
 _COMMANDS = (
+    ("localgemma batch", "Answer every row of a file or a pipe; a run that was stopped can be resumed."),
     ("localgemma plan", "Show what would run here, and whether it fits."),
     ("localgemma models", "List, download and remove models."),
     ("localgemma prompt", "Print the exact text and ids that a model receives."),

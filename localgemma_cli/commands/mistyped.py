@@ -14,6 +14,7 @@ COMMAND_NAMES = (
     "bench",
     "serve",
     "config",
+    "batch",
 )  # each in the module of its name
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
 _SUBCOMMANDS: Mapping[str, Sequence[str]] = {

@@ -25,11 +25,11 @@ _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
 
 
 def can_start_warm(words: Sequence[str], environment: Collection[str]) -> bool:
-    """Whether these words ask a named model for an answer, or serve it; other commands need no PyTorch.
+    """Whether these words ask a named model for answers, or serve it; other commands need no PyTorch.
 
     A library may read other variables than these when it is imported.
     """
-    asks = bool(words) and words[0].startswith(("-", "serve")) and "-m" in words and IS_AVAILABLE
+    asks = bool(words) and words[0].startswith(("-", "serve", "batch")) and "-m" in words and IS_AVAILABLE
     return asks and all(name in _READ_LATE or name.startswith("HF_") for name in environment)
 
 
