@@ -38,7 +38,14 @@ from localgemma_cli.sanitize import Block
 
 CHAT = "<chat>"  # the command that needs no name
 _COMPLETION = "_LOCALGEMMA_COMPLETE"  # set by the shell's completion scripts that Typer writes
-_CONFIGURED = ("chat", "plan", "prompt", "bench", "serve", "batch")  # commands that config.toml sets defaults for
+_CONFIGURED = (
+    "chat",
+    "plan",
+    "prompt",
+    "bench",
+    "serve",
+    "batch",
+)  # commands that config.toml sets defaults for
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # of a stream that cannot be written
 
 
