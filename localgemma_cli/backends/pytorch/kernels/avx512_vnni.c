@@ -17,6 +17,7 @@
 #include "bfloat16.h"
 #include "grouped.h"
 #include "int8.h"
+#include "quantize.h"
 #include "step.h"
 
 #ifdef __clang__

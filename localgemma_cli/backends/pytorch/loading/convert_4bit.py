@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from localgemma_cli.backends.pytorch.kernels.quantize import quantize_fast
 from localgemma_cli.backends.pytorch.loading.quantized_file import (
     TORCH_DTYPES,
     Conversion,
@@ -23,7 +24,6 @@ from localgemma_cli.backends.pytorch.loading.quantized_file import (
 )
 from localgemma_cli.backends.pytorch.weights.groups import BLOCK as ROW_BLOCK
 from localgemma_cli.backends.pytorch.weights.groups import pack_groups
-from localgemma_cli.backends.pytorch.weights.quantize_grouped import quantize_rows
 from localgemma_cli.backends.pytorch.weights.quantize_nf4 import (
     BLOCK,
     Array,
@@ -117,7 +117,7 @@ class _Piece:
     def _convert_groups(self, values: torch.Tensor) -> Array:
         missing = padded_rows(len(values)) - len(values)
         padded = torch.nn.functional.pad(values, (0, 0, 0, missing)) if missing else values
-        groups = quantize_rows(padded, self.conversion.bits, self.importance)
+        groups = quantize_fast(padded, self.conversion.bits, self.importance)
         self.scales[:, self.first : self.last + missing] = groups.factors.numpy()
         return pack_groups(groups.levels, groups.scales, groups.offsets).numpy()
 

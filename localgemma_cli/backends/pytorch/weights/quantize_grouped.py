@@ -52,7 +52,7 @@ def _quantize_8(rows: Tensor) -> Groups:
 
 def _quantize_4(rows: Tensor, importance: Tensor | None) -> Groups:
     groups = rows.view(len(rows), -1, GROUP)
-    weigh = _share(importance, groups.shape[1])
+    weigh = shares_of_groups(importance, groups.shape[1])
     scales, offsets = _fit(groups, weigh)
     scale_factors = (scales.amax(1, keepdim=True) / 255).clamp(min=_TINY)
     offset_factors = (offsets.abs().amax(1, keepdim=True) / 127).clamp(min=_TINY)
@@ -68,7 +68,7 @@ def _quantize_4(rows: Tensor, importance: Tensor | None) -> Groups:
     )
 
 
-def _share(importance: Tensor | None, groups: int) -> Tensor:
+def shares_of_groups(importance: Tensor | None, groups: int) -> Tensor:
     """Each column's share of its group [groups, 32]."""
     if importance is None:
         return torch.full((groups, GROUP), 1 / GROUP)
