@@ -68,7 +68,7 @@ class Thinking:
 class TokenLogprob:
     """A token and the natural logarithm of its probability under the model, before temperature and filters.
 
-    `token` is its text, with U+FFFD for what is no whole character; `bytes` is the text in UTF-8. `id` and
+    `token` is its text, with U+FFFD for an incomplete character; `bytes` is the text in UTF-8. `id` and
     `bytes` are None where a server does not report them. `top_logprobs`: the likeliest tokens there,
     the likeliest first; without any of their own.
     """

@@ -178,6 +178,12 @@ class Options:
         group=_SAMPLING,
         help="Stop after N tokens. Default: fill the context.",
     )
+    logprobs: int | None = declare_option(
+        "--logprobs",
+        metavar="N",
+        group=_OUTPUT,
+        help="Add each token's log-probability to the JSON, and those of the N likeliest tokens there.",
+    )
     context: int | None = declare_option(
         "--context",
         to=_PLANS,

@@ -1,12 +1,12 @@
 """From generated tokens to the events of an answer, for every engine that runs in this process."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from threading import Event as Cancel
 
 from localgemma_cli.conversation import FinishReason
 from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, LocalGemmaError
-from localgemma_cli.events import Delta, Event, Finished, RateMeter, Reading, Usage
+from localgemma_cli.events import Delta, Event, Finished, RateMeter, Reading, TokenLogprob, Usage
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.stop_strings import StopStrings
@@ -50,11 +50,13 @@ def answer_events(
     prompt_tokens: int,
     cached_tokens: Callable[[], int],
     cancel: Cancel,
+    logprobs: Callable[[int], Sequence[TokenLogprob] | None] | None = None,
 ) -> Iterator[Event]:
     """The progress of the prompt and the answer's text, up to a stop token or string, then `Finished`.
 
     `tokens`: the progress of the prompt, then ids, or text where an engine does not report its ids.
     `cached_tokens`: how many tokens of the prompt were in the KV cache; called at the end.
+    `logprobs`: where they are asked for, those of so many of the first tokens; called at the end.
     Raises AnswerBroken from `tokens` before the first of them; later, it ends the answer.
     """
     failure: AnswerBroken | None = None
@@ -79,7 +81,9 @@ def answer_events(
         yield Delta(rest)
     usage = Usage(prompt_tokens, cached_tokens(), meter.ticks)
     reason: FinishReason = "error" if failure else _finish_reason(text.has_ended, cancel)
-    yield Finished(reason, usage, meter.timing(meter.ticks), text.token_ids, failure)
+    timing, ids = meter.timing(meter.ticks), text.token_ids
+    scores = None if logprobs is None or ids is None else logprobs(len(ids))
+    yield Finished(reason, usage, timing, ids, failure, None if scores is None else tuple(scores))
 
 
 class AnswerText:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -52,8 +53,10 @@ def chat(
         from localgemma_cli.backends.pytorch.tensor_parallel import follow
 
         return follow()
-    _refuse_conflicts(options)
     places = value_places(ctx)
+    _refuse_conflicts(options, places)
+    if not (options.json or options.jsonl):
+        options = replace(options, logprobs=None)  # from config.toml; only JSON has them
     literal = bool(ctx.meta.get(LITERAL))
     return _chat(options, prompt or [], places, literal=literal, processes=rank.count if rank else 1)
 
@@ -104,10 +107,12 @@ def _refuse_mistyped(words: list[str], prompt: str | None, places: Mapping[str, 
         refuse_bare_word(prompt)
 
 
-def _refuse_conflicts(options: Options) -> None:
+def _refuse_conflicts(options: Options, places: Mapping[str, str]) -> None:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl cannot be used together.", "Remove one of them.")
     if options.interactive and (options.json or options.jsonl):
         raise UsageError("--interactive cannot be used with --json or --jsonl.", "Remove one of them.")
+    if places["logprobs"] == "COMMANDLINE" and not (options.json or options.jsonl):
+        raise UsageError("--logprobs needs --json or --jsonl.", "Add one of them.")
     if options.session is not None and options.continue_:
         raise UsageError("--session and --continue cannot be used together.", "Remove one of them.")

@@ -2,14 +2,16 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
 from localgemma_cli.errors import LocalGemmaError
+from localgemma_cli.events import TokenLogprob
 from localgemma_cli.render.base import Answer
 
 SCHEMA = 1
+_IMPOSSIBLE = -9999.0  # as OpenAI writes a log-probability of minus infinity, which JSON has no number for
 # Allowed in JSON, but able to control a terminal: DEL, C1, line separators, bidirectional controls.
 _UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -38,7 +40,22 @@ def answer_object(run: RunInfo, answer: Answer) -> dict[str, object]:
         "usage": asdict(finished.usage),
         "timing": {"load_seconds": run.load_seconds, **asdict(finished.timing)},
         "plan": run.plan,
+        **({} if finished.logprobs is None else {"logprobs": logprobs_object(finished.logprobs)}),
     }
+
+
+def logprobs_object(logprobs: Sequence[TokenLogprob]) -> dict[str, object]:
+    """As in OpenAI's API, with the id of each token added."""
+    return {"content": [_token_object(each) | {"top_logprobs": _top(each)} for each in logprobs]}
+
+
+def _top(token: TokenLogprob) -> list[dict[str, object]]:
+    return [_token_object(each) for each in token.top_logprobs]
+
+
+def _token_object(token: TokenLogprob) -> dict[str, object]:
+    logprob = max(token.logprob, _IMPOSSIBLE)
+    return {"token": token.token, "id": token.id, "bytes": token.bytes, "logprob": logprob}
 
 
 def error_object(error: LocalGemmaError) -> dict[str, object]:

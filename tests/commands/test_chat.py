@@ -61,6 +61,21 @@ def test_json_is_one_object_that_the_schema_describes(program: Program) -> None:
     assert answer["timing"]["total_seconds"] > 0
 
 
+def test_json_has_log_probabilities_where_they_are_asked_for(program: Program) -> None:
+    words = ("-m", "demo", "--temperature", "0", "--max-new-tokens", "4", "Who are you?")
+    answer = json.loads(program("--json", "--logprobs", "2", *words).stdout)
+    validate(answer, "answer")
+    content = answer["logprobs"]["content"]
+    assert "".join(each["token"] for each in content) == answer["response"]
+    assert [len(each["top_logprobs"]) for each in content] == [2] * 4
+    (program.config / "config.toml").write_text("logprobs = 0\n")
+    last = json.loads(program("--jsonl", *words).stdout.splitlines()[-1])
+    assert [each["id"] for each in last["logprobs"]["content"]] == [each["id"] for each in content]
+    refused = program("--logprobs", "1", *words)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--logprobs needs --json or --jsonl." in refused.stderr
+
+
 def test_jsonl_streams_what_json_says(program: Program) -> None:
     done = program("-m", "demo", "--jsonl", "--temperature", "0", "What is the memory preset?")
     start, *deltas, end = map(json.loads, done.stdout.splitlines())

@@ -1,6 +1,7 @@
 """`--endpoint`: the real program against a server on loopback that does what servers do."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -219,3 +220,46 @@ def test_a_proxy_does_not_stand_before_this_machine(program: Program, server: Ch
     server.answers(sse("ok"))
     proxied = program.with_environment(http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9")
     assert proxied("--endpoint", server.url, "Hello", stdin="").stdout == "ok\n"
+
+
+def with_logprobs(text: str, logprobs: object) -> bytes:
+    return event(delta(text, logprobs=logprobs))
+
+
+def test_log_probabilities_are_the_server_s(program: Program, server: ChatServer) -> None:
+    first = {"token": "H", "logprob": -0.25, "bytes": [72], "top_logprobs": [{"token": "h", "logprob": -2}]}
+    second = {"token": "i", "logprob": -math.inf}
+    chunks = [with_logprobs("H", {"content": [first]}), with_logprobs("i", {"content": [second]}), ending()]
+    server.answers(Reply((*chunks,)))
+    answer = json.loads(ask_server(program, server, "--json", "--logprobs", "1", "Hello").stdout)
+    validate(answer, "answer")
+    assert (server.posts[0].body["logprobs"], server.posts[0].body["top_logprobs"]) == (True, 1)
+    one, two = answer["logprobs"]["content"]
+    assert one == {
+        **first,
+        "id": None,
+        "top_logprobs": [{"token": "h", "id": None, "bytes": None, "logprob": -2}],
+    }
+    assert (two["token"], two["logprob"], two["top_logprobs"]) == ("i", -9999, [])
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_server_without_log_probabilities_still_answers(
+    program: Program, server: ChatServer, knows: bool
+) -> None:
+    """One that ignores the fields, and one that refuses them."""
+    refusals = [error("Unknown field: top_logprobs"), error("Unknown field: logprobs")]
+    server.answers(*(refusals if knows else []), sse("Hi."))
+    done = ask_server(program, server, "--json", "--logprobs", "1", "Hello")
+    answer = json.loads(done.stdout)
+    assert (answer["response"], "logprobs" in answer) == ("Hi.", False)
+    assert done.stderr.endswith("[server reports no log-probabilities]\n")
+
+
+def test_the_key_is_not_in_log_probabilities(program: Program, server: ChatServer) -> None:
+    halves = [{"token": "sk-very-", "logprob": -1}, {"token": "secret-key", "logprob": -1}]
+    server.answers(Reply((with_logprobs("Hi", {"content": halves}), ending())))
+    keyed = program.with_environment(LOCALGEMMA_API_KEY="sk-very-secret-key")
+    done = ask_server(keyed, server, "--json", "--logprobs", "0", "Hello")
+    assert "secret-key" not in done.stdout + done.stderr
+    assert json.loads(done.stdout)["response"] == "Hi"

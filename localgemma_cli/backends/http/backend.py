@@ -23,7 +23,7 @@ from localgemma_cli.backends.http.text_filters import cut_at_stop, join_surrogat
 from localgemma_cli.backends.http.transport import Exchange, ExchangeCancelled
 from localgemma_cli.conversation import FinishReason, Message, fold_system
 from localgemma_cli.errors import EndpointError, UsageError
-from localgemma_cli.events import Delta, Event, Finished, RateMeter, Thinking, Usage
+from localgemma_cli.events import Delta, Event, Finished, RateMeter, Thinking, TokenLogprob, Usage
 from localgemma_cli.redaction import SHORTEST_SECRET
 from localgemma_cli.sampling import Sampling
 from localgemma_cli.text import parse_json
@@ -33,6 +33,7 @@ _LENGTH_REASONS = ("length", "max_tokens", "max_length", "token_limit")
 _USAGE_SECONDS = 5.0  # wait for the token counts, once the answer is complete
 _LONGEST_ANSWER = 4_000_000  # characters, more than any model writes
 _PIECE_COST = 16  # characters: what the memory of one piece amounts to
+_ENTRY_COST = 4  # characters, for each log-probability of a token
 
 
 class HttpBackend:
@@ -74,7 +75,10 @@ class HttpBackend:
                 if not answer.has_text:
                     raise error from None  # a traceback would show the server's text unchecked
                 error = EndpointError(f"{error.message} The answer is incomplete.", error.hint)
-        yield answer.finished(interrupted, error)
+        finished = answer.finished(interrupted, error, self._shown_logprobs(answer.logprobs))
+        if sampling.logprobs is not None and finished.logprobs is None:
+            self._notices.say("[server reports no log-probabilities]")
+        yield finished
 
     def count(self, messages: Sequence[Message]) -> int | None:
         return None
@@ -90,6 +94,14 @@ class HttpBackend:
             "A server does not report the probabilities of given answers.",
             "Use a model on this machine: remove --endpoint, or use --endpoint none.",
         )
+
+    def _shown_logprobs(self, logprobs: Sequence[TokenLogprob]) -> tuple[TokenLogprob, ...] | None:
+        """None without any, and where their text contains the API key."""
+        key, texts = self._endpoint.key, ["".join(each.token for each in logprobs)]
+        texts += [other.token for each in logprobs for other in each.top_logprobs]
+        if key and len(key) >= SHORTEST_SECRET and any(key in text for text in texts):
+            return None
+        return tuple(logprobs) or None
 
     def _displayable(self, failure: EndpointError) -> EndpointError:
         """The failure as it may be shown: a server's own text can contain anything, also the API key."""
@@ -126,7 +138,8 @@ class HttpBackend:
         with closing(self._open_answer(messages, sampling, cancel)) as exchange:
             try:
                 for piece in self._filtered(dialect.pieces(exchange.chunks())):
-                    length += len(piece.text) + len(piece.thinking) + _PIECE_COST
+                    entries = sum(1 + len(each.top_logprobs) for each in piece.logprobs)
+                    length += len(piece.text) + len(piece.thinking) + _PIECE_COST + _ENTRY_COST * entries
                     if length > _LONGEST_ANSWER:
                         raise EndpointError(
                             f"{self._endpoint.root} sent an answer without an end.",
@@ -207,6 +220,7 @@ class _Answer:
         self.has_text = False  # thinking alone does not count
         self._finish: str | None = None
         self._usage = _UNKNOWN
+        self.logprobs: list[TokenLogprob] = []
 
     def add(self, piece: Piece) -> None:
         if piece.text or piece.thinking:
@@ -214,13 +228,16 @@ class _Answer:
             self.has_text = self.has_text or bool(piece.text)
         self._finish = self._finish or piece.finish
         self._usage = piece.usage or self._usage
+        self.logprobs += piece.logprobs
 
-    def finished(self, interrupted: bool, error: EndpointError | None) -> Finished:
+    def finished(
+        self, interrupted: bool, error: EndpointError | None, logprobs: tuple[TokenLogprob, ...] | None
+    ) -> Finished:
         reason: FinishReason = "length" if self._finish in _LENGTH_REASONS else "stop"
         if interrupted or error:
             reason = "interrupted" if interrupted else "error"
         timing = self._meter.timing(self._usage.completion_tokens)
-        return Finished(reason, self._usage, timing, error=error)
+        return Finished(reason, self._usage, timing, error=error, logprobs=logprobs)
 
 
 def _refusal_text(body: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from localgemma_cli.conversation import Message, fold_system
 from localgemma_cli.errors import EndpointError
-from localgemma_cli.events import Usage
+from localgemma_cli.events import TokenLogprob, Usage
 from localgemma_cli.sampling import Sampling
 
 GEMMA_STOPS = ("<end_of_turn>", "<eos>")
@@ -31,6 +31,7 @@ class Piece:
     finish: str | None = None
     usage: Usage | None = None
     thinking: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)

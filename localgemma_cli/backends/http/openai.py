@@ -1,6 +1,7 @@
 """The OpenAI API, `/v1/chat/completions`: most servers, and two of the servers of RK3588 boards."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -24,7 +25,8 @@ from localgemma_cli.backends.http.dialect import (
 )
 from localgemma_cli.backends.http.sse import parse_events, parse_message, read_whole
 from localgemma_cli.conversation import fold_system
-from localgemma_cli.events import Usage
+from localgemma_cli.events import TokenLogprob, Usage
+from localgemma_cli.text import repair_surrogates
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -39,6 +41,8 @@ OPTIONAL_FIELDS = (
     "top_p",
     "max_tokens",
     "temperature",
+    "top_logprobs",
+    "logprobs",
 )
 
 
@@ -52,7 +56,12 @@ def openai_body(request: ChatRequest) -> dict[str, object]:
         **model,
         **({"continue_final_message": True, "add_generation_prompt": False} if continues else {}),
         **sampling_fields(request.sampling, request.penalty_name, "max_tokens"),
+        **_logprobs_fields(request.sampling.logprobs),
     }
+
+
+def _logprobs_fields(wanted: int | None) -> dict[str, object]:
+    return {} if wanted is None else {"logprobs": True, "top_logprobs": wanted}
 
 
 def read_openai_stream(chunks: Iterable[bytes]) -> Iterator[Piece]:
@@ -76,6 +85,7 @@ def _parse_piece(value: Mapping[str, Any]) -> Piece:
         finish_reason_of(choice.get("finish_reason")),
         _parse_usage(value.get("usage")),
         thinking_text(message),
+        _parse_logprobs(choice.get("logprobs")),
     )
 
 
@@ -84,6 +94,32 @@ def _parse_usage(value: object) -> Usage | None:
         return None
     cached = token_count(as_mapping(value.get("prompt_tokens_details")).get("cached_tokens"))
     return Usage(token_count(value.get("prompt_tokens")), cached, token_count(value.get("completion_tokens")))
+
+
+def _parse_logprobs(value: object) -> tuple[TokenLogprob, ...]:
+    entries = map(as_mapping, as_list(as_mapping(value).get("content")))
+    return tuple(_parse_token(each, as_list(each.get("top_logprobs"))) for each in entries)
+
+
+def _parse_token(value: Mapping[str, Any], top: Sequence[object]) -> TokenLogprob:
+    text, data = repair_surrogates(content_text(value.get("token"))), as_list(value.get("bytes"))
+    is_data = isinstance(value.get("bytes"), list) and all(
+        type(each) is int and 0 <= each < 256 for each in data
+    )
+    return TokenLogprob(
+        text,
+        _parse_logprob(value.get("logprob")),
+        token_count(value.get("id")),
+        tuple(data) if is_data else None,
+        tuple(_parse_token(as_mapping(each), ()) for each in top),
+    )
+
+
+def _parse_logprob(value: object) -> float:
+    """A logarithm, at most 0; minus infinity for any other JSON."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or math.isnan(value):
+        return -math.inf
+    return float(min(value, 0))
 
 
 def _read_messages(chunks: Iterable[bytes]) -> Iterator[str]:

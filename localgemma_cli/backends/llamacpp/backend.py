@@ -4,10 +4,13 @@ import ctypes
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event as Cancel
 
 from localgemma_cli.backends.answer_stream import (
+    AnswerBroken,
     answer_events,
     answer_limit,
     check_room,
@@ -16,9 +19,10 @@ from localgemma_cli.backends.answer_stream import (
 from localgemma_cli.backends.llamacpp.completion import Completion, completion_request
 from localgemma_cli.backends.llamacpp.parameters import server_parameters
 from localgemma_cli.backends.llamacpp.process import LlamaProcess
-from localgemma_cli.backends.llamacpp.scoring import score_answer
+from localgemma_cli.backends.llamacpp.scoring import score_answer, score_next
+from localgemma_cli.backends.scored_token import describe_token
 from localgemma_cli.conversation import Message
-from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter
+from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, TokenLogprob
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
 from localgemma_cli.prompts.prompter import Prompter
@@ -53,7 +57,11 @@ class LlamaCppBackend:
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
         answer = Completion(self._process, self._prompter, cancel)
         tokens = answer.tokens(completion_request(prompt, sampling, limit))
-        yield from answer_events(tokens, answer.text, meter, len(prompt), lambda: answer.cached, cancel)
+        wanted = sampling.logprobs
+        logprobs = None if wanted is None else partial(self._logprobs, answer, prompt, wanted)
+        yield from answer_events(
+            tokens, answer.text, meter, len(prompt), lambda: answer.cached, cancel, logprobs
+        )
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))
@@ -71,6 +79,24 @@ class LlamaCppBackend:
         check_room(self.context_length, len(prompt) + max(map(len, encoded), default=0))
         self._reload(Cancel())
         return [score_answer(self._process, self._prompter, prompt, answer) for answer in encoded]
+
+    def _logprobs(
+        self, answer: Completion, prompt: Sequence[int], alternatives: int, count: int
+    ) -> list[TokenLogprob] | None:
+        """Those of the first `count` tokens; None where llama.cpp ends.
+
+        Tokens that it held back are scored now.
+        """
+        ids = [*prompt, *(answer.text.token_ids or ())]
+        try:
+            scored = [
+                each or score_next(self._process, self._prompter, ids[:at], ids[at], alternatives)
+                for at, each in enumerate(answer.scored[:count], len(prompt))
+            ]
+        except AnswerBroken:
+            return None
+        shown = (replace(each, top=each.top[:alternatives]) for each in scored)
+        return [describe_token(each, self._prompter.tokenizer) for each in shown]
 
     def _reload(self, cancel: Cancel) -> None:
         def stop(_: LoadProgress) -> None:

@@ -24,9 +24,9 @@ def completion_request(prompt: Sequence[int], sampling: Sampling, limit: int) ->
         "stream": True,
         "cache_prompt": True,
         "return_progress": True,
-        # Each chunk then has the token's id. Before sampling, it would cost a sort of all logits.
-        "logprobs": 1,
-        "post_sampling_probs": True,
+        # Each chunk then has the token's id. Before sampling, it costs a sort of all logits.
+        "logprobs": max(sampling.logprobs or 0, 1),
+        "post_sampling_probs": sampling.logprobs is None,
         **_samplers(sampling),
         "repeat_penalty": sampling.repetition_penalty,
         "repeat_last_n": len(prompt) + limit,

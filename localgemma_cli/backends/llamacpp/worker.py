@@ -16,6 +16,7 @@ Imports nothing of the package, so that it starts fast. What llama.cpp writes go
 
 import contextlib
 import json
+import math
 import os
 import queue
 import secrets
@@ -128,10 +129,17 @@ def _answer(server: Any, request: dict[str, Any], cancel: threading.Event, out: 
 
 
 def _logprobs(entry: dict[str, Any]) -> Iterator[object]:
-    """Nothing where the probabilities are those after sampling, which have other names."""
+    """Nothing where only the id was asked for: one probability after sampling, which has another name."""
     if "logprob" in entry:
         yield entry["logprob"]
         yield [[each["id"], each["logprob"]] for each in entry["top_logprobs"]]
+    elif len(entry["top_probs"]) > 1:
+        yield _log(entry["prob"])
+        yield [[each["id"], _log(each["prob"])] for each in entry["top_probs"]]
+
+
+def _log(probability: float) -> float:
+    return math.log(max(probability, sys.float_info.min))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Event as Cancel
 
@@ -27,9 +28,10 @@ from localgemma_cli.backends.pytorch.generation.row_step import RowStep, compute
 from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.backends.pytorch.generation.scoring import score_tokens
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
+from localgemma_cli.backends.scored_token import describe_token
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import LocalGemmaError
-from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, Reading
+from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, Reading, TokenLogprob
 from localgemma_cli.models.fetch import tokenizer_folder
 from localgemma_cli.models.load_errors import load_error, loading
 from localgemma_cli.models.own_models import AUTO
@@ -101,8 +103,10 @@ class LocalBackend:
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
         cached = kv.reuse(prompt, others)
         text = AnswerText(self._prompter, self._stop_ids)
-        tokens = self._tokens(prompt, sampling, limit, cancel, kv, step)
-        yield from answer_events(tokens, text, meter, len(prompt), lambda: cached, cancel)
+        sampler = Sampler(sampling, self._model.device)
+        tokens = self._tokens(prompt, sampler, limit, cancel, kv, step)
+        logprobs = None if sampling.logprobs is None else partial(self._logprobs, sampler)
+        yield from answer_events(tokens, text, meter, len(prompt), lambda: cached, cancel, logprobs)
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))
@@ -127,13 +131,12 @@ class LocalBackend:
     def _tokens(
         self,
         prompt: list[int],
-        sampling: Sampling,
+        sampler: Sampler,
         limit: int,
         cancel: Cancel,
         kv: KVCache,
         step: Step | RowStep,
     ) -> Generator[Reading | int | str]:
-        sampler = Sampler(sampling, self._model.device)
         guesses = None if isinstance(step, RowStep) else self._guesses(cancel)
         with (
             self._as_user_errors(),
@@ -144,6 +147,9 @@ class LocalBackend:
             for token in tokens:
                 self._has_generated = self._has_generated or not isinstance(token, Reading)
                 yield token
+
+    def _logprobs(self, sampler: Sampler, count: int) -> list[TokenLogprob]:
+        return [describe_token(each, self._prompter.tokenizer) for each in sampler.scored(count)]
 
     @contextmanager
     def _as_user_errors(self) -> Iterator[None]:

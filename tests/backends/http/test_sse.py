@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from localgemma_cli.backends.http.rockchip import read_rkllama_stream, read_rkll
 from localgemma_cli.backends.http.sse import parse_events, split_lines
 from localgemma_cli.backends.http.text_filters import cut_at_stop, join_surrogates, mask_secret
 from localgemma_cli.errors import EndpointError
-from localgemma_cli.events import Usage
+from localgemma_cli.events import TokenLogprob, Usage
 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
@@ -200,3 +201,30 @@ def test_what_is_no_choice_or_message_says_nothing_in_any_dialect(odd: object) -
     )
     for parsed, stream in streams:
         assert "".join(piece.text for piece in parsed([stream.encode()])) == ""
+
+
+def test_log_probabilities_are_read_whatever_a_server_puts_into_them() -> None:
+    good = {
+        "token": " a",
+        "bytes": [32, 97],
+        "logprob": -0.5,
+        "top_logprobs": [{"token": "b", "logprob": -1}],
+    }
+    odd = [
+        None,
+        {},
+        {"token": 5, "bytes": [256], "logprob": True},
+        {"token": "\ud800", "logprob": "x", "id": 7},
+    ]
+    content = [good, *odd, {"token": "c", "bytes": "c", "logprob": 3, "top_logprobs": "none"}]
+    said = {"choices": [{"delta": {"content": " a"}, "logprobs": {"content": content}}]}
+    (piece,) = read_openai_stream([f"data: {json.dumps(said)}\n\n".encode()])
+    nothing = TokenLogprob("", -math.inf)
+    assert piece.logprobs == (
+        TokenLogprob(" a", -0.5, None, (32, 97), (TokenLogprob("b", -1.0),)),
+        nothing,
+        nothing,
+        nothing,
+        TokenLogprob("\ufffd", -math.inf, 7),
+        TokenLogprob("c", 0.0),
+    )

@@ -21,6 +21,7 @@ from localgemma_cli.backends.llamacpp.backend import LlamaCppBackend, load_backe
 from localgemma_cli.backends.llamacpp.completion import completion_request
 from localgemma_cli.backends.llamacpp.parameters import server_parameters
 from localgemma_cli.backends.llamacpp.process import LlamaProcess
+from localgemma_cli.backends.llamacpp.scoring import score_next
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import ContextOverflowError, InterruptedAnswer, UsageError
 from localgemma_cli.events import Delta, Event, Finished, LoadProgress, Reading
@@ -166,6 +167,43 @@ def test_characters_of_several_byte_tokens_keep_their_ids(
     assert (text, finished.finish_reason) == ("𒐫é𒐫", "stop")
     assert len(ids) >= 8, "four bytes per letter"
     assert backend.recognizes(Message("assistant", text, token_ids=ids))
+
+
+def test_log_probabilities_are_those_of_the_model_itself(
+    backend: LlamaCppBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the parts of a rare letter, which llama.cpp reports without theirs."""
+    asked = [Message("user", PROMPT)]
+    warm = {"temperature": 1.5, "min_p": 0.1, "seed": 3, "max_new_tokens": 6}
+    _, greedy, _ = answer(backend, asked, max_new_tokens=6, logprobs=3)
+    text, sampled, _ = answer(backend, asked, logprobs=0, **warm)
+    assert all(each.top_logprobs[0].logprob == each.logprob for each in greedy.logprobs or ())
+    assert [len(each.top_logprobs) for each in greedy.logprobs or ()] == [3] * 6
+    assert [each.id for each in sampled.logprobs or ()] == list(sampled.token_ids or ())
+    assert text == "".join(each.token for each in sampled.logprobs or ())
+    with_end = sum(each.logprob for each in sampled.logprobs or ())
+    assert with_end == pytest.approx(scored_without_end(backend, asked, sampled), abs=0.05)
+
+    def request(*arguments: Any) -> dict[str, object]:
+        return {**completion_request(*arguments), "grammar": 'root ::= "𒐫é𒐫"'}
+
+    monkeypatch.setattr(llamacpp, "completion_request", request)
+    text, rare, _ = answer(backend, asked, max_new_tokens=30, logprobs=2)
+    entries = rare.logprobs or ()
+    assert text.encode() == b"".join(bytes(each.bytes or ()) for each in entries)
+    assert [each.id for each in entries] == list(rare.token_ids or ())
+    assert sum(each.logprob for each in entries) == pytest.approx(
+        scored_without_end(backend, asked, rare), abs=0.05
+    )
+
+
+def scored_without_end(backend: LlamaCppBackend, asked: list[Message], finished: Finished) -> float:
+    """The log-probability of the answer's tokens, each as the only one that can be sampled."""
+    ids, known = backend._prompter.encode(asked), list(finished.token_ids or ())
+    return sum(
+        score_next(backend._process, backend._prompter, [*ids, *known[:at]], token).logprob
+        for at, token in enumerate(known)
+    )
 
 
 def test_a_seed_repeats_an_answer_and_the_filters_apply(backend: LlamaCppBackend) -> None:

@@ -10,7 +10,7 @@ from localgemma_cli.conversation import Message
 from localgemma_cli.errors import ContextOverflowError
 
 FRANCE = [Message("user", "The capital of France is")]
-ANSWERS = [" Paris", " Lyon", " a city 🙂"]
+ANSWERS = [" Paris", " Lyon", " a city 𒐫"]
 
 
 @pytest.fixture(scope="module")

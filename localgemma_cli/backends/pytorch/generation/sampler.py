@@ -13,6 +13,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from localgemma_cli.backends.pytorch.generation.token_scores import TokenScores
+from localgemma_cli.backends.scored_token import ScoredToken
 from localgemma_cli.sampling import Sampling
 
 Floats = NDArray[np.float32]
@@ -32,13 +34,23 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
         self._draw = _HostSampler(sampling) if device.type == "cpu" else _DeviceSampler(sampling, device)
+        self._scores = None if sampling.logprobs is None else TokenScores(sampling.logprobs)
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Start an answer to `prompt`, whose ids the repetition penalty applies to."""
         self._draw.begin(prompt)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        return self._draw(logits)
+        if self._scores is None:
+            return self._draw(logits)
+        logprobs = logits[0].log_softmax(dim=-1)  # before anything changes the logits
+        token = self._draw(logits)
+        self._scores.add(token, logprobs)
+        return token
+
+    def scored(self, count: int) -> list[ScoredToken]:
+        """The first `count` tokens with their log-probabilities; empty where they were not asked for."""
+        return [] if self._scores is None else self._scores.first(count)
 
 
 class _HostSampler:
