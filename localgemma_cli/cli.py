@@ -30,7 +30,13 @@ from localgemma_cli.environment import (
     standard_streams,
     torchrun_rank,
 )
-from localgemma_cli.errors import ExitCode, InterruptedAnswer, LocalGemmaError, as_user_error
+from localgemma_cli.errors import (
+    ExitCode,
+    IncompleteAnswer,
+    InterruptedAnswer,
+    LocalGemmaError,
+    as_user_error,
+)
 from localgemma_cli.option_spec import variable_of
 from localgemma_cli.render.json import error_object, write_line
 from localgemma_cli.render.messages import colour_prefix, format_error
@@ -216,6 +222,8 @@ def _report(error: LocalGemmaError, style: ErrorStyle, streams: Streams) -> int:
         with suppress(OSError):
             write_line(streams.stderr, error_object(error))
     else:
+        if isinstance(error, IncompleteAnswer) and error.text:
+            streams.say(Block(error.text))
         streams.say(format_error(error, "localgemma: "), colour_prefix(streams.stderr))
     return error.exit_code
 

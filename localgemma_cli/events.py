@@ -1,7 +1,7 @@
 """The events of an answer and of a load, and the meter that times an answer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,7 +84,8 @@ class TokenLogprob:
 class Finished:
     """The last event of every answer, including interrupted ones. `token_ids` excludes the stop token.
 
-    `error` is set if the finish reason is "error". `logprobs` has an entry for each of `token_ids`; None
+    `error` is set if the finish reason is "error". `choices`: the probability of each choice, if the answer
+    had to be one of them and the engine reports it. `logprobs` has an entry for each of `token_ids`; None
     where they were not asked for, or a server does not report them.
     """
 
@@ -94,6 +95,7 @@ class Finished:
     token_ids: tuple[int, ...] | None = None
     error: LocalGemmaError | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    choices: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -356,6 +356,31 @@ class Options:
     jsonl: bool = declare_option(
         "--jsonl", default=False, group=_OUTPUT, help="Print JSON Lines while the answer arrives."
     )
+    schema: str | None = declare_option(
+        "--schema",
+        metavar="FILE|JSON",
+        group=_OUTPUT,
+        help="Answer with JSON that is valid under this JSON Schema: a file, or JSON that begins with {.",
+    )
+    choice: str | None = declare_option(
+        "--choice",
+        metavar="A,B,C",
+        group=_OUTPUT,
+        help="Answer with one of these words only: the likeliest, or with --temperature one that is drawn.",
+    )
+    regex: str | None = declare_option(
+        "--regex",
+        metavar="RE",
+        group=_OUTPUT,
+        help="Answer with text that matches this regular expression from start to end.",
+    )
+    extract: bool = declare_option(
+        "--extract",
+        "-x",
+        default=False,
+        group=_OUTPUT,
+        help="Print only the first fenced code block of the answer.",
+    )
     plain: bool = declare_option(
         "--plain", default=False, group=_OUTPUT, help="Show answers as plain text, not as Markdown."
     )

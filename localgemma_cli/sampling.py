@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from localgemma_cli.constraint import Constraint
+from localgemma_cli.constraint import Choices, Constraint
 from localgemma_cli.documents import format_value
 from localgemma_cli.errors import UsageError
 
@@ -80,14 +80,18 @@ def sampling_for(
     seed: int | None = None,
     max_new_tokens: int | None = None,
     logprobs: int | None = None,
+    constraint: Constraint | None = None,
 ) -> Sampling:
     """The mode's values, overridden by the model's `defaults` and then by the user's options.
 
-    `defaults` apply to the chat mode only. Raises UsageError for a value out of range.
+    `defaults` apply to the chat mode only. A choice is the likeliest one unless the user sets a temperature.
+    Raises UsageError for a value out of range.
     """
     base = MODE_SAMPLING[mode]
     if mode is Mode.CHAT:
         base = replace(base, **(defaults or {}))
+    if isinstance(constraint, Choices):
+        base = replace(base, temperature=0)
     options: dict[str, Any] = {
         "temperature": temperature,
         "top_p": top_p,
@@ -97,6 +101,7 @@ def sampling_for(
         "seed": seed,
         "max_new_tokens": max_new_tokens,
         "logprobs": logprobs,
+        "constraint": constraint,
     }
     return validate_sampling(
         replace(base, **{name: value for name, value in options.items() if value is not None})

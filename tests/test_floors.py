@@ -129,6 +129,7 @@ TESTED_IN = {
     "chat/slash/outcome.py": "chat/test_chat_session.py",
     "chat/slash/session_commands.py": "chat/slash/test_slash_commands.py",
     "chat/start_engine.py": "commands/test_batch.py",
+    "chat/typed_answer.py": "commands/test_typed_answers.py",
     "chat/summary.py": "chat/test_chat_session.py",
     "chat/terminal/clipboard.py": "chat/slash/test_slash_commands.py",
     "chat/terminal/completion.py": "chat/terminal/test_typed_ahead.py",

@@ -10,6 +10,7 @@ from localgemma_cli.events import Delta, Event, Finished, RateMeter, Reading, To
 from localgemma_cli.prompts.detokenizer import Detokenizer
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.stop_strings import StopStrings
+from localgemma_cli.sampling import Sampling
 
 _ANSWER_ROOM = 256  # tokens that a prompt must leave free, or a quarter of a small context
 
@@ -89,10 +90,10 @@ def answer_events(
 class AnswerText:
     """The text of one answer from its token ids, up to a stop token or a stop string."""
 
-    def __init__(self, prompter: Prompter, stop_ids: frozenset[int]) -> None:
+    def __init__(self, prompter: Prompter, stop_ids: frozenset[int], sampling: Sampling) -> None:
         self._stop_ids = stop_ids
         self._detokenizer = Detokenizer(prompter.tokenizer)
-        self._stop_text = StopStrings(prompter.stops)
+        self._stop_text = StopStrings(() if sampling.constraint else prompter.stops)  # they may occur in JSON
         self._ids: list[int] = []
         self._whole = 0  # ids up to the last whole character
         self._knows_ids = True

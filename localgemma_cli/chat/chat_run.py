@@ -81,6 +81,7 @@ class ChatRun:
             lambda: self._renderer(run),
             recorder,
             cancel,
+            extract=self.options.extract,
         )
 
     def converse(self, prompt: "PromptInput") -> int:

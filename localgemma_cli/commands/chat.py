@@ -9,6 +9,7 @@ import typer
 
 from localgemma_cli import __version__
 from localgemma_cli.command_options import takes_options, value_places
+from localgemma_cli.constraint import Constraint
 from localgemma_cli.environment import standard_streams, torchrun_rank
 from localgemma_cli.errors import UsageError
 from localgemma_cli.options import Options
@@ -73,7 +74,9 @@ def _chat(
     from localgemma_cli.models.own_models import own_model
 
     streams, own = standard_streams(), own_model(options.model)
-    sampling = sampling_for(options.mode, own.sampling if own else None, **options.values_for(Sampling))
+    constraint = _constraint(options)
+    defaults = own.sampling if own else None
+    sampling = sampling_for(options.mode, defaults, constraint=constraint, **options.values_for(Sampling))
     system = read_system(options.system, options.system_file, own)
     as_file = any(map(is_stdin, options.file or []))
     question = read_prompt_input(
@@ -84,8 +87,8 @@ def _chat(
         no_stdin=options.no_stdin,
         quiet=options.quiet,
     )
-    if question.prompt is None and (options.json or options.jsonl):
-        raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
+    if question.prompt is None:
+        _refuse_in_chat(options)
     if not literal:
         _refuse_mistyped(words, question.prompt, places)
     choice = EngineChoice(options, places, streams.say, processes)
@@ -107,7 +110,33 @@ def _refuse_mistyped(words: list[str], prompt: str | None, places: Mapping[str, 
         refuse_bare_word(prompt)
 
 
+def _refuse_in_chat(options: Options) -> None:
+    if options.json or options.jsonl:
+        raise UsageError("--json and --jsonl need a prompt.", 'Give one: localgemma --json "Hello"')
+    for name in _typed(options):
+        raise UsageError(f"--{name} needs a prompt.", f'Give one: localgemma --{name} … "Hello"')
+
+
+def _constraint(options: Options) -> Constraint | None:
+    if options.schema is None and options.choice is None and options.regex is None:
+        return None
+    from localgemma_cli.chat.constraint_input import read_constraint
+
+    return read_constraint(options.schema, options.choice, options.regex)
+
+
+def _typed(options: Options) -> list[str]:
+    """The options in use that ask for an answer of a form."""
+    values = {"schema": options.schema, "choice": options.choice, "regex": options.regex}
+    return [*(name for name, value in values.items() if value is not None), *["extract"] * options.extract]
+
+
 def _refuse_conflicts(options: Options, places: Mapping[str, str]) -> None:
+    typed = _typed(options)
+    if len(typed) > 1:
+        raise UsageError(f"--{typed[0]} and --{typed[1]} cannot be used together.", "Remove one of them.")
+    if options.interactive and typed:
+        raise UsageError(f"--interactive cannot be used with --{typed[0]}.", "Remove one of them.")
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl cannot be used together.", "Remove one of them.")
     if options.interactive and (options.json or options.jsonl):

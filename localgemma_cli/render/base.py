@@ -7,12 +7,20 @@ from localgemma_cli.events import Finished
 
 
 @dataclass(frozen=True)
+class Parsed:
+    """The value of an answer that had to have one; None is JSON's null."""
+
+    value: object
+
+
+@dataclass(frozen=True)
 class Answer:
     """A complete answer; `thinking` is what the model wrote before it, not included in `text`."""
 
     text: str
     finished: Finished
     thinking: str = ""
+    parsed: Parsed | None = None
 
 
 class Renderer(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TextIO
 
-from localgemma_cli.errors import LocalGemmaError
+from localgemma_cli.errors import IncompleteAnswer, LocalGemmaError
 from localgemma_cli.events import TokenLogprob
 from localgemma_cli.render.base import Answer
 
@@ -36,6 +36,8 @@ def answer_object(run: RunInfo, answer: Answer) -> dict[str, object]:
         "backend": run.backend,
         "thinking": answer.thinking or None,
         "response": answer.text,
+        **({} if answer.parsed is None else {"parsed": answer.parsed.value}),
+        **({} if finished.choices is None else {"choices": dict(finished.choices)}),
         "finish_reason": finished.finish_reason,
         "usage": asdict(finished.usage),
         "timing": {"load_seconds": run.load_seconds, **asdict(finished.timing)},
@@ -59,7 +61,8 @@ def _token_object(token: TokenLogprob) -> dict[str, object]:
 
 
 def error_object(error: LocalGemmaError) -> dict[str, object]:
-    return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint}}
+    partial = {"partial": error.text} if isinstance(error, IncompleteAnswer) else {}
+    return {"error": {"kind": error.kind, "message": error.message, "hint": error.hint, **partial}}
 
 
 def write_line(stream: TextIO, value: Mapping[str, object]) -> None:

@@ -16,11 +16,13 @@ from localgemma_cli.backends.answer_stream import (
     check_room,
     stopped_before_reading,
 )
+from localgemma_cli.backends.choices import choose
 from localgemma_cli.backends.llamacpp.completion import Completion, completion_request
 from localgemma_cli.backends.llamacpp.parameters import server_parameters
 from localgemma_cli.backends.llamacpp.process import LlamaProcess
 from localgemma_cli.backends.llamacpp.scoring import score_answer, score_next
 from localgemma_cli.backends.scored_token import describe_token
+from localgemma_cli.constraint import Choices
 from localgemma_cli.conversation import Message
 from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, TokenLogprob
 from localgemma_cli.models.own_models import AUTO
@@ -49,13 +51,18 @@ class LlamaCppBackend:
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """See `Backend.stream`."""
+        if isinstance(sampling.constraint, Choices):
+            choices = sampling.constraint.choices
+            scores = partial(self.score, messages, choices)
+            yield from choose(scores, self._prompter, messages, choices, sampling, cancel)
+            return
         meter = RateMeter()
         prompt = self._prompter.encode(messages)
         self._reload(cancel)
         if cancel.is_set():
             raise stopped_before_reading()
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
-        answer = Completion(self._process, self._prompter, cancel)
+        answer = Completion(self._process, self._prompter, cancel, sampling)
         tokens = answer.tokens(completion_request(prompt, sampling, limit))
         wanted = sampling.logprobs
         logprobs = None if wanted is None else partial(self._logprobs, answer, prompt, wanted)

@@ -8,6 +8,7 @@ from localgemma_cli.backends.answer_stream import AnswerBroken, AnswerText
 from localgemma_cli.backends.llamacpp.process import LlamaEnded, LlamaProcess, Reply
 from localgemma_cli.backends.scored_token import ScoredToken
 from localgemma_cli.events import Reading
+from localgemma_cli.prompts.grammar import grammar_of
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.tokenizer import Tokenizer
 from localgemma_cli.sampling import Sampling
@@ -30,6 +31,7 @@ def completion_request(prompt: Sequence[int], sampling: Sampling, limit: int) ->
         **_samplers(sampling),
         "repeat_penalty": sampling.repetition_penalty,
         "repeat_last_n": len(prompt) + limit,
+        **({} if sampling.constraint is None else {"grammar": grammar_of(sampling.constraint)}),
         **({} if sampling.seed is None else {"seed": sampling.seed % _SEEDS}),
     }
 
@@ -50,8 +52,8 @@ def _samplers(sampling: Sampling) -> dict[str, object]:
 class Completion:
     """One answer; `cached` is how many tokens of its prompt were in the KV cache."""
 
-    def __init__(self, process: LlamaProcess, prompter: Prompter, cancel: Cancel) -> None:
-        self.text = AnswerText(prompter, prompter.stop_ids)
+    def __init__(self, process: LlamaProcess, prompter: Prompter, cancel: Cancel, sampling: Sampling) -> None:
+        self.text = AnswerText(prompter, prompter.stop_ids, sampling)
         self.cached = 0
         self._process, self._tokenizer, self._cancel = process, prompter.tokenizer, cancel
         self._running = False

@@ -13,6 +13,7 @@ from localgemma_cli.backends.llamacpp.process import LlamaProcess
 from localgemma_cli.backends.scored_token import ScoredToken
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.tokenizer import Tokenizer
+from localgemma_cli.sampling import Sampling
 
 # Added to logits: nothing else can be sampled; two tokens are ahead of all others, and one of the other.
 _CERTAIN, _AHEAD, _GAP = 1e6, 200.0, 20.0
@@ -58,7 +59,7 @@ def _is_part(tokenizer: Tokenizer, token: int) -> bool:
 
 
 def _sampled(process: LlamaProcess, prompter: Prompter, request: dict[str, object]) -> ScoredToken:
-    completion = Completion(process, prompter, Cancel())
+    completion = Completion(process, prompter, Cancel(), Sampling())
     for _ in completion.tokens(request):
         pass
     (scored,) = completion.scored

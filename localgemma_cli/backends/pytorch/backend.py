@@ -17,7 +17,9 @@ from localgemma_cli.backends.answer_stream import (
     check_room,
     stopped_before_reading,
 )
+from localgemma_cli.backends.choices import choose
 from localgemma_cli.backends.many import Request, Requests, interleave
+from localgemma_cli.backends.pytorch.generation.constraints import TokenGrammars
 from localgemma_cli.backends.pytorch.generation.cpu_step import CpuStep
 from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep, Step
 from localgemma_cli.backends.pytorch.generation.decode import generate, make_step
@@ -29,6 +31,7 @@ from localgemma_cli.backends.pytorch.generation.sampler import Sampler
 from localgemma_cli.backends.pytorch.generation.scoring import score_tokens
 from localgemma_cli.backends.pytorch.loading.loader import load_model, out_of_memory
 from localgemma_cli.backends.scored_token import describe_token
+from localgemma_cli.constraint import Choices
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, Reading, TokenLogprob
@@ -63,6 +66,7 @@ class LocalBackend:
         caches = (KVCache(model.config, plan.cache, plan.context_length) for _ in range(self.rows))
         self._kv, *self._more = caches
         self._stop_ids = prompter.stop_ids | _generation_eos(model)
+        self._grammars = TokenGrammars(prompter.tokenizer, self._stop_ids)
         self._has_generated = plan.model.bundled  # if so, an error is a bug and not a bad checkpoint
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
@@ -96,15 +100,21 @@ class LocalBackend:
         step: Step | RowStep,
         others: Sequence[KVCache] = (),
     ) -> Iterator[Event]:
+        if isinstance(sampling.constraint, Choices):
+            choices = sampling.constraint.choices
+            scores = partial(self._score_answers, messages, choices, kv)
+            yield from choose(scores, self._prompter, messages, choices, sampling, cancel)
+            return
         meter = RateMeter()
         prompt = self._prompter.encode(messages)
         if cancel.is_set():
             raise stopped_before_reading()
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
         cached = kv.reuse(prompt, others)
-        text = AnswerText(self._prompter, self._stop_ids)
-        sampler = Sampler(sampling, self._model.device)
-        tokens = self._tokens(prompt, sampler, limit, cancel, kv, step)
+        text = AnswerText(self._prompter, self._stop_ids, sampling)
+        grammar = self._grammars.begin(sampling.constraint) if sampling.constraint else None
+        sampler = Sampler(sampling, self._model.device, grammar)
+        tokens = self._tokens(prompt, sampler, limit, cancel, kv, step, text)
         logprobs = None if sampling.logprobs is None else partial(self._logprobs, sampler)
         yield from answer_events(tokens, text, meter, len(prompt), lambda: cached, cancel, logprobs)
 
@@ -119,14 +129,19 @@ class LocalBackend:
 
     def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
         """See `Backend.score`."""
+        return self._score_answers(messages, answers, self._kv)
+
+    def _score_answers(self, messages: Sequence[Message], answers: Sequence[str], kv: KVCache) -> list[float]:
         prompt = self._prompter.encode(messages)
         encoded = [self._prompter.encode_answer(answer) for answer in answers]
         check_room(self.context_length, len(prompt) + max(map(len, encoded), default=0))
         with self._as_user_errors():
-            return [sum(self._score([*prompt, *answer], len(prompt), self._stop_ids)) for answer in encoded]
+            return [
+                sum(self._score([*prompt, *answer], len(prompt), kv, self._stop_ids)) for answer in encoded
+            ]
 
-    def _score(self, ids: Sequence[int], first: int, ends: frozenset[int]) -> list[float]:
-        return score_tokens(self._model, self._kv, ids, first, Cancel(), ends)
+    def _score(self, ids: Sequence[int], first: int, kv: KVCache, ends: frozenset[int]) -> list[float]:
+        return score_tokens(self._model, kv, ids, first, Cancel(), ends)
 
     def _tokens(
         self,
@@ -136,6 +151,7 @@ class LocalBackend:
         cancel: Cancel,
         kv: KVCache,
         step: Step | RowStep,
+        text: AnswerText,
     ) -> Generator[Reading | int | str]:
         guesses = None if isinstance(step, RowStep) else self._guesses(cancel)
         with (
@@ -147,6 +163,7 @@ class LocalBackend:
             for token in tokens:
                 self._has_generated = self._has_generated or not isinstance(token, Reading)
                 yield token
+            text.has_ended = text.has_ended or sampler.is_complete
 
     def _logprobs(self, sampler: Sampler, count: int) -> list[TokenLogprob]:
         return [describe_token(each, self._prompter.tokenizer) for each in sampler.scored(count)]

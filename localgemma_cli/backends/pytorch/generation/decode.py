@@ -117,6 +117,8 @@ def generate(
 ) -> Generator[Reading | int]:
     """Yield the progress of the prefill, then ids up to and including a stop id, at most `max_new_tokens`.
 
+    An answer with a grammar also ends where it is complete, without a stop id.
+
     `cancel` ends it between two tokens. With `lag` (the default on CUDA) the next step is launched before the
     current id is read back, so that the device does not wait for the host; `kv` may then have one more token
     than was yielded. `guesses` need known ids, so there is no lag with them. With a `RowStep`, which has
@@ -141,7 +143,7 @@ def generate(
         )
     for token in tokens:
         yield token
-        if token in stop_ids or cancel.is_set():
+        if token in stop_ids or cancel.is_set() or sampler.is_complete:
             return
 
 
@@ -172,6 +174,7 @@ def _decode(
                 with kv.feeding(1) as cache:
                     logits = step(token[None], cache)
             read = reading.read()
+            sampler.accept(read)  # while the device computes the step
             if ahead:
                 kv.tokens.append(read)
             yield read
@@ -202,9 +205,10 @@ def _decode_with_guesses(
             if cancel.is_set():
                 return
             token = int(sampler(row[None]))
+            sampler.accept(token)
             yield token
             history.append(token)
-            if token in stop_ids or len(history) == longest or cancel.is_set():
+            if token in stop_ids or len(history) == longest or cancel.is_set() or sampler.is_complete:
                 return
             if guess[right : right + 1] != [token]:
                 break

@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from localgemma_cli.backends.pytorch.generation.constraints import TokenGrammar, mask_logits
 from localgemma_cli.backends.pytorch.generation.token_scores import TokenScores
 from localgemma_cli.backends.scored_token import ScoredToken
 from localgemma_cli.sampling import Sampling
@@ -29,12 +30,28 @@ _LEAST = (1e-2, 1e-4)  # weights; most distributions have few larger ones, with 
 class Sampler:
     """Logits [1, vocabulary] float32 -> next id [1], on the device, as transformers' processors in its order.
 
-    On a CPU with NumPy: PyTorch's operations over a vocabulary of 262,144 take several milliseconds.
+    On a CPU with NumPy: PyTorch's operations over a vocabulary of 262,144 take several milliseconds. With
+    `grammar`, only what it allows is drawn, and each id has to be given to `accept` before the next call.
     """
 
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        self._draw = _HostSampler(sampling) if device.type == "cpu" else _DeviceSampler(sampling, device)
+    def __init__(self, sampling: Sampling, device: torch.device, grammar: TokenGrammar | None = None) -> None:
+        self._grammar = grammar
+        self._draw = (
+            _HostSampler(sampling, grammar)
+            if device.type == "cpu"
+            else _DeviceSampler(sampling, device, grammar)
+        )
         self._scores = None if sampling.logprobs is None else TokenScores(sampling.logprobs)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the grammar's text is whole and nothing can follow it."""
+        return self._grammar is not None and self._grammar.is_complete
+
+    def accept(self, token: int) -> None:
+        """Note an id that was drawn and read back."""
+        if self._grammar is not None:
+            self._grammar.accept(token)
 
     def begin(self, prompt: Sequence[int]) -> None:
         """Start an answer to `prompt`, whose ids the repetition penalty applies to."""
@@ -54,8 +71,8 @@ class Sampler:
 
 
 class _HostSampler:
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+    def __init__(self, sampling: Sampling, grammar: TokenGrammar | None) -> None:
+        self._sampling, self._grammar = sampling, grammar
         self._random = np.random.default_rng(sampling.seed)
         self._prompt: Sequence[int] = ()
         self._seen: _SeenIds | None = None
@@ -73,16 +90,23 @@ class _HostSampler:
     def _choose(self, logits: Floats) -> int:
         sampling = self._sampling
         if sampling.repetition_penalty == 1.0 and sampling.temperature == 0:
-            return int(logits.argmax())
+            likeliest = int(logits.argmax())
+            if self._grammar is None or self._grammar.allows(likeliest):  # cheaper than all that is allowed
+                return likeliest
         if len(self._scores) != len(logits):
             self._scores = np.empty_like(logits)
         np.divide(logits, np.float32(sampling.temperature or 1), out=self._scores)
         if sampling.repetition_penalty != 1.0:
             self._seen = self._seen or _SeenIds(self._prompt, len(logits))
             self._seen.penalize(self._scores, sampling.repetition_penalty)
+        if self._grammar is not None:
+            np.putmask(self._scores, self._grammar.forbidden(len(logits)), -np.inf)
         if sampling.temperature == 0:
             return int(self._scores.argmax())
-        return draw(self._scores, sampling, self._random.random())
+        token = draw(self._scores, sampling, self._random.random())
+        if self._grammar is not None and not self._grammar.allows(token):  # `draw` leaves a weight of 1e-35
+            return int(self._scores.argmax())
+        return token
 
 
 class _SeenIds:
@@ -191,8 +215,8 @@ def find_position(weights: Floats, position: float) -> int:
 class _DeviceSampler:
     """By transformers' processors, without waiting for the device."""
 
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        self._device, self._penalty = device, sampling.repetition_penalty
+    def __init__(self, sampling: Sampling, device: torch.device, grammar: TokenGrammar | None) -> None:
+        self._device, self._penalty, self._grammar = device, sampling.repetition_penalty, grammar
         self._seen: torch.Tensor | None = None  # [1, vocabulary] bool: ids in the prompt or the answer so far
         self._prompt: Sequence[int] = ()
         self._processors = LogitsProcessorList()
@@ -218,6 +242,8 @@ class _DeviceSampler:
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
         if self._penalty != 1.0:
             logits = self._penalize(logits)
+        if self._grammar is not None:
+            logits = mask_logits(logits, self._grammar)
         scores = self._processors(None, logits)
         if self._greedy:
             token: torch.Tensor = scores.argmax(dim=-1)

@@ -1,0 +1,141 @@
+"""JSON Schemas as values: their parts, tighter ones, and whether JSON is valid under one.
+
+Keywords: https://json-schema.org/draft/2020-12/json-schema-validation
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any
+
+Place = tuple[str | int, ...]  # keys and indices from the root
+
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # objects of schemas
+_LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if")
+_SINGLES = (*_SINGLE, "then", "else", "unevaluatedItems", "unevaluatedProperties")
+_COMBINED = ("anyOf", "oneOf", "$ref")
+_LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const", "enum")
+_LARGEST = 2**53 - 1  # RFC 7493, 2.2
+_OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties")
+
+
+def children(schema: object) -> Iterator[tuple[Place, Any]]:
+    """The schemas directly inside a schema, each with its place there."""
+    if not isinstance(schema, Mapping):
+        return
+    for keyword, value in schema.items():
+        if keyword in _NAMED and isinstance(value, Mapping):
+            yield from (((keyword, name), child) for name, child in value.items())
+        elif isinstance(value, Sequence) and (keyword in _LISTED or keyword == "items"):
+            yield from (((keyword, index), child) for index, child in enumerate(value))
+        elif keyword in _SINGLES:
+            yield (keyword,), value
+
+
+def pointer(place: Place) -> str:
+    """The place as a JSON Pointer (RFC 6901); "/" for the root."""
+    return "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in place)
+
+
+def tighten(schema: Any) -> Any:
+    """The schema without what small models write for ever: more properties, more digits.
+
+    Where it says nothing of them, an object has only the properties that it lists, and an integer is one that
+    every program can read. Unchanged where that could contradict another part.
+    """
+    return _tight(schema) if all(map(_can_tighten, _parts(schema))) else schema
+
+
+def _parts(schema: object) -> Iterator[object]:
+    yield schema
+    for _, child in children(schema):
+        yield from _parts(child)
+
+
+def _can_tighten(part: object) -> bool:
+    if not isinstance(part, Mapping):
+        return True
+    return "allOf" not in part and not ("properties" in part and any(each in part for each in _COMBINED))
+
+
+def _tight(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    copy = json.loads(json.dumps(schema))
+    for (keyword, *name), child in children(schema):
+        if name:
+            copy[keyword][name[0]] = _tight(child)
+        else:
+            copy[keyword] = _tight(child)
+    if "properties" in copy and not any(each in copy for each in _OPEN):
+        copy["additionalProperties"] = False
+    return {**_integer_bounds(copy), **copy}
+
+
+def _integer_bounds(schema: Mapping[str, Any]) -> dict[str, int]:
+    types = schema.get("type")
+    types = types if isinstance(types, list) else [types]
+    if "integer" not in types or "number" in types or any(each in schema for each in _LIMITS):
+        return {}
+    return {"minimum": -_LARGEST, "maximum": _LARGEST}
+
+
+def schema_violation(schema: str, text: str) -> str | None:
+    """Why `text` is not JSON that is valid under `schema`; None if it is."""
+    try:
+        value = json.loads(text, parse_float=Decimal)
+        error = next(iter(_validator(schema).iter_errors(value)), None)
+    except RecursionError:
+        return "it is nested too deeply"
+    except ValueError as problem:
+        return f"it is not JSON: {problem}"
+    if error is None:
+        return None
+    where = f" at {pointer(tuple(error.absolute_path))}" if error.absolute_path else ""
+    return f"{' '.join(error.message.split())}{where}"
+
+
+@lru_cache(maxsize=8)
+def _validator(schema: str) -> Any:
+    """jsonschema's validator with exact decimals, and with `regex` for patterns, which knows \\p{L}."""
+    from jsonschema import Draft202012Validator, ValidationError, validators
+
+    def multiple(_: object, factor: Any, value: Any, __: object) -> Iterator[ValidationError]:
+        if (
+            isinstance(value, int | Decimal)
+            and not isinstance(value, bool)
+            and not _is_multiple(value, factor)
+        ):
+            yield ValidationError(f"{value} is not a multiple of {factor}")
+
+    def matching(_: object, pattern: str, value: Any, __: object) -> Iterator[ValidationError]:
+        if isinstance(value, str) and not _finds(pattern, value):
+            yield ValidationError(f"{value!r} does not match {pattern!r}")
+
+    def named(validator: Any, patterns: Any, value: Any, __: object) -> Iterator[ValidationError]:
+        for pattern, child in patterns.items() if isinstance(value, dict) else ():
+            for name in (name for name in value if _finds(pattern, name)):
+                yield from validator.descend(value[name], child, path=name, schema_path=pattern)
+
+    parsed = json.loads(schema, parse_float=Decimal)
+    base = validators.validator_for(parsed, default=Draft202012Validator)
+    own = {"multipleOf": multiple, "pattern": matching, "patternProperties": named}
+    return validators.extend(base, own)(parsed)
+
+
+def _is_multiple(value: int | Decimal, factor: int | Decimal) -> bool:
+    try:
+        return Decimal(value) % Decimal(factor) == 0
+    except InvalidOperation:  # more digits than decimals have here
+        return True
+
+
+def _finds(pattern: str, text: str) -> bool:
+    import regex  # type: ignore[import-untyped]
+
+    try:
+        return regex.search(pattern, text) is not None
+    except regex.error:  # of another dialect; the engine has applied it
+        return True
