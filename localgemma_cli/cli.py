@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from localgemma_cli.command_options import SPECS, defaults_from, options_of
+from localgemma_cli.command_options import SAVED_PROMPT, SPECS, defaults_from, options_of
 from localgemma_cli.commands.chat import LITERAL, chat
 from localgemma_cli.commands.help import ChatCommand, GroupedCommand, context_settings
 from localgemma_cli.commands.mistyped import COMMAND_NAMES, refuse_near_commands
@@ -151,6 +151,7 @@ def _dispatch(words: Sequence[str]) -> int:
     # `localgemma config edit` must start with a file that it is there to correct.
     config = {} if first == "config" else read_config(config_file(), keys)
     maps = {"" if name == "chat" else name: defaults_from(config, name) for name in _CONFIGURED}
+    context: Any = None
     try:
         with command.make_context("localgemma", _modern(words), default_map=maps) as context:
             return int(command.invoke(context) or 0)
@@ -158,10 +159,10 @@ def _dispatch(words: Sequence[str]) -> int:
         from localgemma_cli.commands.usage_errors import usage_error
 
         wrong = usage_error(error)
-        _name_places(wrong, words, config)
+        _name_places(wrong, words, config, context)
         raise wrong from error
     except LocalGemmaError as error:
-        _name_places(error, words, config)
+        _name_places(error, words, config, context)
         raise
 
 
@@ -179,12 +180,17 @@ def _complete() -> int:
     return ExitCode.OK
 
 
-def _name_places(error: LocalGemmaError, words: Sequence[str], config: Mapping[str, object]) -> None:
+def _name_places(
+    error: LocalGemmaError, words: Sequence[str], config: Mapping[str, object], context: Any
+) -> None:
     """Let an error name the variable or the file that sets an option which nobody typed."""
     from localgemma_cli.commands.value_sources import ValueSources
 
     flags = {spec.key: [part for flag in spec.flags for part in flag.split("/")] for spec in SPECS.values()}
-    ValueSources(_modern(words), os.environ, config, config_file(), flags).name_places(error)
+    files = [(config_file(), config)]
+    if context is not None and (prompt := context.meta.get(SAVED_PROMPT)):
+        files.insert(0, (prompt.path, prompt.options))
+    ValueSources(_modern(words), os.environ, files, flags).name_places(error)
 
 
 def _modern(words: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """The options of each command: looked up in the table, and passed to Typer."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -10,7 +10,10 @@ import typer
 
 from localgemma_cli.option_spec import OptionSpec
 from localgemma_cli.options import Options
+from localgemma_cli.saved_prompts import SavedPrompt, read_prompt
 
+SAVED_PROMPT = "localgemma.saved-prompt"  # in a context's `meta`: what --prompt names
+PLACES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # of an option's value, the weakest first
 Result = TypeVar("Result")
 
 SPECS: Mapping[str, OptionSpec] = {each.name: each.metadata["spec"] for each in fields(Options)}
@@ -36,17 +39,46 @@ def defaults_from(config: Mapping[str, object], command: str) -> dict[str, objec
 
 
 def value_places(ctx: typer.Context) -> dict[str, str]:
-    """Where each option gets its value: DEFAULT, DEFAULT_MAP (config.toml), ENVIRONMENT, COMMANDLINE."""
+    """Where each option gets its value: one of PLACES; DEFAULT_MAP is a saved prompt or config.toml."""
     return {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
+
+
+def drop_weaker_system(options: Options, places: Mapping[str, str]) -> Options:
+    """Where --system and --system-file have values from different places, the options with the stronger."""
+    text, file = (PLACES.index(places.get(name, "DEFAULT")) for name in ("system", "system_file"))
+    if text == file:
+        return options
+    return replace(options, system_file=None) if text > file else replace(options, system=None)
+
+
+def _saved_prompt_reader(command: str) -> Callable[[typer.Context, str | None], str | None]:
+    """What Typer calls for --prompt, before it reads the options that the prompt sets defaults for."""
+
+    def read(ctx: typer.Context, name: str | None) -> str | None:
+        if name is not None:
+            prompt: SavedPrompt = read_prompt(name, [spec.key for spec in options_of("chat").values()])
+            own, weaker = defaults_from(prompt.options, command), dict(ctx.default_map or {})
+            for other, key in (("system", "system_file"), ("system_file", "system")):
+                if other in own:
+                    weaker.pop(key, None)
+            ctx.default_map, ctx.meta[SAVED_PROMPT] = {**weaker, **own}, prompt
+        return name
+
+    return read
 
 
 def _is_repeatable(name: str) -> bool:
     return any(get_origin(each) is list for each in get_args(Options.__dataclass_fields__[name].type))
 
 
-def takes_options(command: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Let Typer see the options of `command` as parameters of a function that gets them as one `options`."""
-    specs = options_of(command)
+def takes_options(
+    command: str, without: Collection[str] = ()
+) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Let Typer see the options of `command` as parameters of a function that gets them as one `options`.
+
+    `without`: fields of `Options` that the function does not have.
+    """
+    specs = {name: spec for name, spec in options_of(command).items() if name not in without}
 
     def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
         own = [each for name, each in signature(function).parameters.items() if name != "options"]
@@ -56,7 +88,7 @@ def takes_options(command: str) -> Callable[[Callable[..., Result]], Callable[..
             options = Options(**{name: values.pop(name) for name in specs if name in values})
             return function(**values, options=options)
 
-        parameters = [*own, *(_parameter(name, spec) for name, spec in specs.items())]
+        parameters = [*own, *(_parameter(name, spec, command) for name, spec in specs.items())]
         run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what Typer reads
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
@@ -64,7 +96,8 @@ def takes_options(command: str) -> Callable[[Callable[..., Result]], Callable[..
     return decorate
 
 
-def _parameter(name: str, spec: OptionSpec) -> Parameter:
+def _parameter(name: str, spec: OptionSpec, command: str) -> Parameter:
     declared = Options.__dataclass_fields__[name]
-    kind = Annotated[declared.type, spec.as_typer()]  # type: ignore[name-defined]  # a value, read by Typer
+    callback = _saved_prompt_reader(command) if spec.is_eager else None
+    kind = Annotated[declared.type, spec.as_typer(callback)]  # type: ignore[name-defined]  # a value, read by Typer
     return Parameter(name, Parameter.KEYWORD_ONLY, default=declared.default, annotation=kind)

@@ -1,7 +1,7 @@
-"""Read the user's TOML files, and `config.toml` with defaults for the options."""
+"""Read the user's TOML files, and values for the options in them."""
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from localgemma_cli.documents import Unreadable, format_value, is_number, require_shallow
@@ -44,7 +44,12 @@ def parse_toml(text: str, name: str) -> dict[str, object]:
 
 def read_config(path: Path, allowed: Iterable[str]) -> dict[str, object]:
     """Values by option (`top-p`); {} without a file, UsageError naming file, key and what is allowed."""
-    values = {key.replace("_", "-"): value for key, value in read_toml(path).items()}
+    return check_options(read_toml(path), path, allowed)
+
+
+def check_options(table: Mapping[str, object], path: Path, allowed: Iterable[str]) -> dict[str, object]:
+    """The values of a file by option (`top-p`); UsageError naming file, key and what is allowed."""
+    values = {key.replace("_", "-"): value for key, value in table.items()}
     known = sorted(allowed)
     for key, value in values.items():
         if key not in known:

@@ -1,5 +1,6 @@
 """How one option is declared: its flags, help, and names in the environment and in config.toml."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,10 @@ import typer
 
 @dataclass(frozen=True)
 class OptionSpec:
-    """How one option is written; `local_only` options do not apply to a server's model."""
+    """How one option is written.
+
+    A `local_only` option does not apply to a server's model. An `is_eager` one is read before the others.
+    """
 
     flags: tuple[str, ...]
     help: str
@@ -16,6 +20,7 @@ class OptionSpec:
     group: str | None
     metavar: str | None
     local_only: bool
+    is_eager: bool
 
     @property
     def key(self) -> str:
@@ -26,9 +31,11 @@ class OptionSpec:
     def variable(self) -> str:
         return variable_of(self.key)
 
-    def as_typer(self) -> Any:
+    def as_typer(self, callback: Callable[..., Any] | None = None) -> Any:
         return typer.Option(
             *self.flags,
+            callback=callback,
+            is_eager=self.is_eager,
             help=self.help,
             metavar=self.metavar,
             envvar=self.variable,
@@ -51,8 +58,9 @@ def declare_option(
     group: str | None = None,
     metavar: str | None = None,
     local_only: bool = False,
+    is_eager: bool = False,
 ) -> Any:
     """A field of `Options`; `to` names the commands that have it."""
     commands = (to,) if isinstance(to, str) else to
-    spec = OptionSpec(flags, help, commands, group, metavar, local_only)
+    spec = OptionSpec(flags, help, commands, group, metavar, local_only, is_eager)
     return field(default=default, metadata={"spec": spec})

@@ -18,7 +18,15 @@ _MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = OPTION_GROUPS
 _PLANS = ("chat", "plan", "bench", "serve", "batch")
 _MODELS = ("chat", "plan", "prompt", "models pull", "serve", "batch")
 _ANSWERS = ("chat", "serve", "batch")
-_LISTS = ("models list", "history list", "history show", "history search", "config show")
+_LISTS = (
+    "models list",
+    "history list",
+    "history show",
+    "history search",
+    "config show",
+    "prompts list",
+    "prompts show",
+)
 
 
 class LoadFormat(StrEnum):
@@ -290,6 +298,22 @@ class Options:
     )
     file: list[str] | None = declare_option(
         "--file", "-f", metavar="PATH", group=_FILES, help="Attach a text file; repeatable."
+    )
+    saved_prompt: str | None = declare_option(
+        "--prompt",
+        "-p",
+        to=("chat", "prompt"),
+        metavar="NAME",
+        group=_FILES,
+        is_eager=True,
+        help="Use the prompt saved as NAME, with its model and options.",
+    )
+    field: list[str] | None = declare_option(
+        "--field",
+        to=("chat", "prompt"),
+        metavar="NAME=VALUE",
+        group=_FILES,
+        help="Set a field of the saved prompt; repeatable.",
     )
     no_stdin: bool = declare_option(
         "--no-stdin",

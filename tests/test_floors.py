@@ -43,6 +43,7 @@ FLOORS = {
     "optional_dependencies": 1,
     "option_spec": 1,
     "prompt_template": 1,
+    "saved_prompts": 1,
     "options": 1,
     "redaction": 1,
     "sampling": 1,

@@ -5,14 +5,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from localgemma_cli.chat.engine import ChatEngine, HttpEngine, LocalEngine
-from localgemma_cli.command_options import SPECS
+from localgemma_cli.command_options import PLACES, SPECS
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import OwnModel, own_model
 
 if TYPE_CHECKING:
     from localgemma_cli.options import Options
-
-_PLACES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # of an option's value, the weakest first
 
 
 class EngineChoice:
@@ -95,7 +93,7 @@ def wants_endpoint(url: str | None, places: Mapping[str, str]) -> bool:
 
 def server_model(model: str | None, places: Mapping[str, str]) -> str | None:
     """The model's name on the server; None if it comes from a weaker place, where it names a local model."""
-    weaker = _PLACES.index(places.get("model", "DEFAULT")) < _PLACES.index(places.get("endpoint", "DEFAULT"))
+    weaker = PLACES.index(places.get("model", "DEFAULT")) < PLACES.index(places.get("endpoint", "DEFAULT"))
     return None if weaker else model
 
 

@@ -1,12 +1,13 @@
 """Read the prompt and the system text: from the command line, standard input, a file or models.toml."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from localgemma_cli.chat.standard_input import read_stdin, read_stdin_beside_words
 from localgemma_cli.environment import Streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.models.own_models import OwnModel
+from localgemma_cli.saved_prompts import FilledPrompt
 from localgemma_cli.text import normalize, read_text
 
 
@@ -27,36 +28,48 @@ def is_stdin(path: str) -> bool:
 def read_prompt_input(
     words: Sequence[str],
     streams: Streams,
+    saved: FilledPrompt | None = None,
     *,
     interactive: bool = False,
     as_file: bool = False,
     no_stdin: bool = False,
     quiet: bool = False,
 ) -> PromptInput:
-    """Read the prompt; raises UsageError if it is empty, too large or not text.
+    """Read the prompt, or the input of a saved one; UsageError if it is empty, too large or not text.
 
     `no_stdin` keeps standard input unread unless the words or a file name it.
     """
     if as_file:
-        return _with_stdin_attached(words, streams, interactive)
-    if not words and streams.stdin.isatty():
-        return PromptInput(None, interactive=True)
-    if not words and no_stdin:
-        raise UsageError("--no-stdin needs a prompt.", 'Give one: localgemma -n "Why is the sky blue?"')
-    if list(words) == ["-"] or not words:
-        parts = [read_stdin(streams.stdin)]
+        return _with_stdin_attached(words, streams, saved, interactive)
+    is_complete = saved is not None and not saved.takes_input
+    if not words and not is_complete:
+        if saved is not None and (no_stdin or streams.stdin.isatty()):
+            raise _input_missing(saved)
+        if streams.stdin.isatty():
+            return PromptInput(None, interactive=True)
+        if no_stdin:
+            raise UsageError("--no-stdin needs a prompt.", 'Give one: localgemma -n "Why is the sky blue?"')
+    if list(words) == ["-"] or not (words or is_complete):
+        text = read_stdin(streams.stdin)
     else:
-        parts = [normalize(" ".join(words))]
-        if not no_stdin:
-            parts.append(
-                read_stdin_beside_words(
-                    streams.stdin, lambda text: None if quiet else streams.say(f"note: {text}")
-                )
-            )
-    prompt = "\n\n".join(part for part in parts if part.strip())
-    if not prompt:
+        piped = "" if no_stdin else read_stdin_beside_words(streams.stdin, _noting(streams, quiet))
+        text = "\n\n".join(part for part in (normalize(" ".join(words)), piped) if part.strip())
+    if not text.strip() and not is_complete:
+        if saved is not None:
+            raise _input_missing(saved)
         raise UsageError("The prompt is empty.", 'Example: localgemma "Why is the sky blue?"')
-    return PromptInput(prompt, interactive)
+    return PromptInput(saved.with_input(text) if saved else text, interactive)
+
+
+def _noting(streams: Streams, quiet: bool) -> Callable[[str], None]:
+    return lambda text: None if quiet else streams.say(f"note: {text}")
+
+
+def _input_missing(saved: FilledPrompt) -> UsageError:
+    return UsageError(
+        f"The prompt {saved.name} needs an input.",
+        f'Give it as words or on standard input: localgemma -p {saved.name} "…"',
+    )
 
 
 def read_system(system: str | None, path: str | None, own: OwnModel | None = None) -> str | None:
@@ -72,11 +85,17 @@ def read_system(system: str | None, path: str | None, own: OwnModel | None = Non
     return read_text(path, pipes=True)
 
 
-def _with_stdin_attached(words: Sequence[str], streams: Streams, interactive: bool) -> PromptInput:
+def _with_stdin_attached(
+    words: Sequence[str], streams: Streams, saved: FilledPrompt | None, interactive: bool
+) -> PromptInput:
     if list(words) == ["-"]:
         raise UsageError("Standard input cannot be both the prompt and a file.", "Remove one of the two -.")
     prompt = normalize(" ".join(words))
-    chats = interactive or (streams.stdin.isatty() and not words)
+    if saved is not None:
+        if saved.takes_input and not prompt.strip():
+            raise _input_missing(saved)
+        prompt = saved.with_input(prompt)
+    chats = interactive or (streams.stdin.isatty() and not words and saved is None)
     if not prompt.strip() and not chats:
         raise UsageError("-f - needs a question.", 'Example: localgemma -f - "Summarize this."')
     text = read_stdin(streams.stdin)

@@ -8,16 +8,27 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import __version__
-from localgemma_cli.command_options import takes_options, value_places
+from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker_system, takes_options, value_places
 from localgemma_cli.constraint import Constraint
 from localgemma_cli.environment import standard_streams, torchrun_rank
 from localgemma_cli.errors import UsageError
 from localgemma_cli.options import Options
 from localgemma_cli.sampling import Sampling, sampling_for
+from localgemma_cli.saved_prompts import FilledPrompt, fill_fields
 
 LITERAL = "localgemma.literal"  # in a context's `meta`: the prompt follows `--`
 # With one of these options a single word is a question, not a mistyped command.
-_MAKE_A_QUESTION = ("model", "adapter", "endpoint", "system", "system_file", "file", "session", "continue_")
+_MAKE_A_QUESTION = (
+    "model",
+    "adapter",
+    "endpoint",
+    "system",
+    "system_file",
+    "file",
+    "session",
+    "continue_",
+    "saved_prompt",
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,12 +69,20 @@ def chat(
     _refuse_conflicts(options, places)
     if not (options.json or options.jsonl):
         options = replace(options, logprobs=None)  # from config.toml; only JSON has them
+    saved = fill_fields(ctx.meta.get(SAVED_PROMPT), options.field or [])
     literal = bool(ctx.meta.get(LITERAL))
-    return _chat(options, prompt or [], places, literal=literal, processes=rank.count if rank else 1)
+    options = drop_weaker_system(options, places)
+    return _chat(options, prompt or [], saved, places, literal=literal, processes=rank.count if rank else 1)
 
 
 def _chat(
-    options: Options, words: list[str], places: Mapping[str, str], *, literal: bool, processes: int
+    options: Options,
+    words: list[str],
+    saved: FilledPrompt | None,
+    places: Mapping[str, str],
+    *,
+    literal: bool,
+    processes: int,
 ) -> int:
     """Read the prompt, choose the engine, then answer once or start the chat."""
     from localgemma_cli.chat.chat_run import ChatRun
@@ -82,6 +101,7 @@ def _chat(
     question = read_prompt_input(
         words,
         streams,
+        saved,
         interactive=options.interactive,
         as_file=as_file,
         no_stdin=options.no_stdin,

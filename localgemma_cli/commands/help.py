@@ -16,6 +16,7 @@ _COMMANDS = (
     ("localgemma batch", "Answer every row of a file or a pipe; a run that was stopped can be resumed."),
     ("localgemma plan", "Show what would run here, and whether it fits."),
     ("localgemma models", "List, download and remove models."),
+    ("localgemma prompts", "Save prompts for --prompt; list, show and remove them."),
     ("localgemma prompt", "Print the exact text and ids that a model receives."),
     ("localgemma history", "List, show, search and export saved conversations."),
     ("localgemma bench", "Measure speed and memory on this machine."),

@@ -10,6 +10,7 @@ COMMAND_NAMES = (
     "plan",
     "models",
     "prompt",
+    "prompts",
     "history",
     "bench",
     "serve",
@@ -20,6 +21,7 @@ _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
 _SUBCOMMANDS: Mapping[str, Sequence[str]] = {
     "models": ("list", "rm", "pull"),
     "history": ("list", "show", "search", "export", "import", "rm"),
+    "prompts": ("list", "show", "save", "rm"),
 }
 # Commands of other programs, and the command here.
 _ELSEWHERE: Mapping[str, str] = {
@@ -37,6 +39,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "uninstall": "models rm",
     "sessions": "history list",
     "conversations": "history list",
+    "templates": "prompts list",
     "benchmark": "bench",
     "settings": "config show",
     "configure": "config edit",
@@ -90,8 +93,8 @@ def _command_meant(words: Sequence[str]) -> str | None:
     if not single:
         return None
     by_number = bool(operands) and operands[0].isdecimal()  # only conversations have numbers
-    for command, inner in sorted(_SUBCOMMANDS.items(), reverse=not by_number):
-        found = next((each for each in inner if _is_slip(first, each)), None)
+    for command in sorted(_SUBCOMMANDS, key=lambda each: each != "history") if by_number else _SUBCOMMANDS:
+        found = next((each for each in _SUBCOMMANDS[command] if _is_slip(first, each)), None)
         if found and (operands or found == "list"):
             return " ".join([command, found, *rest])
     return None

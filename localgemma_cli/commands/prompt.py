@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from localgemma_cli.chat.prompt_input import read_prompt_input, read_system
-from localgemma_cli.command_options import takes_options
+from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker_system, takes_options, value_places
 from localgemma_cli.conversation import Conversation, Message
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
@@ -18,11 +18,13 @@ from localgemma_cli.planning.model_options import choose_template, find_source
 from localgemma_cli.render.json import write_line
 from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sampling import system_for
+from localgemma_cli.saved_prompts import fill_fields
 from localgemma_cli.types import PromptForm
 
 
 @takes_options("prompt")
 def prompt(
+    ctx: typer.Context,
     options: Options,
     prompt: Annotated[
         list[str] | None,
@@ -31,10 +33,13 @@ def prompt(
 ) -> None:
     """Print the exact text and token ids that a model receives; downloads its tokenizer only.
 
+    Saved prompts are a command of their own: localgemma prompts
+
     Example: localgemma prompt -m demo -s "Answer in one word." "What is the smallest model?"
     """
-    streams = standard_streams()
-    question = read_prompt_input(prompt or [], streams, no_stdin=options.no_stdin).prompt
+    streams, options = standard_streams(), drop_weaker_system(options, value_places(ctx))
+    saved = fill_fields(ctx.meta.get(SAVED_PROMPT), options.field or [])
+    question = read_prompt_input(prompt or [], streams, saved, no_stdin=options.no_stdin).prompt
     if question is None:
         raise UsageError("No prompt given.", 'Give one: localgemma prompt "Hello"')
     own = own_model(options.model)

@@ -11,6 +11,7 @@ from localgemma_cli.errors import LocalGemmaError
 from localgemma_cli.models.catalog import catalogue
 from localgemma_cli.models.model_names import names_on_disk, selectable_models
 from localgemma_cli.models.own_models import AUTO, own_models
+from localgemma_cli.saved_prompts import prompt_names
 from localgemma_cli.types import ASSISTANTS, ATTENTIONS, DEVICES, DTYPES, PROMPT_FORMS, QUANTIZATIONS
 
 _MANY = 50  # conversations to offer
@@ -117,8 +118,11 @@ _VALUES: Mapping[str, Callable[[], Iterable[str]]] = {
     "quantization": lambda: QUANTIZATIONS,
     "attention": lambda: ATTENTIONS,
     "which": _conversations,
+    "saved_prompt": prompt_names,
 }
 _ARGUMENTS: Mapping[tuple[str, str], Callable[[], Iterable[str]]] = {
     ("models pull", "name"): selectable_models,
     ("models rm", "name"): _removable,
+    ("prompts show", "name"): prompt_names,
+    ("prompts rm", "names"): prompt_names,
 }

@@ -14,15 +14,14 @@ _REMOVE = re.compile(r"Remove --([a-z][a-z-]+)")
 
 @dataclass(frozen=True)
 class ValueSources:
-    """The command line, the environment and config.toml at `path`.
+    """The command line, the environment, and files such as config.toml, the strongest first.
 
-    `config` holds its values by key; `flags` an option's spellings by its key: `top-p`.
+    `files` holds their values by key; `flags` an option's spellings by its key: `top-p`.
     """
 
     words: Sequence[str]
     environ: Mapping[str, str]
-    config: Mapping[str, object]
-    path: Path
+    files: Sequence[tuple[Path, Mapping[str, object]]]
     flags: Mapping[str, Sequence[str]]
 
     def name_places(self, error: LocalGemmaError) -> None:
@@ -39,7 +38,7 @@ class ValueSources:
             return None
         if self.environ.get(variable_of(key)):
             return variable_of(key)
-        return f"{key} in {self.path}" if key in self.config else None
+        return next((f"{key} in {path}" for path, values in self.files if key in values), None)
 
     def is_typed(self, key: str) -> bool:
         end = self.words.index("--") if "--" in self.words else len(self.words)
@@ -56,7 +55,8 @@ class ValueSources:
     def _place_of_quoted(self, message: str) -> str | None:
         """The place of the option, not typed, whose value the message quotes."""
         for key in self.flags:
-            value = self.environ.get(variable_of(key)) or self.config.get(key)
+            in_files = (values[key] for _, values in self.files if key in values)
+            value = self.environ.get(variable_of(key)) or next(in_files, None)
             if value and repr(value) in message and (place := self.place(key)):
                 return place
         return None

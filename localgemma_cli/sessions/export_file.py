@@ -1,4 +1,4 @@
-"""Write an exported conversation to a new private file, completely or not at all."""
+"""Write a text to a new private file, completely or not at all."""
 
 import os
 import tempfile
@@ -8,10 +8,10 @@ from pathlib import Path
 from localgemma_cli.errors import SavingError, UsageError
 
 
-def write_new_file(path: Path, text: str) -> None:
-    """Write a new file; UsageError if it exists, SavingError if it cannot be written."""
+def write_new_file(path: Path, text: str, *, replace: bool = False) -> None:
+    """Write a new file; UsageError if it exists unless `replace`, SavingError if it cannot be written."""
     try:
-        if os.path.lexists(path):
+        if not replace and os.path.lexists(path):
             raise FileExistsError
         descriptor, draft = tempfile.mkstemp(prefix=".localgemma-", dir=path.parent)  # readable by its owner
         try:
@@ -19,7 +19,7 @@ def write_new_file(path: Path, text: str) -> None:
                 file.write(text)
                 file.flush()
                 os.fsync(descriptor)
-            _rename_without_replacing(draft, path)
+            (os.replace if replace else _rename_without_replacing)(draft, path)
         finally:
             with suppress(OSError):
                 os.unlink(draft)

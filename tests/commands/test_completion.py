@@ -47,6 +47,8 @@ def test_values_are_completed_without_importing_anything_heavy(program: Program)
     presets = program.config / "presets"
     presets.mkdir()
     (presets / "my-own.toml").write_text('inherits = "memory"\n')
+    (program.config / "prompts").mkdir()
+    (program.config / "prompts" / "translate.toml").write_text('prompt = "{input}"\n')
     (program.folder / "hub" / "hub" / "models--google--gemma-2-2b-it" / "blobs").mkdir(parents=True)
     (program.folder / "hub" / "hub" / "models--me--moon" / "blobs").mkdir(parents=True)
     store = Store(program.folder / "home" / "data" / "conversations.sqlite")
@@ -55,6 +57,8 @@ def test_values_are_completed_without_importing_anything_heavy(program: Program)
     store.close()
     assert completed(program, "-m", "m") == ["mine", "me/moon"]
     assert completed(program, "--preset", "m") == ["memory", "memory_extreme", "my-own"]
+    assert completed(program, "-p", "t") == ["translate"]
+    assert completed(program, "prompts", "rm", "t") == ["translate"]
     assert completed(program, "--template", "al") == ["alpaca", "alpaca-chat"]
     assert completed(program, "--session", "r") == ["rivers"]
     assert completed(program, "--session", "trip\\ t") == [r"trip\ to\ \$\(Rome\)"]  # bash takes it as it is

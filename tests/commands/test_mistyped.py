@@ -13,6 +13,8 @@ MEANT = {
     "modles list": "models list",
     "histroy": "history",
     "promt hello": "prompt hello",
+    "promts list": "prompts list",
+    "save translate": "prompts save translate",
     "benhc": "bench",
     "list": "models list",
     "pull 2b": "models pull 2b",
@@ -33,7 +35,14 @@ def test_a_first_word_near_a_commands_suggests_it(typed: str, meant: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("word", "meant"), [("help", "--help"), ("version", "--version"), ("9B", "-m 9b"), ("hello", None)]
+    ("word", "meant"),
+    [
+        ("help", "--help"),
+        ("version", "--version"),
+        ("templates", "prompts list"),
+        ("9B", "-m 9b"),
+        ("hello", None),
+    ],
 )
 def test_one_bare_word_is_no_prompt(word: str, meant: str | None) -> None:
     with pytest.raises(UsageError) as caught:

@@ -20,7 +20,7 @@ def blamed(
     message: str, hint: str = "", *, words: tuple[str, ...] = (), environ: dict, config: dict
 ) -> tuple[str, str]:
     error = UsageError(message, hint)
-    ValueSources(words, environ, config, Path("/c.toml"), FLAGS).name_places(error)
+    ValueSources(words, environ, [(Path("/c.toml"), config)], FLAGS).name_places(error)
     return error.message, error.hint
 
 
