@@ -174,7 +174,9 @@ def _format_key(key: str) -> str:
 
 
 def _format_text(text: str) -> str:
-    """A text of several lines stays readable."""
+    """A text of several lines, or with quotation marks, stays readable."""
+    if re.search(r'["\\]', text) and not re.search(r"['\n]", text) and text.isprintable():
+        return f"'{text}'"
     if "\n" not in text:
         return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
     inner = text.replace("\\", "\\\\").replace('"""', '""\\"')

@@ -117,6 +117,7 @@ def test_without_a_text_there_is_nothing_to_fill(folder: Path) -> None:
     "text",
     [
         "one line",
+        r'{"type": "object"} \d',
         'quotes " and \\ and \t',
         "\x00\x1f\x7f\x85\u2028",
         "two\nlines",

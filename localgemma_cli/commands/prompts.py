@@ -170,6 +170,14 @@ def _typed_options(options: Options, places: dict[str, str]) -> dict[str, object
             kept[spec.key] = _plain(getattr(options, name), is_path=name in _PATHS)
     if any(places.get(name) == "COMMANDLINE" for name in ("system", "system_file")):
         kept["system"] = read_system(options.system, options.system_file)
+    typed = [kept.get(key) for key in ("schema", "choice", "regex")]
+    if any(each is not None for each in typed):
+        from localgemma_cli.chat.constraint_input import read_constraint
+        from localgemma_cli.constraint import JsonSchema
+
+        constraint = read_constraint(*typed)  # type: ignore[arg-type]  # texts or None
+        if isinstance(constraint, JsonSchema):
+            kept["schema"] = constraint.schema  # not the name of its file
     return kept
 
 

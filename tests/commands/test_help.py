@@ -1,9 +1,14 @@
 """Help, lists and messages as people see them: in shape, in colour, and in narrow terminals."""
 
+from typing import Any
+
 import pytest
+import typer
 from support.program import Program
 from support.terminal import Terminal
 
+from localgemma_cli.cli import CHAT, build_app
+from localgemma_cli.commands.mistyped import COMMAND_NAMES
 from localgemma_cli.options import OPTION_GROUPS
 
 
@@ -16,6 +21,17 @@ def test_help_has_examples_first_and_options_under_headings(program: Program) ->
     assert text.index("--device-memory") > text.index("\nMemory and speed:\n")
     assert "--install-completion" in text
     assert program("plan", "-h").stdout == program("plan", "--help").stdout
+
+
+def test_h_is_help_with_an_example_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    app: Any = typer.main.get_command(build_app(COMMAND_NAMES))
+    groups = {name: command for name, command in app.commands.items() if name != CHAT}
+    paths = [[], *([name] for name in groups)]
+    paths += [[name, inner] for name, group in groups.items() for inner in getattr(group, "commands", {})]
+    assert len(paths) > 20
+    for path in paths:
+        app.main([*path, "-h"], prog_name="localgemma", standalone_mode=False)
+        assert "localgemma " + " ".join(path) in capsys.readouterr().out.split("Example", 1)[1], path
 
 
 @pytest.mark.parametrize("columns", [40, 60])
