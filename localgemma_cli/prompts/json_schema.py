@@ -45,13 +45,13 @@ def tighten(schema: Any) -> Any:
     Where it says nothing of them, an object has only the properties that it lists, and an integer is one that
     every program can read. Unchanged where that could contradict another part.
     """
-    return _tight(schema) if all(map(_can_tighten, _parts(schema))) else schema
+    return _tight(schema) if all(map(_can_tighten, parts(schema))) else schema
 
 
-def _parts(schema: object) -> Iterator[object]:
+def parts(schema: object) -> Iterator[object]:
     yield schema
     for _, child in children(schema):
-        yield from _parts(child)
+        yield from parts(child)
 
 
 def _can_tighten(part: object) -> bool:

@@ -19,6 +19,7 @@ from localgemma_cli.backends.http.server_errors import (
     quote,
     refusal_error,
 )
+from localgemma_cli.backends.http.structured import is_wrapped, unwrap
 from localgemma_cli.backends.http.text_filters import cut_at_stop, join_surrogates, mask_secret
 from localgemma_cli.backends.http.transport import Exchange, ExchangeCancelled
 from localgemma_cli.conversation import FinishReason, Message, fold_system
@@ -56,6 +57,7 @@ class HttpBackend:
         if messages[-1].role == "assistant" and not messages[-1].content.strip():
             messages = messages[:-1]  # an answer without text yet: there is nothing to continue
         answer = _Answer()
+        held: list[str] | None = [] if is_wrapped(sampling.constraint, self._server.owner) else None
         error: EndpointError | None = None
         interrupted = False
         with closing(self._pieces_with_retries(messages, sampling, cancel)) as pieces:
@@ -64,7 +66,9 @@ class HttpBackend:
                     answer.add(piece)
                     if piece.thinking:
                         yield Thinking(piece.thinking)
-                    if piece.text:
+                    if piece.text and held is not None:
+                        held.append(piece.text)
+                    elif piece.text:
                         yield Delta(piece.text)
             except ExchangeCancelled:
                 interrupted = True
@@ -75,6 +79,8 @@ class HttpBackend:
                 if not answer.has_text:
                     raise error from None  # a traceback would show the server's text unchecked
                 error = EndpointError(f"{error.message} The answer is incomplete.", error.hint)
+        if held:
+            yield Delta(unwrap("".join(held)))
         finished = answer.finished(interrupted, error, self._shown_logprobs(answer.logprobs))
         if sampling.logprobs is not None and finished.logprobs is None:
             self._notices.say("[server reports no log-probabilities]")
@@ -206,7 +212,9 @@ class HttpBackend:
         self, messages: Sequence[Message], sampling: Sampling, known: Compatibility, unlimited: bool
     ) -> dict[str, object]:
         shaped = self._server.dialect.shape(fold_system(messages) if known.folds_system else messages)
-        request = ChatRequest(shaped, sampling, self._requested_model, self._server.penalty_name)
+        request = ChatRequest(
+            shaped, sampling, self._requested_model, self._server.penalty_name, self._server.owner
+        )
         omitted = known.omitted | ({"max_tokens"} if unlimited else set())
         fields = self._server.dialect.body(request)
         return {name: value for name, value in fields.items() if name not in omitted}

@@ -36,12 +36,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """One request, before a dialect writes it as JSON."""
+    """One request, before a dialect writes it as JSON; `owner`: the software of the server."""
 
     messages: Sequence[Message]
     sampling: Sampling
     model: str | None
     penalty_name: str = "repetition_penalty"
+    owner: str = ""
 
 
 @dataclass(frozen=True)

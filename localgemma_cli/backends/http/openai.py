@@ -24,6 +24,7 @@ from localgemma_cli.backends.http.dialect import (
     unchanged,
 )
 from localgemma_cli.backends.http.sse import parse_events, parse_message, read_whole
+from localgemma_cli.backends.http.structured import openai_constraint
 from localgemma_cli.conversation import fold_system
 from localgemma_cli.events import TokenLogprob, Usage
 from localgemma_cli.text import repair_surrogates
@@ -56,6 +57,7 @@ def openai_body(request: ChatRequest) -> dict[str, object]:
         **model,
         **({"continue_final_message": True, "add_generation_prompt": False} if continues else {}),
         **sampling_fields(request.sampling, request.penalty_name, "max_tokens"),
+        **openai_constraint(request.sampling.constraint, request.owner),
         **_logprobs_fields(request.sampling.logprobs),
     }
 

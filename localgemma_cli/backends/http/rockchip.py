@@ -21,6 +21,7 @@ from localgemma_cli.backends.http.dialect import (
     token_count,
 )
 from localgemma_cli.backends.http.sse import parse_objects, split_lines
+from localgemma_cli.backends.http.structured import schema_of
 from localgemma_cli.conversation import fold_system
 from localgemma_cli.events import Usage
 
@@ -30,11 +31,13 @@ def rkllama_body(request: ChatRequest) -> dict[str, object]:
 
     The token limit is `max_new_tokens` in rkllama and `num_predict` in Ollama.
     """
+    constraint = request.sampling.constraint
     fields = sampling_fields(request.sampling, "repeat_penalty", "max_new_tokens", "num_predict")
     return {
         "model": request.model,
         "messages": message_objects(request.messages),
         "stream": True,
+        **({} if constraint is None else {"format": schema_of(constraint)}),
         "options": fields,
     }
 
