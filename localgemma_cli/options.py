@@ -26,6 +26,7 @@ _LISTS = (
     "config show",
     "prompts list",
     "prompts show",
+    "ps",
 )
 
 
@@ -270,6 +271,14 @@ class Options:
         group=_MEMORY,
         local_only=True,
         help="Use at most SIZE of host memory. Default: what is free.",
+    )
+    keep_alive: str | None = declare_option(
+        "--keep-alive",
+        metavar="TIME",
+        group=_MEMORY,
+        local_only=True,
+        help="Keep the model loaded in a process of its own for TIME after each answer, such as 10m, for the"
+        " next call. Default: off.",
     )
     endpoint: str | None = declare_option(
         "--endpoint",

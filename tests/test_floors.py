@@ -18,6 +18,7 @@ FLOORS = {
     "bench": 5,
     "chat": 5,
     "serve": 5.1,
+    "warm": 5,
     "backends": 4,
     "backends.llamacpp": 4.1,
     "backends.pytorch": 4.6,
@@ -201,6 +202,15 @@ TESTED_IN = {
     "sessions/summaries.py": "sessions/test_store.py",
     "sessions/titles.py": "sessions/test_store.py",
     "sessions/transaction.py": "sessions/test_store.py",
+    "commands/ps.py": "warm/test_kept.py",
+    "commands/stop.py": "warm/test_kept.py",
+    "warm/about.py": "warm/test_wire.py",
+    "warm/client.py": "warm/test_server.py",
+    "warm/control.py": "warm/test_server.py",
+    "warm/folder.py": "warm/test_start.py",
+    "warm/inputs.py": "warm/test_key.py",
+    "warm/model_thread.py": "warm/test_server.py",
+    "warm/process.py": "warm/test_start.py",
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "demo" not in path.parts and path.stem != "__init__")
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # each engine imports only what it needs
+    from pathlib import Path
+
     from localgemma_cli.backends.base import Backend
     from localgemma_cli.backends.http.endpoint import Endpoint
     from localgemma_cli.events import ProgressSink
@@ -44,10 +46,22 @@ class ChatEngine(Protocol):
 
 
 @dataclass(frozen=True)
+class ModelFiles:
+    """What is loaded: a model's folder or GGUF file, the folders of its adapter and of a draft model."""
+
+    folder: "Path"
+    adapter: "Path | None"
+    draft: "Path | None"
+
+
+@dataclass(frozen=True)
 class LocalEngine:
+    """A model on this machine; with `keep`, another process loads it and keeps it for later calls."""
+
     source: "Source"
     plan: "LoadPlan"
     template: str
+    keep: "Keeper | None" = None
 
     @property
     def model(self) -> str:
@@ -72,30 +86,49 @@ class LocalEngine:
         return tuple(f"plan: {reason}" for reason in self.plan.reasons)
 
     def load(self, progress: "ProgressSink") -> "Backend":
+        files = self._fetch(progress)
+        if self.keep is not None:
+            return self.keep.load(self, files, progress)
+        return self.load_files(files, progress)
+
+    def _fetch(self, progress: "ProgressSink") -> ModelFiles:
         from localgemma_cli.events import LoadProgress
         from localgemma_cli.models.fetch import CONFIRM_ABOVE, fetch_adapter, fetch_assistant, fetch_model
 
         if self.source.folder is None:
             progress(LoadProgress("checking the hub"))
         # A first download was already confirmed; a large update of an existing copy needs its own consent.
-        folder = fetch_model(self.source, progress, CONFIRM_ABOVE)
-        adapter = fetch_adapter(self.source, progress, CONFIRM_ABOVE)
-        draft = fetch_assistant(self.source, progress, CONFIRM_ABOVE)
+        return ModelFiles(
+            fetch_model(self.source, progress, CONFIRM_ABOVE),
+            fetch_adapter(self.source, progress, CONFIRM_ABOVE),
+            fetch_assistant(self.source, progress, CONFIRM_ABOVE),
+        )
+
+    def load_files(self, files: ModelFiles, progress: "ProgressSink") -> "Backend":
+        """Load into this process, or into the one of llama.cpp."""
         if self.plan.quantization == "gguf":
             from localgemma_cli.backends.llamacpp.backend import load_backend as load_gguf
 
-            return load_gguf(self.plan, folder, progress, self.template)
+            return load_gguf(self.plan, files.folder, progress, self.template)
         from localgemma_cli.backends.pytorch.lean_import import import_frameworks
 
         import_frameworks(progress, self.plan.device)
         from localgemma_cli.backends.pytorch.backend import LoadOptions, load_backend
 
-        return load_backend(self.plan, folder, progress, LoadOptions(self.template, adapter, draft))
+        return load_backend(
+            self.plan, files.folder, progress, LoadOptions(self.template, files.adapter, files.draft)
+        )
 
     def run(self, load_seconds: float) -> "RunInfo":
         from localgemma_cli.render.json import RunInfo
 
         return RunInfo(self.plan.model.id, self.plan.preset, "local", load_seconds, self.plan.to_dict())
+
+
+class Keeper(Protocol):
+    """Loads a model in another process, which keeps it for later calls."""
+
+    def load(self, engine: LocalEngine, files: ModelFiles, progress: "ProgressSink") -> "Backend": ...
 
 
 class HttpEngine:

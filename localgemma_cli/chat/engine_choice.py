@@ -1,5 +1,6 @@
 """Choose what answers: a server or a model on this machine, at the start and for `/model NAME`."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,12 +18,19 @@ class EngineChoice:
     """Chooses an engine by the options.
 
     `places`: where each option's value comes from. `processes`: how many share a local model's layers.
+    `keep_seconds`: how long the first engine's model is kept for later calls.
     """
 
     def __init__(
-        self, options: "Options", places: Mapping[str, str], say: Callable[[str], None], processes: int = 1
+        self,
+        options: "Options",
+        places: Mapping[str, str],
+        say: Callable[[str], None],
+        processes: int = 1,
+        keep_seconds: float = 0,
     ) -> None:
         self._options, self._places, self._say, self._processes = options, places, say, processes
+        self._keep_seconds = keep_seconds
         self._endpoint: str | None = None  # of the server that answers
         self._announced: set[str] = set()  # models whose download `/model` has announced
 
@@ -38,7 +46,7 @@ class EngineChoice:
             return self._http(self._endpoint, server_model(options.model, places))
         if options.resumes and options.model is None and options.adapter is None:  # an adapter names its base
             options = replace(options, model=_model_of_session(options.session))
-        return self._local(options, own)
+        return self._kept(options, own) if self._keep_seconds else self._local(options, own)
 
     def switch(self, name: str) -> ChatEngine:
         """The engine of `/model NAME`; LocalGemmaError for an unknown or unconfirmed model."""
@@ -55,6 +63,26 @@ class EngineChoice:
             self._announced.add(name)
             refuse_unasked_download(engine.source, f"To download it, repeat: /model {name}")
         return engine
+
+    def _kept(self, options: "Options", own: OwnModel | None) -> ChatEngine:
+        """The kept model that these options name, else a model that is kept once it is loaded."""
+        from localgemma_cli.warm.client import KeptEngine, describe_loss, find_kept
+        from localgemma_cli.warm.folder import KeptUnusable, kept_folder
+        from localgemma_cli.warm.key import kept_key
+
+        notice = _discard if options.quiet else self._say
+        folder, key = kept_folder(), kept_key(options, self._places, os.environ)
+        try:
+            found = find_kept(folder, key, self._keep_seconds)
+        except KeptUnusable as error:
+            notice(describe_loss(error))
+            return self._local(options, own)
+        if found is not None:
+            return KeptEngine(found, lambda progress: self._local(options, own).load(progress), notice)
+        from localgemma_cli.warm.start import KeepRequest
+
+        request = KeepRequest(folder, key, self._keep_seconds, notice)
+        return replace(self._local(options, own), keep=request)
 
     def _local(self, options: "Options", own: OwnModel | None) -> LocalEngine:
         from localgemma_cli.planning.model_options import choose_template, plan_model

@@ -91,6 +91,7 @@ def _chat(
     from localgemma_cli.chat.prompt_input import is_stdin, read_prompt_input, read_system
     from localgemma_cli.models.hub.consent import agree_to_download
     from localgemma_cli.models.own_models import own_model
+    from localgemma_cli.warm.key import parse_keep_alive
 
     streams, own = standard_streams(), own_model(options.model)
     constraint = _constraint(options)
@@ -111,7 +112,10 @@ def _chat(
         _refuse_in_chat(options)
     if not literal:
         _refuse_mistyped(words, question.prompt, places)
-    choice = EngineChoice(options, places, streams.say, processes)
+    keep_seconds = parse_keep_alive(options.keep_alive)
+    if question.interactive or processes > 1:  # a chat keeps its model itself
+        keep_seconds = 0
+    choice = EngineChoice(options, places, streams.say, processes, keep_seconds)
     engine = choice.first()
     run = ChatRun(streams, engine, choice.switch, system, sampling, options)
     run.explain()

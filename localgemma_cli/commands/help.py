@@ -21,6 +21,8 @@ _COMMANDS = (
     ("localgemma history", "List, show, search and export saved conversations."),
     ("localgemma bench", "Measure speed and memory on this machine."),
     ("localgemma serve", "Serve a model to other programs over OpenAI's API."),
+    ("localgemma ps", "List the models that --keep-alive keeps loaded."),
+    ("localgemma stop", "Free the models that --keep-alive keeps loaded."),
     ("localgemma config", "Show or edit the defaults of the options."),
     ("localgemma --install-completion", "Complete commands, models and options with Tab in your shell."),
 )

@@ -16,6 +16,8 @@ COMMAND_NAMES = (
     "serve",
     "config",
     "batch",
+    "ps",
+    "stop",
 )  # each in the module of its name
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
 _SUBCOMMANDS: Mapping[str, Sequence[str]] = {
@@ -31,7 +33,6 @@ _ELSEWHERE: Mapping[str, str] = {
     "start": "",
     "server": "serve",
     "ls": "models list",
-    "ps": "models list",
     "download": "models pull",
     "install": "models pull",
     "remove": "models rm",
