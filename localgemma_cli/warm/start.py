@@ -69,11 +69,11 @@ class KeepRequest:
         if not path.exists():
             return
         still_listens = connect(path)
+        path.unlink(missing_ok=True)
         if still_listens is not None:
             still_listens.close()
         else:
-            self.say(describe_loss(KeptUnusable("has ended unexpectedly"), "The model is loaded again."))
-        path.unlink(missing_ok=True)
+            self.say(describe_loss("has ended unexpectedly", "The model is loaded again."))
 
 
 @contextmanager
