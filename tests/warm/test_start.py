@@ -121,6 +121,7 @@ def test_another_program_on_the_socket_is_not_used(program: Program, place: Path
 def test_a_socket_of_another_user_is_not_used(program: Program, place: Path) -> None:
     if not hasattr(os, "getuid") or os.getuid() != 0 or sys.platform != "linux":
         pytest.skip("needs root, to listen as another user")
+    program("stop")
     code = (
         "import os, socket, sys, time\n"
         "listener = socket.socket(socket.AF_UNIX)\n"
@@ -143,6 +144,7 @@ def test_a_socket_of_another_user_is_not_used(program: Program, place: Path) -> 
 
 
 def test_a_folder_that_others_can_enter_is_not_used(program: Program, place: Path) -> None:
+    program("stop")
     place.parent.chmod(0o755)
     try:
         assert "is open to other users" in answer_beside(program)
@@ -159,6 +161,7 @@ def test_a_folder_that_cannot_be_made_costs_no_answer(program: Program) -> None:
 
 
 def test_a_process_that_cannot_listen_costs_no_answer(program: Program, place: Path) -> None:
+    program("stop")
     place.mkdir()
     try:
         assert HERE in answer_beside(program)
@@ -167,6 +170,7 @@ def test_a_process_that_cannot_listen_costs_no_answer(program: Program, place: P
 
 
 def test_a_process_that_ends_at_once_costs_no_answer(program: Program, place: Path) -> None:
+    program("stop")
     folder = program.folder / "broken"
     folder.mkdir()
     code = "import os, sys\nif any('warm.process' in word for word in sys.orig_argv): os._exit(3)\n"
