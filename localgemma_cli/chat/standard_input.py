@@ -23,7 +23,7 @@ def read_stdin(stdin: TextIO) -> str:
     """All of standard input; raises UsageError if it is too large, not text, or not readable."""
     try:
         data = _read_bytes(stdin.fileno(), TEXT_LIMIT + 1)
-    except OSError as error:  # such as a descriptor that was opened for writing
+    except OSError as error:
         raise UsageError(
             f"Standard input cannot be read: {error.strerror}.",
             "Redirect it from a file or a pipe, or add -n.",
@@ -43,9 +43,9 @@ def read_stdin_beside_words(stdin: TextIO, note: Callable[[str], None]) -> str:
     loop. A pipe from another command is read to its end, however late it begins. A pipe or socket that
     the calling program holds open must begin within a second: many programs leave it open and never write.
     """
-    if stdin.isatty():
-        return ""
     descriptor = stdin.fileno()
+    if stdin.isatty() or not _is_readable(descriptor):
+        return ""
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode):
         if 0 < os.lseek(descriptor, 0, os.SEEK_CUR) < status.st_size:
@@ -65,6 +65,17 @@ def _begins(descriptor: int, status: os.stat_result, note: Callable[[str], None]
         return _is_ready(descriptor, AT_ONCE)
     if not _is_ready(descriptor, _QUIET_FOR):
         note("Waiting for standard input. -n omits the wait.")
+    return True
+
+
+def _is_readable(descriptor: int) -> bool:
+    """False for a descriptor that was opened for writing: `nohup` replaces a terminal by one."""
+    try:
+        os.read(descriptor, 0)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
     return True
 
 

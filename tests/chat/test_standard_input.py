@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from support.program import COMMAND, Program
 
+from localgemma_cli.chat import standard_input
 from localgemma_cli.chat.standard_input import (
     AT_ONCE,
     is_from_a_command,
@@ -40,6 +41,7 @@ def asked(program: Program, line: str) -> tuple[list[str], str]:
         ("cat file | ask Say:", ["Say:\n\none\ntwo"]),
         (f"(sleep {2 * AT_ONCE}; echo late) | ask Say:", ["Say:\n\nlate"]),
         ("ask Say: <&-", ["Say:"]),
+        ("ask Say: 0>/dev/null", ["Say:"]),  # as nohup does it
         ("yes | ask -n Say:", ["Say:"]),
         ("LOCALGEMMA_NO_STDIN=1 ask Say: < file", ["Say:"]),
         ("ask -n - < file", ["one\ntwo"]),
@@ -160,6 +162,25 @@ def test_a_descriptor_for_writing_is_wrong_usage(tmp_path: Path) -> None:
         pytest.raises(UsageError, match=r"Standard input cannot be read: Bad file descriptor\."),
     ):
         read_stdin(stdin)
+
+
+def test_a_person_learns_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command begins to write once the note is there."""
+    monkeypatch.setattr(standard_input, "_QUIET_FOR", 0.1)
+    (gate, opens), (reading, writing) = os.pipe(), os.pipe()
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        os.write(opens, b"now\n")
+
+    with subprocess.Popen(["bash", "-c", "read; echo late"], stdin=gate, stdout=writing):
+        os.close(writing)
+        with open(reading, encoding="utf-8") as stdin:
+            assert read_stdin_beside_words(stdin, note) == "late\n"
+    assert notes == ["Waiting for standard input. -n omits the wait."]
+    os.close(gate)
+    os.close(opens)
 
 
 @needs_proc
