@@ -18,6 +18,7 @@ from support.batches import (
     wait_for_lines,
     without_reuse,
 )
+from support.chat_server import ChatServer, error, sse
 from support.program import COMMAND, Program
 from support.schemas import validate
 
@@ -212,11 +213,11 @@ def test_a_full_disk_leaves_whole_results_that_can_be_resumed(program: Program) 
     assert full.returncode == 1
     assert full.stderr.startswith("localgemma: Cannot write out: ")
     assert "--resume" in full.stderr
-    kept = results_of((program.folder / "out").read_text())
+    kept = read_results(program)
     assert 0 < len(kept) < 12
     done = program(*words, "--resume")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [each["index"] for each in results_of((program.folder / "out").read_text())] == list(range(12))
+    assert [each["index"] for each in read_results(program)] == list(range(12))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -225,6 +226,34 @@ def test_a_full_device_is_reported(program: Program) -> None:
     done = program(*WORDS, "in.jsonl", "-o", "/dev/full")
     assert done.returncode == 1
     assert done.stderr.startswith("localgemma: Cannot write /dev/full: No space left on device.")
+
+
+def test_a_server_that_fails_again_and_again_ends_the_run_and_its_rows_are_tried_again(
+    program: Program,
+) -> None:
+    rows = [{"prompt": "one"}, {}, {"prompt": "two"}, *({"prompt": f"{n}"} for n in range(5))]
+    (program.folder / "in.jsonl").write_text(json_lines(rows))
+    with ChatServer() as server:
+        words = ("batch", "--endpoint", server.url, "in.jsonl", "-o", "out")
+        server.answers(sse("First"), error("rejected"))
+        stopped = program(*words)
+        assert stopped.returncode == 7
+        assert "rejected" in stopped.stderr
+        assert stopped.stderr.endswith("in.jsonl -o out --resume\n")
+        kinds = [each.get("error", {}).get("kind") for each in read_results(program)]  # type: ignore[attr-defined]
+        assert kinds == [None, "usage", "endpoint", "endpoint", "endpoint"]
+        server.requests.clear()
+        server.answers(sse("Again"))
+        resumed = program(*words, "--resume")
+        assert resumed.returncode == 9
+        assert [each.body["messages"][0]["content"] for each in server.posts] == ["two", *"01234"]
+        results = read_results(program)
+        assert [each["index"] for each in results] == list(range(8))
+        assert [each.get("response") for each in results] == ["First", None, *["Again"] * 6]
+
+
+def read_results(program: Program) -> list[dict[str, object]]:
+    return results_of((program.folder / "out").read_text(encoding="utf-8"))
 
 
 def test_a_template_fills_the_columns_of_csv_and_its_beginning_is_computed_once(program: Program) -> None:
