@@ -189,6 +189,7 @@ class Options:
     )
     logprobs: int | None = declare_option(
         "--logprobs",
+        to=("chat", "batch"),
         metavar="N",
         group=_OUTPUT,
         help="Add each token's log-probability to the JSON, and those of the N likeliest tokens there.",
@@ -391,18 +392,21 @@ class Options:
     )
     schema: str | None = declare_option(
         "--schema",
+        to=("chat", "batch"),
         metavar="FILE|JSON",
         group=_OUTPUT,
         help="Answer with JSON that is valid under this JSON Schema: a file, or JSON that begins with {.",
     )
     choice: str | None = declare_option(
         "--choice",
+        to=("chat", "batch"),
         metavar="A,B,C",
         group=_OUTPUT,
         help="Answer with one of these words only: the likeliest, or with --temperature one that is drawn.",
     )
     regex: str | None = declare_option(
         "--regex",
+        to=("chat", "batch"),
         metavar="RE",
         group=_OUTPUT,
         help="Answer with text that matches this regular expression from start to end.",
@@ -425,7 +429,7 @@ class Options:
     )
     accessible: bool = declare_option(
         "--accessible",
-        to=_ANSWERS,
+        to=("chat", "batch"),
         default=False,
         group=_OUTPUT,
         help="Support screen readers: no redrawing, no spinner, no toolbar.",

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event as Cancel
 from typing import cast
 
@@ -13,22 +13,20 @@ from localgemma_cli.batch.read_ahead import ReadAhead
 from localgemma_cli.batch.results import Results
 from localgemma_cli.batch.resume import Resumed, Tally, is_lasting, row_key
 from localgemma_cli.batch.rows import Row
-from localgemma_cli.errors import LocalGemmaError
+from localgemma_cli.chat.typed_answer import read_value
+from localgemma_cli.constraint import Constraint
+from localgemma_cli.errors import IncompleteAnswer, LocalGemmaError
 from localgemma_cli.events import Delta, Event, Finished, Thinking
-from localgemma_cli.render.json import error_object
+from localgemma_cli.render.base import Answer, Parsed
+from localgemma_cli.render.json import RunInfo, answer_object, error_object
 
 _LOOK_SECONDS = 0.1
 _MOST_OPEN = 256  # rows that have begun and are not written; more would fill the memory if nothing reads them
+# Of the object that --json prints; the rest is the same for all rows, or differs from run to run.
+_ANSWER = frozenset(
+    ("model", "preset", "thinking", "response", "parsed", "choices", "finish_reason", "usage", "logprobs")
+)
 _MOST_FAILURES = 3  # of the engine, one after the other: the next rows would fail, too
-
-
-@dataclass(frozen=True)
-class ResultFields:
-    """What the results of one run share; `engine` identifies what answers."""
-
-    model: str
-    preset: str | None
-    engine: str
 
 
 @dataclass
@@ -43,18 +41,22 @@ class _OpenRow:
 
 
 class RowAnswers:
-    """One run over `rows`; `show` is called with the tally after each result."""
+    """One run over `rows`; `show` is called with the tally after each result.
+
+    `engine` identifies what answers; see `row_key`.
+    """
 
     def __init__(
         self,
         rows: ReadAhead[Row],
         results: Results,
-        shared: ResultFields,
+        info: RunInfo,
+        engine: str,
         resumed: Resumed,
         cancel: Cancel,
         show: Callable[[Tally], None],
     ) -> None:
-        self._rows, self._results, self._shared = rows, results, shared
+        self._rows, self._results, self._info, self._engine = rows, results, info, engine
         self._cancel, self._show = cancel, show
         self._again = deque(resumed.again)
         self._tally = resumed.tally
@@ -124,16 +126,17 @@ class RowAnswers:
         if finished.error is not None and not opened.text:
             self._fail(opened, finished.error)
             return
-        thinking = "".join(opened.thinking)
+        answer = Answer("".join(opened.text), finished, "".join(opened.thinking))
+        if finished.error is None and (constraint := _constraint_of(opened.row)) is not None:
+            try:
+                answer = replace(answer, parsed=Parsed(read_value(answer, constraint)))
+            except IncompleteAnswer as error:
+                self._fail(opened, error)
+                return
         opened.failure = finished.error
         opened.result = {
             **self._head(opened.row),
-            "model": self._shared.model,
-            "preset": self._shared.preset,
-            **({"thinking": thinking} if thinking else {}),
-            "response": "".join(opened.text),
-            "finish_reason": finished.finish_reason,
-            "usage": asdict(finished.usage),
+            **{name: each for name, each in answer_object(self._info, answer).items() if name in _ANSWER},
             **(error_object(finished.error) if finished.error else {}),
             **self._key(opened.row),
         }
@@ -146,7 +149,7 @@ class RowAnswers:
         return {"index": row.index, "id": row.id}  # the index first: see `results.py`
 
     def _key(self, row: Row) -> dict[str, object]:
-        return {"key": row_key(self._shared.engine, row)}
+        return {"key": row_key(self._engine, row)}
 
     def _write_finished(self) -> None:
         """Write the results up to the first row that is not finished."""
@@ -166,3 +169,7 @@ class RowAnswers:
             self._failures += 1
             if self._failures == _MOST_FAILURES:
                 raise opened.failure
+
+
+def _constraint_of(row: Row) -> Constraint | None:
+    return row.request[1].constraint if row.request is not None else None

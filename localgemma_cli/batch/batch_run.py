@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from localgemma_cli.batch.answer_rows import ResultFields, RowAnswers
+from localgemma_cli.batch.answer_rows import RowAnswers
 from localgemma_cli.batch.progress import BatchProgress
 from localgemma_cli.batch.read_ahead import ReadAhead
 from localgemma_cli.batch.records import Records, format_of_input
@@ -20,6 +20,7 @@ from localgemma_cli.batch.results import Results, ResultsFile, StreamResults
 from localgemma_cli.batch.resume import Resumed, Tally, skip_answered
 from localgemma_cli.batch.rows import Row, RowDefaults, make_rows
 from localgemma_cli.batch.stopping import run_until_stopped, stop_on_signals
+from localgemma_cli.chat.constraint_input import read_constraint
 from localgemma_cli.chat.engine import ChatEngine, LocalEngine
 from localgemma_cli.chat.engine_choice import EngineChoice
 from localgemma_cli.chat.phrases import format_count
@@ -89,7 +90,6 @@ class BatchRun:
         size: int | None,
     ) -> None:
         backend = start_engine(engine, self.streams, self.options, self.places)
-        info = engine.run(0.0)
         tally = resumed.tally
         with stop_on_signals() as stop, self._status() as status:
             progress = BatchProgress(size, self.streams.stderr.encoding, rows=tally.rows, read=tally.read)
@@ -97,8 +97,7 @@ class BatchRun:
             def show(tally: Tally) -> None:
                 status(LoadProgress(progress.describe(tally.rows, tally.failed, tally.read)))
 
-            shared = ResultFields(info.model, info.preset, key)
-            answers = RowAnswers(rows, results, shared, resumed, stop.cancel, show)
+            answers = RowAnswers(rows, results, engine.run(0.0), key, resumed, stop.cancel, show)
             run_until_stopped(lambda: answers.answer(backend), stop)
         if stop.number is not None and not answers.is_complete:
             raise _stopped(stop.number, tally.rows)
@@ -130,7 +129,10 @@ class BatchRun:
             system=read_system(options.system, options.system_file, own),
             mode=options.mode,
             sampling=sampling_for(
-                options.mode, own.sampling if own else None, **options.values_for(Sampling)
+                options.mode,
+                own.sampling if own else None,
+                constraint=read_constraint(options.schema, options.choice, options.regex),
+                **options.values_for(Sampling),
             ),
             is_text=columns is not None,
         )

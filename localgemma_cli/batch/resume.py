@@ -10,7 +10,7 @@ from localgemma_cli.errors import UsageError
 
 _LOOK_SECONDS = 0.1
 # Kinds of errors that a row has by itself; others come from the engine, and can be gone the next time.
-_LASTING = ("usage", "context")
+_LASTING = ("usage", "context", "incomplete")
 
 
 @dataclass

@@ -5,10 +5,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 
 from localgemma_cli.backends.many import Request
 from localgemma_cli.batch.records import Record
 from localgemma_cli.batch.unique_ids import UniqueIds
+from localgemma_cli.chat.constraint_input import choices_from, parse_regex, schema_from
+from localgemma_cli.constraint import Constraint, JsonSchema
 from localgemma_cli.conversation import Message
 from localgemma_cli.documents import format_value, is_number
 from localgemma_cli.errors import UsageError
@@ -17,9 +20,10 @@ from localgemma_cli.sampling import Mode, Sampling, system_for, validate_samplin
 from localgemma_cli.text import normalize
 
 RowId = str | int
-_SAMPLING = tuple(each.name for each in fields(Sampling) if each.name not in ("constraint", "logprobs"))
-_WHOLE = ("top_k", "seed", "max_new_tokens")
-_KNOWN = ("id", "prompt", "messages", "system", *_SAMPLING)
+_SAMPLING = tuple(each.name for each in fields(Sampling) if each.name != "constraint")
+_WHOLE = ("top_k", "seed", "max_new_tokens", "logprobs")
+_TYPED = ("schema", "choice", "regex")
+_KNOWN = ("id", "prompt", "messages", "system", *_SAMPLING, *_TYPED)
 _CLOSE = 0.8  # difflib's ratio from which an unknown field is a misspelled one
 _ROLES = ("user", "assistant")
 
@@ -139,7 +143,34 @@ def _parse_sampling(values: Mapping[str, object], defaults: Sampling) -> Samplin
     for name, value in own.items():
         if not is_number(value) or (name in _WHOLE and not isinstance(value, int)):
             raise _wrong(name, "a whole number" if name in _WHOLE else "a number", value)
-    return validate_sampling(replace(defaults, **own), "") if own else defaults  # type: ignore[arg-type]
+    sampling = validate_sampling(replace(defaults, **own), "") if own else defaults  # type: ignore[arg-type]
+    constraint = _parse_constraint(values)
+    return replace(sampling, constraint=constraint) if constraint else sampling
+
+
+def _parse_constraint(values: Mapping[str, object]) -> Constraint | None:
+    given = [name for name in _TYPED if name in values]
+    if len(given) > 1:
+        raise UsageError(f"The row has both {given[0]} and {given[1]}.", "Remove one of them.")
+    match given:
+        case ["schema"]:
+            schema = values["schema"]
+            if not isinstance(schema, dict):
+                raise _wrong("schema", "an object", schema)
+            return _read_schema(json.dumps(schema, ensure_ascii=False))
+        case ["choice"]:
+            choices = values["choice"]
+            if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
+                raise _wrong("choice", "a list of texts", choices)
+            return choices_from(choices, "choice")
+        case ["regex"]:
+            return parse_regex(_text("regex", values["regex"]), "regex")
+    return None
+
+
+@lru_cache(maxsize=64)  # most rows have the same one
+def _read_schema(text: str) -> JsonSchema:
+    return schema_from(json.loads(text), "schema")
 
 
 def _parse_cell(column: str, text: str) -> object:

@@ -13,6 +13,10 @@ from localgemma_cli.text import read_text
 
 def read_constraint(schema: str | None, choice: str | None, regex: str | None) -> Constraint | None:
     """The constraint of at most one option. UsageError, and NotFoundError for a file."""
+    options = {"--schema": schema, "--choice": choice, "--regex": regex}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"{given[0]} and {given[1]} cannot be used together.", "Remove one of them.")
     if schema is not None:
         return read_schema(schema)
     if choice is not None:
@@ -54,7 +58,7 @@ def choices_from(choices: Sequence[str], name: str) -> Choices:
     return Choices(tuple(choices))
 
 
-def parse_regex(pattern: str) -> Regex:
+def parse_regex(pattern: str, name: str = "--regex") -> Regex:
     constraint = Regex(pattern)
-    require_supported(constraint, "--regex")
+    require_supported(constraint, name)
     return constraint

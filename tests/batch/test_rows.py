@@ -7,6 +7,7 @@ import pytest
 
 from localgemma_cli.batch.records import Record
 from localgemma_cli.batch.rows import Row, RowDefaults, make_rows
+from localgemma_cli.constraint import Choices, Constraint, JsonSchema, Regex
 from localgemma_cli.conversation import Message
 from localgemma_cli.prompt_template import parse_template
 from localgemma_cli.sampling import Mode, Sampling
@@ -90,6 +91,13 @@ def test_with_a_template_fields_are_data_except_the_id() -> None:
         ({"prompt": "a", "seed": 1.5}, "seed must be a whole number (got 1.5)."),
         ({"prompt": "a", "top_k": True}, "top_k must be a whole number (got True)."),
         ({"prompt": "a", "min_p": 2}, "min_p must be between 0 and 1 (got 2)."),
+        ({"prompt": "a", "schema": "int"}, "schema must be an object (got 'int')."),
+        ({"prompt": "a", "schema": {"type": "int"}}, "schema cannot be used: int is not a type"),
+        ({"prompt": "a", "choice": "a,b"}, "choice must be a list of texts (got 'a,b')."),
+        ({"prompt": "a", "choice": ["a"]}, "choice needs two or more words."),
+        ({"prompt": "a", "regex": "("}, "regex cannot be used: "),
+        ({"prompt": "a", "regex": "a", "choice": ["a", "b"]}, "The row has both choice and regex."),
+        ({"prompt": "a", "logprobs": 21}, "logprobs must be between 0 and 20 (got 21)."),
         ({"messages": []}, "messages must be a list of messages (got [])."),
         ({"messages": [USER, USER]}, "The roles of messages must alternate"),
         ({"messages": [USER, ASSISTANT]}, "The roles of messages must alternate"),
@@ -104,6 +112,20 @@ def test_a_row_that_cannot_be_asked_has_an_error(fields: Mapping[str, object], m
     (row,) = rows(fields)
     assert row.error is not None
     assert row.error.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("fields", "constraint"),
+    [
+        ({"schema": {"type": "integer"}}, JsonSchema('{"type": "integer"}')),
+        ({"choice": ["yes", "no"]}, Choices(("yes", "no"))),
+        ({"regex": "[ab]+"}, Regex("[ab]+")),
+        ({}, Regex("default")),
+    ],
+)
+def test_a_row_can_have_a_form_of_its_own(fields: Mapping[str, object], constraint: Constraint) -> None:
+    defaults = RowDefaults(None, None, Mode.CHAT, Sampling(constraint=Regex("default")))
+    assert request({"prompt": "a", **fields}, defaults)[1].constraint == constraint
 
 
 def test_an_id_occurs_once_and_a_number_is_not_its_text() -> None:
@@ -129,6 +151,7 @@ def test_a_digest_changes_with_everything_that_decides_the_answer() -> None:
             ({"prompt": "a", "seed": 1}, PLAIN),
             ({"prompt": "a"}, other),
             ({"prompt": "a"}, cold),
+            ({"prompt": "a", "regex": "a"}, PLAIN),
             ({"prompt": 1}, PLAIN),
             ({"prompt": 2}, PLAIN),
         )

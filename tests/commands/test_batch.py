@@ -39,8 +39,12 @@ ROWS: list[object] = [
             {"role": "user", "content": "What is int4?"},
         ]
     },
+    {"prompt": "How many?", "schema": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 3}},
+    {"prompt": "How many?", "regex": "[a-z]{40}", "max_new_tokens": 2},
+    {"prompt": "Yes or no?", "choice": ["yes", "no"]},
+    {"prompt": "Who are you?", "logprobs": 1, "max_new_tokens": 2},
 ]
-FAILED = {2: "usage", 4: "usage", 5: "usage", 6: "usage", 7: "context"}
+FAILED = {2: "usage", 4: "usage", 5: "usage", 6: "usage", 7: "context", 10: "incomplete"}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,7 @@ def complete(shared: Program) -> list[dict[str, object]]:
     (shared.folder / "rows.jsonl").write_text("\ufeff" + "\r\n".join([*lines[:2], "", *lines[2:]]))
     done = shared(*WORDS, "rows.jsonl", "-o", "rows.out")
     assert (done.returncode, done.stdout) == (9, "")
-    assert done.stderr == 'localgemma: 5 of 9 rows failed.\n  The results of these rows have an "error".\n'
+    assert done.stderr == 'localgemma: 6 of 13 rows failed.\n  The results of these rows have an "error".\n'
     return results_of((shared.folder / "rows.out").read_text(encoding="utf-8"))
 
 
@@ -63,7 +67,7 @@ def test_every_row_has_its_result_in_order_and_a_bad_row_its_error(
     complete: list[dict[str, object]],
 ) -> None:
     assert [each["index"] for each in complete] == list(range(len(ROWS)))
-    assert [each["id"] for each in complete] == ["first", None, None, 3, None, None, "first", None, None]
+    assert [each["id"] for each in complete] == ["first", None, None, 3, None, None, "first", *[None] * 6]
     kinds = {n: each["error"]["kind"] for n, each in enumerate(complete) if "error" in each}  # type: ignore[index]
     assert kinds == FAILED
     assert complete[4]["error"] == {
@@ -77,8 +81,17 @@ def test_every_row_has_its_result_in_order_and_a_bad_row_its_error(
         validate(each, "batch")
         if n not in FAILED:
             assert each["response"]
-            assert each["finish_reason"] == ("length" if n == 1 else "stop")
+            assert each["finish_reason"] == ("length" if n in (1, 12) else "stop")
             assert each["model"] == "demo"
+
+
+def test_a_row_with_a_form_has_the_value_too(complete: list[dict[str, object]]) -> None:
+    assert set(complete[9]["parsed"]) <= {1, 2}  # type: ignore[call-overload]
+    assert json.loads(str(complete[9]["response"])) == complete[9]["parsed"]
+    assert "partial" in complete[10]["error"]  # type: ignore[operator]
+    assert complete[11]["parsed"] == complete[11]["response"]
+    assert sum(complete[11]["choices"].values()) == pytest.approx(1)  # type: ignore[attr-defined]
+    assert len(complete[12]["logprobs"]["content"]) == 2  # type: ignore[index]
 
 
 def test_a_greedy_result_is_the_answer_of_a_single_call(
