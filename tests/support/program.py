@@ -12,12 +12,31 @@ from support import warm_start
 
 COMMAND = [sys.executable, "-m", "localgemma_cli"]
 
+# An answer of a model in this process goes no further than this, until it is stopped: however late a Ctrl-C
+# comes, it comes within the answer.
+HELD = """
+import localgemma_cli.backends.answer_stream as answer_stream
+
+events = answer_stream.answer_events
+
+
+def held(tokens, text, meter, prompt_tokens, cached_tokens, cancel):
+    for number, event in enumerate(events(tokens, text, meter, prompt_tokens, cached_tokens, cancel)):
+        yield event
+        if number == 40:
+            cancel.wait()
+
+
+answer_stream.answer_events = held
+"""
+
 
 @dataclass(frozen=True)
 class Program:
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
     cold: bool = False  # start it as a user does, without the imports of warm_start.py
+    before: str = ""  # Python that its process runs first, such as HELD
 
     @property
     def env(self) -> dict[str, str]:
@@ -32,7 +51,16 @@ class Program:
             "COLUMNS": "80",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        return {**kept, **own, **self.environment}
+        return {**kept, **own, **self._before_it(), **self.environment}
+
+    def _before_it(self) -> dict[str, str]:
+        """The variable by which Python, and the helper of warm_start.py, find what runs before the program."""
+        if not self.before:
+            return {}
+        folder = self.folder / "before"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(self.before)
+        return {"PYTHONPATH": str(folder)}
 
     def __call__(self, *words: str, stdin: str | bytes | None = None) -> "subprocess.CompletedProcess[str]":
         """Run to the end; without `stdin` standard input is empty."""

@@ -18,6 +18,7 @@ from support.program import COMMAND, Program
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 HISTORY = 20_000  # lines
+END_OF_PROMPT = b"\x1b[?2004l"  # a paste is no longer marked as one
 
 
 def paste(text: str) -> str:
@@ -89,11 +90,14 @@ class Terminal:
         self.child.send(text)
 
     def enter(self, line: str, seconds: float = 240) -> str:
-        """Send a line; what came until the next empty prompt."""
-        before = self.row
-        self.type(f"{line}\r")
+        """Send a line at the prompt; what came until the next empty prompt."""
         deadline = time.monotonic() + seconds
-        while not (self.row > before and self._at_prompt):
+        while not self._at_input:  # all of the prompt has been drawn
+            assert time.monotonic() < deadline, f"no prompt for {line!r} in:\n{self.text}"
+            assert self.read(), f"the program ended before {line!r}:\n{self.text}"
+        before, ended = self.row, self.raw.count(END_OF_PROMPT)
+        self.type(f"{line}\r")
+        while not (self.raw.count(END_OF_PROMPT) > ended and self._at_prompt):
             assert time.monotonic() < deadline, f"no prompt after {line!r} in:\n{self.text}"
             assert self.read(), f"the program ended after {line!r}:\n{self.text}"
         return "\n".join(self.text.split("\n")[before : self.row])
@@ -107,6 +111,12 @@ class Terminal:
     def line(self) -> str:
         """That the cursor is in."""
         return self.screen.display[self.screen.cursor.y].rstrip()
+
+    @property
+    def _at_input(self) -> bool:
+        """Whether the cursor is behind the prompt, or in a further line of what is typed."""
+        row = self.screen.display[self.screen.cursor.y]
+        return row.startswith(("> ", "  ")) and self.screen.cursor.x >= 2
 
     @property
     def _at_prompt(self) -> bool:

@@ -53,6 +53,9 @@ def become_the_program(request: dict[str, Any], streams: list[int]) -> None:
         for name in [each for each in sys.modules if each.partition(".")[0] == "huggingface_hub"]:
             del sys.modules[name]  # it reads its variables when it is imported
         tempfile.tempdir = None  # it is chosen once
+        first = os.path.join(os.environ.get("PYTHONPATH", ""), "sitecustomize.py")  # of Program.before
+        if os.path.exists(first):
+            runpy.run_path(first)
         sys.argv = ["localgemma", *request["words"]]
         runpy.run_module("localgemma_cli", run_name="__main__", alter_sys=True)
     except BaseException:  # the program itself leaves by os._exit

@@ -8,12 +8,13 @@ import subprocess
 import termios
 import time
 from contextlib import suppress
+from dataclasses import replace
 from itertools import count
 from threading import Timer
 
 import pytest
 from support.patience import patience
-from support.program import COMMAND, Program
+from support.program import COMMAND, HELD, Program
 from support.terminal import Terminal, answer_to
 
 from localgemma_cli.sessions.store import Store
@@ -24,14 +25,21 @@ RAMBLING = ["-m", "demo", "--dtype", "float32", "--temperature", "20", "--seed",
 ANSWERING = answer_to("Hello")
 
 
-def begin_of_a_long_answer(terminal: Terminal, seconds: float = 0) -> str:
-    """Its first word, once it has gone on for so long."""
+def begin_of_a_long_answer(terminal: Terminal) -> str:
+    """Its first word."""
     terminal.type("Go on and on\r")
     terminal.wait(answer_to("Go on and on"))
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        terminal.read()
     return terminal.text.split("Go on and on\n")[1].split()[0]
+
+
+def wait_until_it_is_on_disk(program: Program, terminal: Terminal, early: str) -> None:
+    """While the answer has no end; a word that is shown is on disk some moments later."""
+    store = Store(program.folder / "home" / "data" / "conversations.sqlite")
+    deadline = time.monotonic() + patience(60)
+    while early not in store.conversation(1, "demo").turns[-1].answer.content:
+        assert time.monotonic() < deadline
+        terminal.read()
+    store.close()
 
 
 def assert_kept(program: Program, conversation: str, early: str) -> None:
@@ -56,7 +64,7 @@ def assert_pasting_is_plain_again(terminal: Terminal) -> None:
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("state", ["prompt", "answering"])
 def test_signals_that_end_the_program(program: Program, signal_number: int, state: str) -> None:
-    with Terminal(program, RAMBLING) as terminal:
+    with Terminal(replace(program, before=HELD), RAMBLING) as terminal:
         terminal.wait("exact · /help")
         if state == "answering":
             terminal.type("Hello\r")
@@ -91,7 +99,7 @@ def test_a_signal_while_it_loads_gives_the_shell_its_terminal_back(program: Prog
 
 
 def test_a_terminal_that_is_closed_in_an_answer(program: Program) -> None:
-    with Terminal(program, RAMBLING) as terminal:
+    with Terminal(replace(program, before=HELD), RAMBLING) as terminal:
         terminal.wait("exact · /help")
         terminal.enter("/set max-new-tokens 5")
         terminal.enter("Hello, my name is Ada.")
@@ -183,7 +191,7 @@ def test_ctrl_z_and_back_at_the_prompt_and_in_an_answer(program: Program) -> Non
 
 
 def test_ctrl_c_ten_times_in_the_commands_that_take_time(program: Program) -> None:
-    with Terminal(program, RAMBLING) as terminal:
+    with Terminal(replace(program, before=HELD), RAMBLING) as terminal:
         terminal.wait("exact · /help")
         for line in ("Hello", "Hello again", "/summarize", "/retry", "/continue"):
             terminal.type(f"{line}\r")
@@ -202,13 +210,14 @@ def test_ctrl_c_ten_times_in_the_commands_that_take_time(program: Program) -> No
 
 
 def test_killed_in_an_answer_and_gone_on_with(program: Program) -> None:
-    with Terminal(program, [*DEMO, "--dtype", "float32"]) as terminal:
+    with Terminal(replace(program, before=HELD), [*DEMO, "--dtype", "float32"]) as terminal:
         terminal.wait("exact · /help")
         terminal.enter("Hello, my name is Ada.")
         terminal.enter("/set temperature 20")
         terminal.enter("/set seed 3")
         terminal.enter("/save ada")
-        early = begin_of_a_long_answer(terminal, seconds=1.3)
+        early = begin_of_a_long_answer(terminal)
+        wait_until_it_is_on_disk(program, terminal, early)
         os.kill(terminal.child.pid, signal.SIGKILL)
     assert_kept(program, "ada", early)
     program("history", "search", "Ada")

@@ -4,7 +4,7 @@ import re
 import threading
 from dataclasses import replace
 
-from support.program import Program
+from support.program import HELD, Program
 from support.terminal import Terminal, answer_to, paste
 
 DEMO = ["-m", "demo", "--temperature", "0"]
@@ -46,7 +46,7 @@ def test_a_pasted_book_is_one_message_in_every_state(program: Program) -> None:
 
 def test_a_long_paste_during_an_answer_is_kept_and_holds_no_ctrl_c_up(program: Program) -> None:
     """A terminal itself takes 4 KB, and a Ctrl-C behind more than that would come after the answer."""
-    with Terminal(program, RAMBLING) as terminal:
+    with Terminal(replace(program, before=HELD), RAMBLING) as terminal:
         terminal.wait("exact · /help")
         terminal.type("Hello\r")
         terminal.wait(answer_to("Hello"))

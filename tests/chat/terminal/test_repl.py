@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.program import COMMAND, Program
+from support.program import COMMAND, HELD, Program
 from support.terminal import Terminal, answer_to
 
 DEMO = ["-m", "demo", "--temperature", "0"]
@@ -43,16 +43,12 @@ sys.meta_path.insert(0, Gate)
 
 
 def test_the_prompt_is_up_before_torch_and_what_is_typed_then_is_not_lost(program: Program) -> None:
-    held = program.folder / "held"
-    held.mkdir()
-    (held / "sitecustomize.py").write_text(GATE)
-    waiting = replace(program.with_environment(PYTHONPATH=str(held)), cold=True)
-    with Terminal(waiting, DEMO) as terminal:
+    with Terminal(replace(program, before=GATE, cold=True), DEMO) as terminal:
         terminal.wait_for_prompt()  # while torch is not imported
         terminal.type("What is the ")
         terminal.type("memory preset?\r")
         terminal.wait(r"> What is the memory preset\?")
-        (held / "open").touch()
+        (program.folder / "before" / "open").touch()
         terminal.wait("4[- ]bit")
         terminal.wait_for_prompt()
 
@@ -69,7 +65,7 @@ def test_what_is_typed_during_an_answer_waits_for_the_next_prompt(program: Progr
 
 
 def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(program: Program) -> None:
-    with Terminal(program, RAMBLING) as terminal:
+    with Terminal(replace(program, before=HELD), RAMBLING) as terminal:
         terminal.wait("exact · /help")  # the model is there
         terminal.type("Hello\r")
         terminal.wait(answer_to("Hello"))
