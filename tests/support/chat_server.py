@@ -146,7 +146,7 @@ def _handler(chat: ChatServer) -> type[BaseHTTPRequestHandler]:
                 if part == HANG_UP:
                     return
                 if part == HOLD:
-                    self.connection.settimeout(60)
+                    self.connection.settimeout(900)
                     if not self.connection.recv(1):
                         chat.gone.append(time.perf_counter())
                     return

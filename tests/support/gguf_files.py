@@ -9,6 +9,8 @@ import pytest
 from huggingface_hub import constants
 from support.hub_server import HubServer
 
+from localgemma_cli.models.hub import gguf as hub_gguf
+
 _VALUES = {
     "context_length": 1024,
     "embedding_length": 64,
@@ -69,4 +71,6 @@ def use_hub(hub: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     }
     for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
+    for name in ("PATIENCE_SECONDS", "PATIENCE_WITH_A_COPY_SECONDS"):
+        monkeypatch.setattr(hub_gguf, name, 240.0)  # the hub of a test runs on a busy machine
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))

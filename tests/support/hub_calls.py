@@ -39,6 +39,7 @@ import json, sys
 from localgemma_cli.models.hub import client as hub
 from localgemma_cli.errors import LocalGemmaError
 
+hub.PATIENCE_SECONDS = hub.PATIENCE_WITH_A_COPY_SECONDS = 240.0  # the hub of a test runs on a busy machine
 outcomes = []
 for call, kwargs in json.loads(sys.argv[1]):
     seen, result, error = [], None, None

@@ -121,7 +121,8 @@ class HubServer:
         """The variables of a process that knows this hub only, and keeps everything under `home`."""
         kept = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
         folders = {"HF_HOME": str(home / "hf"), "LOCALGEMMA_HOME": str(home / "lg")}
-        ours = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+        patient = {"HF_HUB_DOWNLOAD_TIMEOUT": "600"}
+        ours = {"HF_ENDPOINT": self.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", **patient}
         return {**kept, **folders, **ours, **({"HF_TOKEN": token} if token else {}), **extra}
 
     def publish(self, model_id: str, repo: Repo | Mapping[str, bytes] | Path) -> Repo:

@@ -3,7 +3,9 @@
 import time
 
 _WORK = 0.1  # seconds of the processor
-_PAUSE = 6.0  # seconds for which a process may be stopped at any moment, by other programs or the machine's host
+_PAUSE = (
+    6.0  # seconds for which a process may be stopped at any moment, by other programs or the machine's host
+)
 
 
 def patience(seconds: float) -> float:

@@ -54,7 +54,7 @@ class Program:
         return {**kept, **own, **self._before_it(), **self.environment}
 
     def _before_it(self) -> dict[str, str]:
-        """The variable by which Python, and the helper of warm_start.py, find what runs before the program."""
+        """The variable by which Python, and the helper of warm_start.py, find what runs first."""
         if not self.before:
             return {}
         folder = self.folder / "before"

@@ -18,6 +18,9 @@ from localgemma_cli.backends.http.sse import decompress
 
 _CONNECT_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+_LONGEST_POLL_SECONDS = (
+    1.0  # whatever is beyond it, this program was stopped or blocked, and the server was not
+)
 _FILLER_BYTES = 8 * 2**20  # the most that may arrive without any text of an answer
 _REFUSAL_BYTES = 64 * 2**10  # the most that is read of a response that is only quoted
 
@@ -43,7 +46,8 @@ class Exchange:
     """A request and its response: `head`, then the `chunks` of the body as they arrive; `close` at any time.
 
     The endpoint's timeout and a limit in bytes apply to the whole response and restart with each `allow`:
-    data that only keeps the connection busy does not extend the wait.
+    data that only keeps the connection busy does not extend the wait. The time in which this program is
+    stopped (Ctrl-Z), or its reader blocks it (a pager), does not count.
     """
 
     def __init__(
@@ -56,7 +60,7 @@ class Exchange:
         self._sent = False  # whether the whole request has been sent
         self._received = 0  # bytes since the last `allow`
         self._encoding = ""
-        self._deadline = 0.0
+        self._left = self._looked = 0.0  # seconds of the timeout that are left, and when that was
         self.allow(endpoint.timeout)
         self._thread = Thread(target=self._run, args=(method, url, body), name="http", daemon=True)
         self._thread.start()
@@ -70,7 +74,7 @@ class Exchange:
 
     def allow(self, seconds: float) -> None:
         """Restart the timeout, because the server has made progress."""
-        self._deadline, self._received = time.monotonic() + seconds, 0
+        self._left, self._looked, self._received = seconds, time.monotonic(), 0
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the decompressed body. Raises as `head` does."""
@@ -114,7 +118,10 @@ class Exchange:
         if self._cancel.is_set():
             self.close()
             raise ExchangeCancelled
-        if time.monotonic() > self._deadline or self._received > _FILLER_BYTES:
+        now = time.monotonic()
+        self._left -= min(now - self._looked, _LONGEST_POLL_SECONDS)
+        self._looked = now
+        if self._left < 0 or self._received > _FILLER_BYTES:
             self.close()
             raise (no_answer_error if self._received else no_data_error)(self._endpoint)
 

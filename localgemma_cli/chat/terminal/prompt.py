@@ -107,10 +107,13 @@ class ChatPrompt:
         self._opens_editor = bool(os.environ.get("VISUAL") or os.environ.get("EDITOR"))
 
     @contextmanager
-    def own_terminal(self) -> Iterator[None]:
-        """Own the terminal during the chat, and restore its modes even if a signal ends the program."""
+    def own_terminal(self, interrupted: Callable[[], None]) -> Iterator[None]:
+        """Own the terminal during the chat, and restore its modes even if a signal ends the program.
+
+        `interrupted` is called at a Ctrl-C.
+        """
         try:
-            with keep_keystrokes(self._keyboard, self._resumed) as typed:
+            with keep_keystrokes(self._keyboard, self._resumed, interrupted) as typed:
                 store_typeahead(self._session.input, parse_keys(typed))
                 yield
         finally:

@@ -77,23 +77,31 @@ class Repl:
             self._runner.wait_for_backend,
             self._runner.ready_backend,
         )
-        self._has_left = False
+        self._has_left = self._raises = False
         self._unknown = ""  # a long line that named no command; Enter again sends it
 
     def run(self, first: str | None) -> None:
         """Answer `first`, then chat until the user leaves; raises what loading raised."""
-        with self._prompt.own_terminal():
+        with self._prompt.own_terminal(self._interrupt):
             draft = self._run_line(self._send, as_pasted(first)) if first else PromptText()
             while not self._has_left:
                 try:
+                    self._raises = True
                     line = self._prompt.read(
                         draft, cancelled=self._runner.cancel.is_set(), on_open=self._runner.watch_load
                     )
                     draft = self._run_line(self._handle, line)
+                    self._raises = False
                 except KeyboardInterrupt:
+                    self._raises = False  # at once: the next Ctrl-C may be on its way
                     draft = PromptText()
                 except EOFError:
                     return
+
+    def _interrupt(self) -> None:
+        """Raise KeyboardInterrupt for a Ctrl-C where `run` handles it; between two lines it has no effect."""
+        if self._raises:
+            raise KeyboardInterrupt
 
     def _run_line(self, handle: Callable[[PromptText], PromptText], line: PromptText) -> PromptText:
         """The next draft; an unexpected error is reported and keeps `line`: only the user ends a chat."""

@@ -21,11 +21,14 @@ _ENDS = ("SIGTERM", "SIGHUP")  # by default they would leave the modes changed
 
 
 @contextmanager
-def keep_keystrokes(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]:
+def keep_keystrokes(
+    stdin: TextIO, resumed: Callable[[], None], interrupted: Callable[[], None]
+) -> Iterator[str]:
     """Keep keys typed while no prompt is up for the next one, without echo.
 
     In line mode they would be printed into the answer, and Enter would arrive as Ctrl-J. Yields what was
-    typed before the mode changed, with its Enters restored. Calls `resumed` after a Ctrl-Z and `fg`.
+    typed before the mode changed, with its Enters restored. Calls `resumed` after a Ctrl-Z and `fg`, and
+    `interrupted` at a Ctrl-C.
     """
     if sys.platform == "win32":
         yield ""
@@ -43,7 +46,7 @@ def keep_keystrokes(stdin: TextIO, resumed: Callable[[], None]) -> Iterator[str]
             resumed()
 
     handlers: dict[int, Any] = {getattr(signal, name): _leave for name in _ENDS} | {signal.SIGCONT: resume}
-    handlers[signal.SIGINT] = signal.default_int_handler  # until now it ended the program at once
+    handlers[signal.SIGINT] = lambda *_: interrupted()  # until now it ended the program at once
     replaced = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield _read_pending(stdin).replace("\n", "\r")

@@ -5,6 +5,7 @@ import socket
 import ssl
 import subprocess
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,15 +31,18 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 def failure(url: str) -> str:
     """What happened and what to do."""
     with pytest.raises(EndpointError) as caught:
-        connect(parse_endpoint(url, timeout=10, environ={}), lambda _: None, lambda _: None)
+        connect(parse_endpoint(url, timeout=120, environ={}), lambda _: None, lambda _: None)
     said = f"{caught.value.message} {caught.value.hint}"
     assert "answer was whole" not in said
     return said
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """That nothing listens at, nor can begin to meanwhile."""
+    with socket.socket() as owner:
+        owner.bind(("127.0.0.1", 0))
+        yield int(owner.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -64,19 +68,20 @@ def test_a_proxy_variable_that_cannot_be_used_is_named(
     assert "word" not in said.replace("password", "")
 
 
-def test_a_proxy_that_does_not_answer_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    port = closed_port()
-    monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{port}")
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(
+    closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{closed_port}")
     said = failure("http://example.invalid")
-    assert f"through the proxy of http_proxy=127.0.0.1:{port}" in said
+    assert f"through the proxy of http_proxy=127.0.0.1:{closed_port}" in said
     assert "Connection refused" in said
     assert "secret" not in said
     monkeypatch.setenv("no_proxy", "example.invalid")
     assert "Host not found: example.invalid" in failure("http://example.invalid")
 
 
-def test_a_port_where_nothing_or_something_else_listens() -> None:
-    said = failure(f"http://127.0.0.1:{closed_port()}")
+def test_a_port_where_nothing_or_something_else_listens(closed_port: int) -> None:
+    said = failure(f"http://127.0.0.1:{closed_port}")
     assert "Cannot connect to http://127.0.0.1" in said
     assert "Connection refused" in said
     with RawServer(lambda connection, _: connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")) as server:

@@ -1,9 +1,9 @@
 """A real Gemma, gemma-3-270m in Q4_K_M, answers through llama.cpp as it does without this program."""
 
 import json
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event as Cancel
@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import pytest
-from support.patience import patience
 from support.program import Program
 from support.real_gguf import BareLlama
 from support.schemas import validate
@@ -322,7 +321,7 @@ def test_a_process_that_ends_within_an_answer_costs_only_its_rest(real_gguf: Pat
     assert again == text, "it is loaded again"
     second = worker_of(backend)
     del backend
-    second.wait(30)
+    second.wait(300)
 
 
 def test_a_stopped_load_ends_the_process_at_once(real_gguf: Path) -> None:
@@ -330,11 +329,10 @@ def test_a_stopped_load_ends_the_process_at_once(real_gguf: Path) -> None:
         raise KeyboardInterrupt
 
     process = LlamaProcess(server_parameters(plan_for(real_gguf), real_gguf))
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         process.load(stop)
     assert process.has_ended
-    assert time.monotonic() - started < patience(0.5)
+    assert process._process.returncode == -signal.SIGKILL, "it was not waited for"
 
 
 def test_options_of_config_toml_that_the_file_decides_are_ignored(program: Program, real_gguf: Path) -> None:

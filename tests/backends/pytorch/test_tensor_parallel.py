@@ -31,6 +31,7 @@ def even(tmp_path_factory) -> Path:
         DEMO, num_attention_heads=4, num_key_value_heads=2, head_dim=16, hidden_size=64, num_hidden_layers=4
     )
     config.layer_types, config.dtype = config.layer_types[:4], torch.float32
+    config.max_position_embeddings = 8192  # an answer that fills it takes minutes
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
@@ -73,14 +74,13 @@ def test_what_cannot_be_split_ends_all_with_one_message(program):
 
 
 def test_ctrl_c_prints_what_there_is_and_leaves_no_process(program, even):
-    torchrun = start(program, *words_for(even, "--temperature", "0", "--max-new-tokens", "900", "hello"))
+    torchrun = start(program, *words_for(even, "--temperature", "0", "--max-new-tokens", "7000", "hello"))
     first = torchrun.stdout.read(1)
     processes = psutil.Process(torchrun.pid).children(recursive=True)
     assert len(processes) >= 2
-    asked = time.monotonic()
     os.kill(torchrun.pid, signal.SIGINT)  # torchrun passes it on
-    rest, _ = torchrun.communicate(timeout=600)
-    assert time.monotonic() - asked < patience(25)  # torchrun alone would kill after 30
+    rest, errors = torchrun.communicate(timeout=600)
+    assert "SIGKILL" not in errors  # by which torchrun ends what has not ended after 30 seconds
     assert (first + rest).endswith("\n")
     assert psutil.wait_procs(processes, timeout=600)[1] == []
 
@@ -110,7 +110,7 @@ def test_a_chat_in_a_terminal_where_ctrl_c_stops_an_answer_and_not_the_processes
         first, second = (terminal.enter(f"Hello, {number}.") for number in "12")
         assert len(first.split()) > 2
         assert len(second.split()) > 2
-        terminal.enter("/set max-new-tokens 900")
+        terminal.enter("/set max-new-tokens 7000")
         terminal.type("Go on and on\r")
         terminal.wait(answer_to("Go on and on"))
         asked = time.monotonic()

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_ctrl_c_that_comes_before_the_work_is_begun() -> None:
 def test_ctrl_c_in_every_state_of_a_local_answer(program: Program, slow_model: Path) -> None:
     # nearly as large as a file may be: counting it takes seconds, so that there is time to stop it
     (program.folder / "book.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 90_000)
-    (program.folder / "page.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 200)
+    (program.folder / "page.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 400)
     words = [
         "-m",
         str(slow_model),
@@ -99,7 +100,7 @@ def test_ctrl_c_in_every_state_of_a_local_answer(program: Program, slow_model: P
         terminal.wait(f"[{SPINNER}] reading the prompt")
         interrupt(terminal, "tokenizing", draft="What is in @book.txt")
         terminal.type("What is in @page.txt\r")
-        terminal.wait(rf"[{SPINNER}] reading the prompt: 512 of \d+ tokens · \d+ s", seconds=240)
+        terminal.wait(rf"[{SPINNER}] reading the prompt: \d+ of \d+ tokens · \d+ s", seconds=240)
         interrupt(terminal, "reading a long prompt")
         assert "interrupted before the answer began; /retry asks again" in terminal.text
         for question in ("Hello", "Hello again"):
@@ -163,6 +164,34 @@ def test_one_answer_says_what_it_waits_for_and_leaves_no_trace(program: Program)
             terminal.wait_for_end()
             assert terminal.text.replace("^C", "").split() == ["status", "130", "status", "0"]
     assert [(program.folder / name).read_text() for name in ("first", "second")] == ["\n", "Good.\n"]
+
+
+PRESSED = """
+import signal
+import localgemma_cli.chat.terminal.repl as repl
+
+text = repl.PromptText
+
+
+def pressed(*arguments):
+    signal.raise_signal(signal.SIGINT)
+    return text(*arguments)
+
+
+repl.PromptText = pressed
+"""
+
+
+def test_a_ctrl_c_between_two_lines_ends_no_chat(program: Program) -> None:
+    """Also one that comes while an earlier one is handled."""
+    with ChatServer() as server:
+        server.answers(sse("Fine."))
+        with Terminal(replace(program, before=PRESSED), ["--endpoint", server.url]) as terminal:
+            terminal.wait_for_prompt()
+            assert "Fine." in terminal.enter("Hello")
+            assert "Commands:" in terminal.enter("/help")
+            terminal.type("\x04")
+            assert terminal.wait_for_end() == 0
 
 
 def test_nothing_turns_for_those_who_want_it_quiet_or_read_aloud(program: Program) -> None:

@@ -26,7 +26,6 @@ from support.hub_calls import (
     wait_until,
 )
 from support.hub_server import HubServer, Repo
-from support.patience import patience
 
 from localgemma_cli.models.hub import transfer as hub_module
 
@@ -102,10 +101,8 @@ def test_a_stopped_process_leaves_what_the_next_one_resumes(
     hub.hold(SHARDS[0], after=700_000)
     child = start(env)
     wait_until(lambda: any(size_of(p) == 700_000 for p in partials(tmp_path)))
-    limit, began = patience(3), time.monotonic()
     child.send_signal(how)
-    _, err = child.communicate(timeout=600)
-    assert time.monotonic() - began < max(limit, patience(3))  # the machine may have become busy meanwhile
+    _, err = child.communicate(timeout=300)  # the hub would hold it for longer
     assert child.returncode == -how
     assert how == signal.SIGKILL or err.rstrip().endswith("KeyboardInterrupt")
     assert run(env, "cached_snapshot").result is None

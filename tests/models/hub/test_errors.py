@@ -20,6 +20,7 @@ from support.hub_calls import (
     partials,
     run,
     run_all,
+    size_of,
     start,
     wait_until,
 )
@@ -139,7 +140,7 @@ def test_a_disk_that_fills_up_on_the_way(hub: HubServer, small_disk: Path) -> No
     env, ballast = hub.environment(small_disk), small_disk / "ballast"
     hub.hold(SHARDS[0], after=500_000)
     child = start(env)
-    wait_until(lambda: any(p.stat().st_size == 500_000 for p in partials(small_disk)))
+    wait_until(lambda: any(size_of(p) == 500_000 for p in partials(small_disk)))
     ballast.write_bytes(b"x" * (2 << 20))
     hub.release()
     finish(child, env)[0].failed("DiskSpaceError", ID, "No space left", "HF_HOME")

@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -210,6 +209,7 @@ def test_an_interrupt_leaves_nothing(loads: Loads) -> None:
 
 SCRIPT = """
 import sys, time
+from pathlib import Path
 from localgemma_cli.backends.pytorch.loading.quantized_cache import open_or_create
 from test_quantized_cache import HEADER, CONTENT, SPEC
 
@@ -242,7 +242,7 @@ def lines(process: subprocess.Popen) -> list[str]:
 
 @pytest.fixture
 def killed() -> Iterator[None]:
-    process = another_process("time.sleep(60)")
+    process = another_process("time.sleep(600)")
     assert process.stdout.readline() == "making\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -259,8 +259,16 @@ def test_what_a_killed_process_left_is_not_loaded_and_goes_away(loads: Loads, ki
     assert not drafts[0].exists()
 
 
-def test_of_two_processes_one_makes_the_copy_and_the_other_waits_for_it(loads: Loads) -> None:
-    process = another_process("time.sleep(0.5)")
+def test_of_two_processes_one_makes_the_copy_and_the_other_waits_for_it(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+
+    class Telling(Loads):
+        def _told(self, progress: LoadProgress) -> None:
+            super()._told(progress)
+            told.touch()
+
+    loads = Telling()
+    process = another_process(f"while not Path({str(told)!r}).exists(): time.sleep(0.01)")
     assert process.stdout.readline() == "making\n"
     assert loads.open() == HEADER + CONTENT
     assert (loads.made, loads.said) == (
@@ -336,8 +344,7 @@ def test_a_source_is_a_commit_of_the_hub_or_a_folder_with_its_times(tmp_path: Pa
     name, files = identify_source("other/name", snapshot)
     assert name == str(snapshot)
     assert files[0][2] == (snapshot / "model.safetensors").stat().st_mtime_ns
-    time.sleep(0.01)
-    os.utime(snapshot / "model.safetensors")
+    os.utime(snapshot / "model.safetensors", ns=(0, files[0][2] + 1_000_000_000))
     assert identify_source("other/name", snapshot)[1] != files
 
 
