@@ -11,6 +11,7 @@ from support.terminal import Terminal
 
 TINY = "someone/tiny-gemma"
 WEIGHTS = "model.safetensors"
+ROOM = ("--host-memory", "64GiB")  # whatever else this machine's memory holds now
 BY_DEFAULT = ("google/gemma-2-9b-it", "google/gemma-2-2b-it")
 
 
@@ -52,7 +53,7 @@ def test_on_a_terminal_a_large_download_asks_first(online: Program, hub: HubServ
 
 
 def test_without_a_terminal_the_default_is_not_downloaded_unasked(online: Program, hub: HubServer) -> None:
-    done = online("Hello there")
+    done = online(*ROOM, "Hello there")
     assert (done.returncode, done.stdout) == (4, "")
     assert "localgemma models pull " in done.stderr
     assert "--yes" in done.stderr
@@ -74,7 +75,7 @@ def test_what_is_named_or_agreed_to_is_downloaded(online: Program, hub: HubServe
         words = ["-m", "mine"]
     for name in BY_DEFAULT:
         hub.publish(name, Repo(Repo.from_folder(DEMO).files, gated="manual"))
-    done = online(*words, "--preset", "memory", "Hello there")
+    done = online(*words, "--preset", "memory", *ROOM, "Hello there")
     assert done.returncode == 3, done.stderr
     assert hub.requests
 

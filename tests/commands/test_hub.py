@@ -9,6 +9,7 @@ from support.models import DEMO
 from support.program import Program
 
 OPEN, GATED, PICKLED = "someone/tiny-gemma", "google/gemma-2-2b-it", "someone/pickled"
+ROOM = ("--host-memory", "64GiB")  # whatever else this machine's memory holds now
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_a_hub_model_is_downloaded_and_answers_then_answers_offline(online: Prog
 )
 def test_exit_3_a_gated_model(online: Program, token: str | None, says: str) -> None:
     program = online.with_environment(HF_TOKEN=token) if token else online
-    done = program("-m", "2b", "--preset", "memory", "Hello")
+    done = program("-m", "2b", "--preset", "memory", *ROOM, "Hello")
     assert done.returncode == 3
     assert says in done.stderr
     assert "hf_" not in done.stderr
@@ -56,7 +57,8 @@ def test_exit_3_a_gated_model(online: Program, token: str | None, says: str) -> 
 
 def test_a_gated_model_with_access_gets_as_far_as_its_weights(online: Program) -> None:
     """The stand-in serves the bundled model's files under the gated name; they load and answer."""
-    done = online.with_environment(HF_TOKEN="hf_good")("-m", "2b", "--preset", "exact", "-q", "Hello")
+    words = ("-m", "2b", "--preset", "exact", "-q", *ROOM)
+    done = online.with_environment(HF_TOKEN="hf_good")(*words, "Hello")
     assert done.returncode == 0, done.stderr
 
 
@@ -70,7 +72,7 @@ def test_exit_4_what_cannot_be_loaded(online: Program, model: str) -> None:
 
 def test_exit_4_offline_without_a_copy_names_the_demo(program: Program) -> None:
     for words in (["--offline"], []):
-        done = program("-m", "2b", "--preset", "memory", *words, "Hello")
+        done = program("-m", "2b", "--preset", "memory", *words, *ROOM, "Hello")
         assert done.returncode == 4
         assert "--model demo" in done.stderr
 
@@ -89,6 +91,6 @@ def test_models_list_knows_what_is_on_disk(online: Program) -> None:
 
 def test_a_token_never_shows(online: Program, tmp_path: Path) -> None:
     program = online.with_environment(HF_TOKEN="hf_secretsecret")
-    done = program("-m", "2b", "--preset", "memory", "-v", "Hello")
+    done = program("-m", "2b", "--preset", "memory", "-v", *ROOM, "Hello")
     assert "hf_secretsecret" not in done.stdout + done.stderr
     assert done.returncode == 3

@@ -76,10 +76,30 @@ def test_a_ctrl_c_that_comes_before_the_work_is_begun() -> None:
         assert not server.posts
 
 
+# Encodes a book again and again, until there is a file `on`: a prompt that comes before did not wait for it.
+AGAIN = """
+from pathlib import Path
+from localgemma_cli.prompts import tokenizer
+
+encode, on = tokenizer.Tokenizer.encode, Path(__file__).with_name("on")
+
+
+def again(self, text):
+    ids = encode(self, text)
+    while len(text) > 1_000_000 and not on.exists():
+        ids = encode(self, text)
+    return ids
+
+
+tokenizer.Tokenizer.encode = again
+"""
+
+
 def test_ctrl_c_in_every_state_of_a_local_answer(program: Program, slow_model: Path) -> None:
-    # nearly as large as a file may be: counting it takes seconds, so that there is time to stop it
-    (program.folder / "book.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 90_000)
-    (program.folder / "page.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 400)
+    program = replace(program, before=AGAIN)
+    on = program.folder / "before" / "on"
+    (program.folder / "book.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 25_000)
+    (program.folder / "page.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 250)
     words = [
         "-m",
         str(slow_model),
@@ -97,8 +117,14 @@ def test_ctrl_c_in_every_state_of_a_local_answer(program: Program, slow_model: P
         terminal.wait(f"[{SPINNER}] reading the prompt")
         interrupt(terminal, "counting an attachment")
         terminal.type("What is in @book.txt\r")
+        terminal.wait(f"[{SPINNER}] stopping the previous answer")
+        on.touch()
+        terminal.wait("What is in @book.txt", count=2)  # it exceeds the context
+        on.unlink()
+        terminal.type("\r")
         terminal.wait(f"[{SPINNER}] reading the prompt")
         interrupt(terminal, "tokenizing", draft="What is in @book.txt")
+        on.touch()
         terminal.type("What is in @page.txt\r")
         terminal.wait(rf"[{SPINNER}] reading the prompt: \d+ of \d+ tokens · \d+ s", seconds=240)
         interrupt(terminal, "reading a long prompt")

@@ -174,7 +174,9 @@ def test_a_pipe_then_the_chat_on_the_terminal(program: Program) -> None:
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_chat_with_its_reason(program: Program) -> None:
-    with Terminal(program, ["-m", "2b", "--preset", "memory", "--offline"]) as terminal:
+    with Terminal(
+        program, ["-m", "2b", "--preset", "memory", "--host-memory", "64GiB", "--offline"]
+    ) as terminal:
         terminal.wait("--model demo")
         assert terminal.wait_for_end() == 4
 
