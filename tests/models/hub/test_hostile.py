@@ -6,7 +6,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,14 +128,20 @@ def test_a_server_that_never_gets_further_is_asked_a_few_times(hostile: Hub, sen
 
 
 def test_a_connection_that_drips_is_given_up(hostile: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[int] = []  # seconds; from the first drip on, a minute more at each look at the clock
+
     def drip(connection: socket.socket, request: RawRequest, content: bytes) -> None:
+        late.append(60)
         connection.sendall(opened())
         for at in range(6000):
             connection.sendall(content[at : at + 1])
             time.sleep(0.1)
 
-    seconds = count(step=60)  # between two looks at the clock
-    clock = SimpleNamespace(monotonic=lambda: next(seconds), sleep=lambda _: None)
+    def monotonic() -> float:
+        late.extend(late[-1:])
+        return time.monotonic() + sum(late)
+
+    clock = SimpleNamespace(monotonic=monotonic, sleep=lambda _: None)
     monkeypatch.setattr(hub_transfer, "time", clock)
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 50)
     hostile.send = drip
