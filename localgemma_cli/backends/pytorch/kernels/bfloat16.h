@@ -20,6 +20,10 @@ enum {
     VECTORS = GROUP / PAIRS,
     OUTS = 4,                 /* output features that are computed together */
     ROWS = LANES == 16 ? 6 : 3, /* rows that are computed together; their sums with OUTS fill the registers */
+    SOME = 8,                 /* up to this many rows, and more than ROWS, PAIR output features are computed together */
+    PAIR = 2,
+    PAIR_ROWS = LANES == 16 ? 8 : 4, /* rows that are computed together with PAIR */
+    PAIRS_AHEAD = 6,          /* prefetch distance in output features, of the same groups */
     DEEP = 12,                /* groups that are summed at a time */
     TOGETHER = 48,            /* rows that share a block's weights in the cache */
     FEW = 16,                 /* up to this many rows, weights are read row by row, in the order of memory */
@@ -235,6 +239,118 @@ INLINED void multiply_wide(const int rows, const float *wide, long first, long c
     }
 }
 
+/* Return where groups are that are PAIRS_AHEAD output features after `row`, of those from `begin` to `end`: after the
+   last come the next groups of the first. */
+INLINED const uint8_t *groups_ahead(const int packed, const Weights *w, long k, long row, long begin, long end, long first) {
+    long bytes = packed ? PACKED : GROUP * (long)sizeof(Half);
+    long all_bytes = packed ? k / GROUP * PACKED : w->stride * (long)sizeof(Half);
+    const uint8_t *start = packed ? w->packed : (const uint8_t *)w->plain;
+    row += PAIRS_AHEAD;
+    if (row >= end) {
+        row += begin - end;
+        first += DEEP;
+        if (first * GROUP >= k) {
+            row += end - begin;
+            first = 0;
+        }
+    }
+    return start + row * all_bytes + first * bytes;
+}
+
+typedef struct {                /* groups of the weights of PAIR output features */
+    const Half *plain[PAIR];    /* in the order of memory; `room` where they have to be unpacked first */
+    Half room[PAIR][DEEP * GROUP] __attribute__((aligned(64)));
+    const uint8_t *ahead[PAIR]; /* what to prefetch, `bytes` for each group */
+    long rows[PAIR], first, count, bytes;
+} Pair;
+
+/* Unpack the groups into `room`. */
+INLINED void open_pair(const int packed, const Weights *w, long k, Pair *pair) {
+    for (int i = 0; i < PAIR; i++)
+        for (long g = 0; g < pair->count; g++) {
+            Ints pairs[VECTORS];
+            prefetch(pair->ahead[i] + g * pair->bytes, 128);
+            open_group(packed, w, k, pair->rows[i], pair->first + g, pairs);
+            memcpy(pair->room[i] + g * GROUP, pairs, sizeof pairs);
+        }
+}
+
+/* Add to sums, of `rows` rows and PAIR output features, the products over the groups, in the order of `multiply_tile`. */
+INLINED void multiply_pair(const int fetches, const int rows, const Pair *pair, const float *x, long width,
+                           float *sums) {
+    Floats parts[PAIR_ROWS][PAIR];
+    for (int r = 0; r < rows; r++)
+        for (int i = 0; i < PAIR; i++)
+            parts[r][i] = every(0);
+    for (long g = 0; g < pair->count; g++) {
+        if (fetches)
+            for (int i = 0; i < PAIR; i++)
+                prefetch(pair->ahead[i] + g * pair->bytes, 128);
+        for (int v = 0; v < VECTORS; v++)
+            for (int half = 0; half < 2; half++) {
+                Floats wide[PAIR];
+                for (int i = 0; i < PAIR; i++) {
+                    Ints pairs = load(pair->plain[i] + g * GROUP + v * PAIRS);
+                    wide[i] = half ? odd(pairs) : even(pairs);
+                }
+                for (int r = 0; r < rows; r++) {
+                    Floats numbers = floats(x + r * width + g * GROUP + v * PAIRS + half * LANES);
+                    for (int i = 0; i < PAIR; i++)
+                        parts[r][i] = times_plus(wide[i], numbers, parts[r][i]);
+                }
+            }
+    }
+    for (int r = 0; r < rows; r++) {
+        const Floats twice[4] = {parts[r][0], parts[r][1], parts[r][0], parts[r][1]};
+        float whole[4];
+        _mm_storeu_ps(whole, totals(twice));
+        for (int i = 0; i < PAIR; i++)
+            sums[r * BLOCK + i] += whole[i];
+    }
+}
+
+/* `multiply_pair` with a constant number of rows. */
+INLINED void multiply_pair_rows(const int fetches, int rows, const Pair *pair, const float *x, long width, float *sums) {
+    switch (rows) {
+    case 2: multiply_pair(fetches, 2, pair, x, width, sums); break;
+    case 3: multiply_pair(fetches, 3, pair, x, width, sums); break;
+    case 4: multiply_pair(fetches, 4, pair, x, width, sums); break;
+#ifdef WITH_AVX512
+    case 7: multiply_pair(fetches, 7, pair, x, width, sums); break;
+    case 8: multiply_pair(fetches, 8, pair, x, width, sums); break;
+#endif
+    }
+}
+
+/* `multiply_block` for up to SOME rows: what they need of x stays in the fastest cache for all output features. */
+INLINED void multiply_some(const int packed, long m, long k, long begin, long end, const float *x, long width,
+                           const Weights *w, float *sums) {
+    Pair pair = {.bytes = packed ? PACKED : GROUP * sizeof(Half)};
+    long groups = width / GROUP, tiles = (m + PAIR_ROWS - 1) / PAIR_ROWS;
+    for (long first = 0; first < groups; first += DEEP)
+        for (long o = begin; o < end; o += PAIR) {
+            pair.first = first;
+            pair.count = least(DEEP, groups - first);
+            int opens = packed || (first + pair.count) * GROUP > k;
+            for (int i = 0; i < PAIR; i++) {
+                long row = pair.rows[i] = least(o + i, end - 1);
+                pair.ahead[i] = groups_ahead(packed, w, k, row, begin, end, first);
+                pair.plain[i] = opens ? pair.room[i] : w->plain + row * w->stride + first * GROUP;
+            }
+            if (opens)
+                open_pair(packed, w, k, &pair);
+            for (long t = 0; t < tiles; t++) {
+                long row = m * t / tiles, rows = m * (t + 1) / tiles - row;
+                const float *from = x + row * width + first * GROUP;
+                float *to = sums + row * BLOCK + (o - begin);
+                if (opens || t > 0)
+                    multiply_pair_rows(0, rows, &pair, from, width, to);
+                else
+                    multiply_pair_rows(1, rows, &pair, from, width, to);
+            }
+        }
+}
+
 /* Add to sums, of `rows` rows and OUTS output features, the products over `count` groups; `wide` may be NULL. */
 INLINED void multiply_tile(const int packed, const int rows, const Weights *w, long k, const long outs[OUTS], long first,
                            long count, const float *wide, const float *x, long width, float *sums) {
@@ -273,10 +389,12 @@ INLINED void multiply_rows(const int packed, int rows, const Weights *w, long k,
    -> out [m, n]. */
 INLINED void multiply_block(const int packed, long m, long n, long k, long begin, long end, const float *x, long width,
                             const Weights *w, Half *out) {
-    float sums[TOGETHER * BLOCK], wide[OUTS * DEEP * GROUP];
+    float sums[TOGETHER * BLOCK], wide[OUTS * DEEP * GROUP] __attribute__((aligned(64)));
     long step = m <= FEW ? OUTS : BLOCK, groups = width / GROUP, tiles = (m + ROWS - 1) / ROWS;
     memset(sums, 0, m * BLOCK * sizeof(float));
-    for (long pass = begin; pass < end; pass += step)
+    if (m > ROWS && m <= SOME)
+        multiply_some(packed, m, k, begin, end, x, width, w, sums);
+    else for (long pass = begin; pass < end; pass += step)
         for (long first = 0; first < groups; first += DEEP)
             for (long o = pass; o < least(pass + step, end); o += OUTS) {
                 long outs[OUTS], count = least(DEEP, groups - first);

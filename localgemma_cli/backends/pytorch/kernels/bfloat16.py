@@ -75,18 +75,21 @@ def can_compact(width: int) -> bool:
 
 
 def passes_self_check(functions: _Functions) -> bool:
-    """Compare small products, of few rows and of many, plain and in 12 bits, with PyTorch's in float32."""
+    """Compare small products, of one row, some and many, plain and in 12 bits, with PyTorch's in float32."""
     x = (torch.arange(9 * 832) * 37 % 101 - 40).to(torch.bfloat16).view(1, 9, 832)
     weight = (torch.arange(99 * 832) * 29 % 83 - 20.25).to(torch.bfloat16).view(1, 99, 832)
     weight[0, 5, 70] = 0  # a group of 12 bits that is kept as it is
     uneven = weight[..., :800].contiguous(), x[..., :800].contiguous()
     whole, few = run_bfloat16(functions, x, weight), run_bfloat16(functions, x[:, 4:5], weight)
-    compact = run_bfloat16(functions, x, compact_weights(weight[0], functions))
+    packed = compact_weights(weight[0], functions)
+    compact, some = run_bfloat16(functions, x, packed), x[:, 1:8].contiguous()
     return (
         _is_close(whole, x, weight)
         and _is_close(run_bfloat16(functions, uneven[1], uneven[0]), uneven[1], uneven[0])
         and torch.equal(few, whole[:, 4:5])
         and torch.equal(compact, whole)
+        and torch.equal(run_bfloat16(functions, some, weight), whole[:, 1:8])
+        and torch.equal(run_bfloat16(functions, some, packed), whole[:, 1:8])
     )
 
 
