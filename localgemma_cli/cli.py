@@ -51,6 +51,7 @@ _CONFIGURED = (
     "bench",
     "serve",
     "batch",
+    "score",
 )  # commands that config.toml sets defaults for
 _UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # of a stream that cannot be written
 

@@ -15,8 +15,8 @@ from localgemma_cli.sampling import Mode, OnOverflow
 OPTION_GROUPS = ("Model", "Sampling", "Memory and speed", "Files and sessions", "Output")
 _MODEL, _SAMPLING, _MEMORY, _FILES, _OUTPUT = OPTION_GROUPS
 
-_PLANS = ("chat", "plan", "bench", "serve", "batch")
-_MODELS = ("chat", "plan", "prompt", "models pull", "serve", "batch")
+_PLANS = ("chat", "plan", "bench", "serve", "batch", "score")
+_MODELS = ("chat", "plan", "prompt", "models pull", "serve", "batch", "score")
 _ANSWERS = ("chat", "serve", "batch")
 _LISTS = (
     "models list",
@@ -54,7 +54,7 @@ class Options:
     model: str | None = declare_option(
         "--model",
         "-m",
-        to=("chat", "plan", "prompt", "bench", "serve", "batch"),
+        to=("chat", "plan", "prompt", "bench", "serve", "batch", "score"),
         metavar="NAME",
         group=_MODEL,
         help="Use 2b, 7b, 9b, 27b, demo, another name of `models list`, a hub id or a local folder."
@@ -62,7 +62,7 @@ class Options:
     )
     preset: str | None = declare_option(
         "--preset",
-        to=("chat", "plan", "serve", "batch"),
+        to=("chat", "plan", "serve", "batch", "score"),
         metavar="NAME",
         group=_MEMORY,
         local_only=True,
@@ -70,7 +70,7 @@ class Options:
     )
     adapter: str | None = declare_option(
         "--adapter",
-        to=("chat", "plan", "prompt", "serve", "batch"),
+        to=("chat", "plan", "prompt", "serve", "batch", "score"),
         metavar="NAME",
         group=_MODEL,
         local_only=True,
@@ -113,7 +113,7 @@ class Options:
     yes: bool = declare_option(
         "--yes",
         "-y",
-        to=("chat", "bench", "serve", "batch"),
+        to=("chat", "bench", "serve", "batch", "score"),
         default=False,
         group=_MODEL,
         help="Download missing files without asking.",
@@ -250,7 +250,7 @@ class Options:
     )
     assistant: str | None = declare_option(
         "--assistant",
-        to=("chat", "plan", "serve", "batch"),
+        to=("chat", "plan", "serve", "batch", "score"),
         metavar="NAME",
         group=_MEMORY,
         local_only=True,
@@ -382,7 +382,7 @@ class Options:
     )
     json: bool = declare_option(
         "--json",
-        to=("chat", "plan", "prompt", "bench", *_LISTS),
+        to=("chat", "plan", "prompt", "bench", "score", *_LISTS),
         default=False,
         group=_OUTPUT,
         help="Print one JSON object.",
@@ -446,7 +446,7 @@ class Options:
     quiet: bool = declare_option(
         "--quiet",
         "-q",
-        to=("chat", "bench", "models pull", "serve", "batch"),
+        to=("chat", "bench", "models pull", "serve", "batch", "score"),
         default=False,
         group=_OUTPUT,
         help="Print no progress and no notices on stderr.",
@@ -539,6 +539,13 @@ class Options:
         to="bench",
         metavar="FILE",
         help="Also measure llama.cpp on this GGUF file; repeatable.",
+    )
+
+    stride: int | None = declare_option(
+        "--stride",
+        to="score",
+        metavar="N",
+        help="Move the window of a text longer than the context by N tokens. Default: half the context.",
     )
 
     @property

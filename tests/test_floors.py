@@ -73,6 +73,7 @@ TESTED_IN = {
     "backends/llamacpp/process.py": "backends/llamacpp/test_backend.py",
     "backends/llamacpp/worker.py": "backends/llamacpp/test_backend.py",
     "backends/scored_token.py": "backends/pytorch/generation/test_token_scores.py",
+    "text_score.py": "commands/test_score.py",
     "backends/llamacpp/scoring.py": "backends/llamacpp/test_llamacpp_scoring.py",
     "backends/pytorch/generation/cpu_step_calls.py": "backends/pytorch/generation/test_cpu_step.py",
     "backends/pytorch/generation/cpu_step_support.py": "backends/pytorch/generation/test_cpu_step.py",

@@ -51,6 +51,7 @@ def test_the_wheel_holds_the_data_and_neither_tests_nor_training(wheel: Path) ->
         "localgemma_cli/schemas/answer.schema.json",
         "localgemma_cli/schemas/error.schema.json",
         "localgemma_cli/schemas/plan.schema.json",
+        "localgemma_cli/schemas/score.schema.json",
         "localgemma_cli/py.typed",
     ):
         assert expected in names

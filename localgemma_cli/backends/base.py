@@ -1,12 +1,13 @@
 """The interface of all backends: messages in, events out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Event as Cancel
 from typing import Protocol
 
 from localgemma_cli.conversation import Message
 from localgemma_cli.events import Event
 from localgemma_cli.sampling import Sampling
+from localgemma_cli.text_score import TextScore
 
 
 class Backend(Protocol):
@@ -48,5 +49,16 @@ class Backend(Protocol):
         Natural logarithms under the model itself, without temperature and filters. Any token that ends an
         answer ends it here. UsageError where a server cannot report this, ContextOverflowError where a prompt
         and an answer exceed the context.
+        """
+        ...
+
+
+class TextBackend(Backend, Protocol):
+    """A backend that can read a text with the probabilities of its tokens."""
+
+    def score_text(self, text: str, stride: int, progress: Callable[[int, int], None]) -> TextScore:
+        """Score `text` as it is, after `<bos>` where the model has one, in windows of the context.
+
+        Each window adds `stride` tokens, and begins with `<bos>` too. `progress`: tokens done, and all.
         """
         ...

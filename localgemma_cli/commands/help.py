@@ -20,6 +20,7 @@ _COMMANDS = (
     ("localgemma prompt", "Print the exact text and ids that a model receives."),
     ("localgemma history", "List, show, search and export saved conversations."),
     ("localgemma bench", "Measure speed and memory on this machine."),
+    ("localgemma score", "Print the perplexity of texts under a model."),
     ("localgemma serve", "Serve a model to other programs over OpenAI's API."),
     ("localgemma ps", "List the models that --keep-alive keeps loaded."),
     ("localgemma stop", "Free the models that --keep-alive keeps loaded."),

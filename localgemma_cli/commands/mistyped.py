@@ -18,6 +18,7 @@ COMMAND_NAMES = (
     "batch",
     "ps",
     "stop",
+    "score",
 )  # each in the module of its name
 _BARE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/-]*")
 _SUBCOMMANDS: Mapping[str, Sequence[str]] = {
@@ -42,6 +43,7 @@ _ELSEWHERE: Mapping[str, str] = {
     "conversations": "history list",
     "templates": "prompts list",
     "benchmark": "bench",
+    "perplexity": "score",
     "settings": "config show",
     "configure": "config edit",
     "completion": "--show-completion",

@@ -80,6 +80,13 @@ class Prompter:
                 )
         return ids
 
+    @property
+    def begin_ids(self) -> list[int]:
+        """What every prompt begins with: `<bos>`, or nothing where the tokenizer has none."""
+        bos = self.tokenizer.bos
+        found = None if bos is None else self.tokenizer.id_of(bos)
+        return [] if found is None else [found]
+
     def encode_answer(self, text: str) -> list[int]:
         """The ids of an answer's text, which follow those of its prompt."""
         return self._encode_plain(text)

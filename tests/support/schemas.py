@@ -10,7 +10,7 @@ SCHEMAS = {
     name: json.loads(
         (files("localgemma_cli") / "schemas" / f"{name}.schema.json").read_text(encoding="utf-8")
     )
-    for name in ("answer", "plan", "error", "batch")
+    for name in ("answer", "plan", "error", "batch", "score")
 }
 REGISTRY = Registry().with_resources(
     [(schema["$id"], Resource.from_contents(schema)) for schema in SCHEMAS.values()]

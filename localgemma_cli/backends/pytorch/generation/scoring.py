@@ -19,16 +19,15 @@ def score_tokens(
     kv: KVCache,
     ids: Sequence[int],
     first: int,
-    cancel: Cancel,
     ends: frozenset[int] = frozenset(),
 ) -> list[float]:
     """The natural logarithms of the probabilities of `ids` from index `first`, which is at least 1.
 
     With `ends`, there is one more: of any of these tokens after the last one. What `kv` shares with `ids` is
-    not computed again. Incomplete where `cancel` is set.
+    not computed again.
     """
     scores: list[float] = []
-    for logits in _predictions(model, kv, ids if ends else ids[:-1], first, cancel):
+    for logits in _predictions(model, kv, ids if ends else ids[:-1], first):
         logprobs = logits.log_softmax(dim=-1)
         start = first + len(scores)
         given = torch.tensor(ids[start : start + len(logits)], dtype=torch.int64, device=logits.device)
@@ -39,17 +38,15 @@ def score_tokens(
 
 
 def _predictions(
-    model: PreTrainedModel, kv: KVCache, ids: Sequence[int], first: int, cancel: Cancel
+    model: PreTrainedModel, kv: KVCache, ids: Sequence[int], first: int
 ) -> Iterator[torch.Tensor]:
     """Yield the logits [n, vocabulary] that predict `ids` from index `first`, and a token after the last."""
     device: torch.device = model.device
     kv.reuse(ids[:first])
-    prefill(model, kv, ids[: first - 1], device, cancel)
+    prefill(model, kv, ids[: first - 1], device, Cancel())
     kv.reserve(len(ids))
     rows = max(1, min(PREFILL_CHUNK, _MOST_LOGITS // model.config.get_text_config().vocab_size))
     for start in range(first - 1, len(ids), rows):
-        if cancel.is_set():
-            return
         chunk = ids[start : start + rows]
         with kv.appending(chunk) as cache:
             logits = forward(model, torch.tensor([chunk], device=device), cache, len(chunk))

@@ -1,7 +1,6 @@
 """Log-probabilities of given tokens are those of transformers' own log_softmax."""
 
 from pathlib import Path
-from threading import Event as Cancel
 
 import pytest
 import torch
@@ -56,18 +55,12 @@ def test_an_answer_is_scored_in_parts_over_any_cache(cache: str, monkeypatch: py
     kv = KVCache(demo_fp32().config, cache, 512)
     ids = [*prompt, *prompter.encode_answer(answer)]
     for _ in range(2):
-        scores = scoring.score_tokens(demo_fp32(), kv, ids, len(prompt), Cancel(), prompter.stop_ids)
+        scores = scoring.score_tokens(demo_fp32(), kv, ids, len(prompt), prompter.stop_ids)
         assert scores == pytest.approx(expected, abs=1e-3)
-    without_end = scoring.score_tokens(demo_fp32(), kv, ids, len(prompt), Cancel())
+    without_end = scoring.score_tokens(demo_fp32(), kv, ids, len(prompt))
     assert without_end == pytest.approx(expected[:-1], abs=1e-3)
-    whole = scoring.score_tokens(demo_fp32(), kv, ids, 1, Cancel())
+    whole = scoring.score_tokens(demo_fp32(), kv, ids, 1)
     assert (len(whole), whole[len(prompt) - 1 :]) == (len(ids) - 1, pytest.approx(expected[:-1], abs=1e-3))
-
-
-def test_scoring_stops_between_two_forwards_when_it_is_cancelled() -> None:
-    kv, cancel = KVCache(demo_fp32().config, "full", 512), Cancel()
-    cancel.set()
-    assert scoring.score_tokens(demo_fp32(), kv, range(10, 40), 1, cancel) == []
 
 
 def test_an_answer_longer_than_the_context_is_refused(fp32: LocalBackend) -> None:
