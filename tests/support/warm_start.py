@@ -29,7 +29,8 @@ def can_start_warm(words: Sequence[str], environment: Collection[str]) -> bool:
 
     A library may read other variables than these when it is imported.
     """
-    asks = bool(words) and words[0].startswith(("-", "serve", "batch", "score")) and "-m" in words and IS_AVAILABLE
+    first = words[0] if words else ""
+    asks = first.startswith(("-", "serve", "batch", "score")) and "-m" in words and IS_AVAILABLE
     return asks and all(name in _READ_LATE or name.startswith("HF_") for name in environment)
 
 

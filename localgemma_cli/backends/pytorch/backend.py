@@ -150,7 +150,9 @@ class LocalBackend:
                 progress(window.first, len(ids))
                 read = [*begin, *ids[window.start : window.end]]
                 first = len(begin) + window.first - window.start
-                scores = self._score(read, max(first, 1), self._kv)  # nothing predicts the first without <bos>
+                scores = self._score(
+                    read, max(first, 1), self._kv
+                )  # nothing predicts the first without <bos>
                 tokens, total = tokens + len(scores), total + sum(scores)
         if not tokens:
             raise UsageError("The text has one token, and nothing predicts it.", "Give a longer text.")
