@@ -50,6 +50,7 @@ FLOORS = {
     "sampling": 1,
     "sanitize": 1,
     "text": 1,
+    "text_score": 1,
     "types": 1,
     "units": 1,
 }
