@@ -85,8 +85,15 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize(("page", "words"), documented_commands(), ids=lambda each: str(each)[:60])
-def test_a_documented_command_parses(app: Any, page: str, words: list[str]) -> None:
+def test_a_documented_command_parses(
+    app: Any, page: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every option exists and has its value, every subcommand and argument is known."""
+    if "-p" in words:
+        monkeypatch.setenv("LOCALGEMMA_HOME", str(tmp_path))
+        prompt = tmp_path / "config" / "prompts" / f"{words[words.index('-p') + 1]}.toml"
+        prompt.parent.mkdir(parents=True)
+        prompt.touch()
     context, words = app.make_context("localgemma", [], resilient_parsing=True), list(words)
     command = app.commands[CHAT]
     if words and words[0] in app.commands:

@@ -26,7 +26,7 @@ _CLIENT = """\
 #!{python} -IS
 import json, os, socket, sys
 words = sys.argv[1:]
-starts_warm = words[:1] == ["-m"] and not any(each.startswith("/dev/fd/") for each in words)
+starts_warm = words[:1] in (["-m"], ["batch"]) and not any(each.startswith("/dev/fd/") for each in words)
 if not starts_warm:
     os.execv({command[0]!r}, [*{command!r}, *words])
 with socket.socket(socket.AF_UNIX) as tests:
