@@ -9,7 +9,7 @@ import stat
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from localgemma_cli.batch.answer_rows import RowAnswers
@@ -39,6 +39,7 @@ from localgemma_cli.errors import (
 from localgemma_cli.events import LoadProgress, ProgressSink
 from localgemma_cli.models.own_models import own_model
 from localgemma_cli.options import Options
+from localgemma_cli.planning.rows import plan_rows
 from localgemma_cli.prompt_template import missing_field, parse_template
 from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sampling import Sampling, sampling_for
@@ -89,6 +90,8 @@ class BatchRun:
         resumed: Resumed,
         size: int | None,
     ) -> None:
+        if isinstance(engine, LocalEngine):
+            engine = replace(engine, plan=plan_rows(engine.plan))
         backend = start_engine(engine, self.streams, self.options, self.places)
         tally = resumed.tally
         with stop_on_signals() as stop, self._status() as status:
