@@ -16,8 +16,10 @@ _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if")
 _SINGLES = (*_SINGLE, "then", "else", "unevaluatedItems", "unevaluatedProperties")
 _COMBINED = ("anyOf", "oneOf", "$ref")
-_LIMITS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "const", "enum")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_EXACT = ("multipleOf", "const", "enum")
 _LARGEST = 2**53 - 1  # RFC 7493, 2.2
+_FINEST, _FINE = 1e-9, 1e-6  # the last decimal; bounds below this would leave it no room
 _OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 
 
@@ -42,8 +44,8 @@ def pointer(place: Place) -> str:
 def tighten(schema: Any) -> Any:
     """The schema without what small models write for ever: more properties, more digits.
 
-    Where it says nothing of them, an object has only the properties that it lists, and an integer is one that
-    every program can read. Unchanged where that could contradict another part.
+    Where it says nothing of them, an object has only the properties that it lists, a number is one that every
+    program can read, and has nine decimals at most. Unchanged where that could contradict another part.
     """
     return _tight(schema) if all(map(_can_tighten, parts(schema))) else schema
 
@@ -71,15 +73,21 @@ def _tight(schema: Any) -> Any:
             copy[keyword] = _tight(child)
     if "properties" in copy and not any(each in copy for each in _OPEN):
         copy["additionalProperties"] = False
-    return {**_integer_bounds(copy), **copy}
+    return {**_number_limits(copy), **copy}
 
 
-def _integer_bounds(schema: Mapping[str, Any]) -> dict[str, int]:
+def _number_limits(schema: Mapping[str, Any]) -> dict[str, object]:
+    """Limits for the numbers of a schema, without those that it has."""
     types = schema.get("type")
     types = types if isinstance(types, list) else [types]
-    if "integer" not in types or "number" in types or any(each in schema for each in _LIMITS):
+    if not {"integer", "number"} & set(map(str, types)) or any(each in schema for each in _EXACT):
         return {}
-    return {"minimum": -_LARGEST, "maximum": _LARGEST}
+    bounds = [schema[each] for each in _BOUNDS if isinstance(schema.get(each), int | float)]
+    limits: dict[str, object] = {} if bounds else {"minimum": -_LARGEST, "maximum": _LARGEST}
+    room = [*map(abs, bounds), *([max(bounds) - min(bounds)] if len(bounds) > 1 else [])]
+    if "number" in types and all(each == 0 or each >= _FINE for each in room):
+        limits["multipleOf"] = _FINEST
+    return limits
 
 
 def schema_violation(schema: str, text: str) -> str | None:

@@ -65,12 +65,27 @@ def test_objects_that_say_nothing_of_other_properties_are_closed(schema: Any, cl
     assert json.dumps(schema) == before
 
 
-def test_integers_without_a_limit_get_one() -> None:
-    largest = 2**53 - 1
-    assert tighten({"type": "integer"}) == {"minimum": -largest, "maximum": largest, "type": "integer"}
-    assert "maximum" in tighten({"items": {"type": ["integer", "null"]}})["items"]
-    for unchanged in ({"type": "integer", "minimum": 2**60}, {"type": ["integer", "number"]}, {"enum": [1]}):
-        assert tighten(unchanged) == unchanged
+LARGEST = 2**53 - 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "limits"),
+    [
+        ({"type": "integer"}, {"minimum": -LARGEST, "maximum": LARGEST}),
+        ({"type": ["integer", "null"]}, {"minimum": -LARGEST, "maximum": LARGEST}),
+        ({"type": "integer", "minimum": 2**60}, {}),
+        ({"type": "number"}, {"minimum": -LARGEST, "maximum": LARGEST, "multipleOf": 1e-9}),
+        ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5}, {"multipleOf": 1e-9}),
+        ({"type": "number", "maximum": 1e-7}, {}),
+        ({"type": "number", "minimum": 0.12345678901, "maximum": 0.12345678902}, {}),
+        ({"type": "number", "multipleOf": 0.5}, {}),
+        ({"type": "number", "enum": [0.1234567890123]}, {}),
+        ({"minimum": 3}, {}),
+    ],
+)
+def test_numbers_get_an_end(schema: Any, limits: dict[str, object]) -> None:
+    assert tighten(schema) == {**schema, **limits}
+    assert tighten({"items": schema})["items"] == {**schema, **limits}
 
 
 @pytest.mark.parametrize(
