@@ -99,14 +99,21 @@ class _HostSampler:
         if sampling.repetition_penalty != 1.0:
             self._seen = self._seen or _SeenIds(self._prompt, len(logits))
             self._seen.penalize(self._scores, sampling.repetition_penalty)
-        if self._grammar is not None:
-            np.putmask(self._scores, self._grammar.forbidden(len(logits)), -np.inf)
-        if sampling.temperature == 0:
-            return int(self._scores.argmax())
-        token = draw(self._scores, sampling, self._random.random())
-        if self._grammar is not None and not self._grammar.allows(token):  # `draw` leaves a weight of 1e-35
-            return int(self._scores.argmax())
-        return token
+        if self._grammar is None:
+            return self._pick(self._scores)
+        forbidden = self._grammar.forbidden(len(logits))
+        if np.count_nonzero(forbidden) > len(logits) // 2:
+            ids = np.flatnonzero(~forbidden)
+            return int(ids[self._pick(self._scores[ids])])
+        np.putmask(self._scores, forbidden, -np.inf)  # faster than to copy most of them
+        token = self._pick(self._scores)
+        # `draw` leaves a weight of 1e-35 to what is forbidden
+        return token if self._grammar.allows(token) else int(self._scores.argmax())
+
+    def _pick(self, scores: Floats) -> int:
+        if self._sampling.temperature == 0:
+            return int(scores.argmax())
+        return draw(scores, self._sampling, self._random.random())
 
 
 class _SeenIds:
