@@ -14,6 +14,12 @@ from localgemma_cli.saved_prompts import SavedPrompt, read_prompt
 
 SAVED_PROMPT = "localgemma.saved-prompt"  # in a context's `meta`: what --prompt names
 PLACES = ("DEFAULT", "DEFAULT_MAP", "ENVIRONMENT", "COMMANDLINE")  # of an option's value, the weakest first
+_EXCLUSIVE = (  # fields of `Options` of which a run uses one
+    ("system", "system_file"),
+    ("schema", "choice", "regex", "extract"),
+    ("json", "jsonl"),
+    ("session", "continue_"),
+)
 Result = TypeVar("Result")
 
 SPECS: Mapping[str, OptionSpec] = {each.name: each.metadata["spec"] for each in fields(Options)}
@@ -43,12 +49,17 @@ def value_places(ctx: typer.Context) -> dict[str, str]:
     return {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
 
 
-def drop_weaker_system(options: Options, places: Mapping[str, str]) -> Options:
-    """Where --system and --system-file have values from different places, the options with the stronger."""
-    text, file = (PLACES.index(places.get(name, "DEFAULT")) for name in ("system", "system_file"))
-    if text == file:
-        return options
-    return replace(options, system_file=None) if text > file else replace(options, system=None)
+def drop_weaker(options: Options, places: Mapping[str, str]) -> Options:
+    """Of options that exclude each other, keep only those from the strongest place."""
+    weaker: dict[str, Any] = {}
+    for group in _EXCLUSIVE:
+        given = {
+            name: PLACES.index(places.get(name, "DEFAULT"))
+            for name in group
+            if getattr(options, name) != default_of(name)
+        }
+        weaker |= {name: default_of(name) for name, place in given.items() if place < max(given.values())}
+    return replace(options, **weaker)
 
 
 def _saved_prompt_reader(command: str) -> Callable[[typer.Context, str | None], str | None]:
@@ -58,9 +69,9 @@ def _saved_prompt_reader(command: str) -> Callable[[typer.Context, str | None], 
         if name is not None:
             prompt: SavedPrompt = read_prompt(name, [spec.key for spec in options_of("chat").values()])
             own, weaker = defaults_from(prompt.options, command), dict(ctx.default_map or {})
-            for other, key in (("system", "system_file"), ("system_file", "system")):
-                if other in own:
-                    weaker.pop(key, None)
+            for group in _EXCLUSIVE:
+                if own.keys() & set(group):
+                    weaker = {key: value for key, value in weaker.items() if key not in group}
             ctx.default_map, ctx.meta[SAVED_PROMPT] = {**weaker, **own}, prompt
         return name
 

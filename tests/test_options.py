@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from localgemma_cli.cli import build_app
-from localgemma_cli.command_options import SPECS, defaults_from, options_of, takes_options
+from localgemma_cli.command_options import SPECS, defaults_from, drop_weaker, options_of, takes_options
 from localgemma_cli.options import Options
 from localgemma_cli.sampling import Sampling
 
@@ -56,6 +56,16 @@ def test_a_key_of_config_toml_is_a_default_of_the_commands_that_have_the_option(
     assert defaults_from(config, "bench") == {"presets": ["exact"]}
     chat = {"preset": "exact", "top_p": 0.5, "continue_": True, "file": ["a.txt"]}
     assert defaults_from(config, "chat") == chat
+
+
+def test_of_options_that_exclude_each_other_the_strongest_place_wins() -> None:
+    options = Options(schema="{}", regex="a", json=True, jsonl=True, system="a", system_file="b")
+    places = {
+        **{"schema": "DEFAULT_MAP", "regex": "COMMANDLINE", "choice": "COMMANDLINE"},
+        **{"json": "ENVIRONMENT", "jsonl": "ENVIRONMENT"},
+        **{"system": "ENVIRONMENT", "system_file": "DEFAULT_MAP"},
+    }
+    assert drop_weaker(options, places) == Options(regex="a", json=True, jsonl=True, system="a")
 
 
 def test_help_is_imperative_and_ends_in_the_default() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import __version__
-from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker_system, takes_options, value_places
+from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker, takes_options, value_places
 from localgemma_cli.constraint import Constraint
 from localgemma_cli.environment import standard_streams, torchrun_rank
 from localgemma_cli.errors import UsageError
@@ -66,12 +66,12 @@ def chat(
 
         return follow()
     places = value_places(ctx)
-    _refuse_conflicts(options, places)
+    options = drop_weaker(options, places)
+    refuse_conflicts(options, places)
     if not (options.json or options.jsonl):
         options = replace(options, logprobs=None)  # from config.toml; only JSON has them
     saved = fill_fields(ctx.meta.get(SAVED_PROMPT), options.field or [])
     literal = bool(ctx.meta.get(LITERAL))
-    options = drop_weaker_system(options, places)
     return _chat(options, prompt or [], saved, places, literal=literal, processes=rank.count if rank else 1)
 
 
@@ -155,7 +155,8 @@ def _typed(options: Options) -> list[str]:
     return [*(name for name, value in values.items() if value is not None), *["extract"] * options.extract]
 
 
-def _refuse_conflicts(options: Options, places: Mapping[str, str]) -> None:
+def refuse_conflicts(options: Options, places: Mapping[str, str]) -> None:
+    """UsageError for options that cannot be used together."""
     typed = _typed(options)
     if len(typed) > 1:
         raise UsageError(f"--{typed[0]} and --{typed[1]} cannot be used together.", "Remove one of them.")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from localgemma_cli.chat.prompt_input import read_prompt_input, read_system
-from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker_system, takes_options, value_places
+from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker, takes_options, value_places
 from localgemma_cli.conversation import Conversation, Message
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
@@ -37,7 +37,7 @@ def prompt(
 
     Example: localgemma prompt -m demo -s "Answer in one word." "What is the smallest model?"
     """
-    streams, options = standard_streams(), drop_weaker_system(options, value_places(ctx))
+    streams, options = standard_streams(), drop_weaker(options, value_places(ctx))
     saved = fill_fields(ctx.meta.get(SAVED_PROMPT), options.field or [])
     question = read_prompt_input(prompt or [], streams, saved, no_stdin=options.no_stdin).prompt
     if question is None:

@@ -10,6 +10,7 @@ import typer
 from localgemma_cli.chat.prompt_input import read_system
 from localgemma_cli.chat.standard_input import read_stdin
 from localgemma_cli.command_options import options_of, takes_options, value_places
+from localgemma_cli.commands.chat import refuse_conflicts
 from localgemma_cli.commands.help import CommandGroup, GroupedCommand
 from localgemma_cli.environment import make_private, standard_streams
 from localgemma_cli.errors import LocalGemmaError, SavingError, UsageError
@@ -161,6 +162,7 @@ def remove(
 
 def _typed_options(options: Options, places: dict[str, str]) -> dict[str, object]:
     """The values on the command line, by their keys in config.toml; UsageError for a wrong one."""
+    refuse_conflicts(options, places)
     sampling_for(options.mode, **options.values_for(Sampling))
     if options.template is not None:
         check_template(options.template)

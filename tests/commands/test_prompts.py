@@ -67,6 +67,7 @@ def test_a_schema_is_saved_not_the_name_of_its_file(program: Program) -> None:
         (["../x", "text"], "Not a valid name for a prompt: '../x'."),
         (["x"], "Nothing to save."),
         (["x", "{a"], "The prompt has a brace without its partner or a name: '{a'."),
+        (["x", "--choice", "a,b", "-x", "text"], "--choice and --extract cannot be used together."),
         (["x", "--schema", "{", "text"], "--schema cannot be used: it is not JSON"),
         (["x", "--field", "a=1", "text"], "The prompt has no field 'a'."),
         (
