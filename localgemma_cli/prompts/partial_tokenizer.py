@@ -6,12 +6,12 @@ The tokenizers library takes twice as long to build all of them as Python takes 
 import gc
 import json
 from collections.abc import Iterator, Mapping
-from itertools import count
 from typing import Any
 
 import tokenizers
 from tokenizers.models import BPE
 
+from localgemma_cli.prompts.merge_ranks import MergeRanks, rank_merges, split_merges
 from localgemma_cli.prompts.partial_bpe import BYTE_TOKENS, PartialBpe, PartialTokenizer, gemma_bpe
 from localgemma_cli.prompts.tokenizer import GEMMA_NAMES, SPACE, Tokenizer, TokenizerSettings, build_tokenizer
 
@@ -40,25 +40,35 @@ def read_partial_tokenizer(data: bytes, settings: TokenizerSettings) -> Tokenize
     """The tokenizer of a tokenizer.json; None where it is not of Gemma's form, or damaged."""
     gc.disable()  # it would look at the list of merges again and again
     try:
-        stored = json.loads(data)
+        stored, ranks = _read(data)
         parts = _parts(stored, settings)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None  # the library says what is wrong
     finally:
         gc.enable()
-    return None if parts is None else _assemble(stored, *parts, settings)
+    return None if parts is None else _assemble(stored, *parts, ranks, settings)
+
+
+def _read(data: bytes) -> tuple[dict[str, Any], MergeRanks]:
+    """The file, perhaps without its merges, and these."""
+    if split := split_merges(data):
+        stored = json.loads(split[0])
+        if not stored["model"]["merges"]:  # else those were another object's
+            return stored, split[1]
+    stored = json.loads(data)
+    return stored, rank_merges(stored["model"]["merges"])
 
 
 def _parts(
     stored: dict[str, Any], settings: TokenizerSettings
-) -> tuple[dict[str, int], dict[str, int], frozenset[str]] | None:
-    """Ids by token in their order, ranks by merge (`left right`), and the tokens that are matched whole."""
+) -> tuple[dict[str, int], frozenset[str]] | None:
+    """Ids by token in their order, and the tokens that are matched whole."""
     model = stored["model"]
     if any(stored[key] != value for key, value in _FORM.items()):
         return None
     if any(model[key] != value for key, value in _MODEL.items()):
         return None
-    vocabulary, merges = model["vocab"], model["merges"]
+    vocabulary: dict[str, int] = model["vocab"]
     if list(vocabulary.values()) != list(range(len(vocabulary))) or model["unk_token"] not in vocabulary:
         return None
     names = {name for name in settings.names.values() if name} | vocabulary.keys() & GEMMA_NAMES.values()
@@ -66,16 +76,14 @@ def _parts(
     whole = frozenset((*added, *names, *(token.content for token in settings.added_tokens)))
     if not whole <= vocabulary.keys() or any(vocabulary[token] != at for token, at in added.items()):
         return None
-    keys = merges if isinstance(merges[0], str) else map(" ".join, merges)
-    ranks = dict(zip(keys, count(), strict=False))
-    return vocabulary, ranks, whole
+    return vocabulary, whole
 
 
 def _assemble(
     stored: dict[str, Any],
     vocabulary: dict[str, int],
-    ranks: dict[str, int],
     whole: frozenset[str],
+    ranks: MergeRanks,
     settings: TokenizerSettings,
 ) -> Tokenizer:
     unknown = stored["model"]["unk_token"]
@@ -94,11 +102,11 @@ def _assemble(
     )
 
 
-def _ranked(part: Mapping[str, int], ranks: Mapping[str, int]) -> Iterator[tuple[int, tuple[str, str]]]:
+def _ranked(part: Mapping[str, int], merges: MergeRanks) -> Iterator[tuple[int, tuple[str, str]]]:
     """The merges of two tokens of `part` into a third, each with its rank."""
     for token in part:
         for middle in range(1, len(token)):
             left, right = token[:middle], token[middle:]
-            rank = ranks.get(f"{left} {right}") if left in part and right in part else None
+            rank = merges.rank(left, right) if left in part and right in part else None
             if rank is not None:
                 yield rank, (left, right)
