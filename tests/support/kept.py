@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from support.program import Program
+from support.program import HELD, Program
 
 KEEP = ("--keep-alive", "10m")
 
 
 @contextmanager
 def keeping_program() -> Iterator[Program]:
-    """In a folder of its own, with a path that is short enough for a socket."""
+    """In a folder of its own, with a path that is short enough for a socket; its long answers are HELD."""
     folder = Path(tempfile.mkdtemp(prefix="lg-"))
-    program = Program(folder)
+    program = Program(folder, before=HELD)
     try:
         yield program
     finally:

@@ -15,15 +15,17 @@ COMMAND = [sys.executable, "-m", "localgemma_cli"]
 # An answer of a model in this process goes no further than this, until it is stopped: however late a Ctrl-C
 # comes, it comes within the answer.
 HELD = """
+import inspect
 import localgemma_cli.backends.answer_stream as answer_stream
 
 events = answer_stream.answer_events
 
 
-def held(tokens, text, meter, prompt_tokens, cached_tokens, cancel):
-    for number, event in enumerate(events(tokens, text, meter, prompt_tokens, cached_tokens, cancel)):
+def held(*arguments):
+    cancel = inspect.signature(events).bind(*arguments).arguments["cancel"]
+    for number, event in enumerate(events(*arguments)):
         yield event
-        if number == 40:
+        if number == 100:
             cancel.wait()
 
 
