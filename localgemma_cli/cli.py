@@ -17,6 +17,7 @@ from typer.exceptions import TyperException
 from localgemma_cli.command_options import SAVED_PROMPT, SPECS, defaults_from, options_of
 from localgemma_cli.commands.chat import LITERAL, chat
 from localgemma_cli.commands.help import ChatCommand, GroupedCommand, context_settings
+from localgemma_cli.commands.light_values import convert_lightly
 from localgemma_cli.commands.mistyped import COMMAND_NAMES, refuse_near_commands
 from localgemma_cli.config import read_config
 from localgemma_cli.environment import (
@@ -65,6 +66,9 @@ class _ChatByDefault(TyperGroup):
         ctx.meta[LITERAL] = "--" in args
         known = (*self.commands, "--install-completion", "--show-completion")
         return super().parse_args(ctx, args if args and args[0] in known else [CHAT, *args])
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return convert_lightly(super().get_params(ctx))
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
         """Completions of the first word: commands, or options of the chat."""

@@ -3,11 +3,20 @@
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
+from support.kept import KEEP, keeping_program
 from support.program import Program
 
 HEAVY = ("torch", "transformers", "prompt_toolkit", "accelerate", "bitsandbytes", "huggingface_hub")
+SERVERS = ("starlette", "uvicorn", "llguidance", "pydantic", "asyncio")
+
+
+@pytest.fixture
+def kept_program() -> Iterator[Program]:
+    with keeping_program() as program:
+        yield program
 
 
 @pytest.mark.parametrize(
@@ -16,8 +25,16 @@ HEAVY = ("torch", "transformers", "prompt_toolkit", "accelerate", "bitsandbytes"
     ids=" ".join,
 )
 def test_light_commands_import_nothing_heavy(program: Program, words: list[str]) -> None:
-    loaded, _ = loaded_modules(program, words, HEAVY)
+    loaded, _ = loaded_modules(program, words, (*HEAVY, *SERVERS))
     assert loaded == "LOADED [] 0"
+
+
+def test_a_call_that_a_kept_model_answers_imports_nothing_heavy(kept_program: Program) -> None:
+    words = ["-m", "demo", "-q", "--no-save", "--max-new-tokens", "4", *KEEP, "Hello"]
+    kept_program(*words)
+    unneeded = ("rich", "numpy", "localgemma_cli.planning", "localgemma_cli.models.resolve")
+    loaded, models = loaded_modules(kept_program, words, (*HEAVY, *SERVERS, *unneeded))
+    assert (loaded, models) == ("LOADED [] 0", 0)
 
 
 def loaded_modules(program: Program, words: list[str], names: tuple[str, ...]) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from localgemma_cli.commands.light_values import convert_lightly
 from localgemma_cli.options import OPTION_GROUPS
 
 _NARROW = 60  # columns; in less, an option's text goes below it instead of beside it
@@ -41,6 +42,9 @@ def context_settings() -> dict[str, Any]:
 
 class GroupedCommand(TyperCommand):
     """Lists options under the headings of `options.py`, in that order."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return convert_lightly(super().get_params(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *OPTION_GROUPS)}
