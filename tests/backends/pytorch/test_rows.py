@@ -10,6 +10,7 @@ from support.models import DEMO
 from localgemma_cli.backends.many import Request, stream_all
 from localgemma_cli.backends.pytorch.backend import LocalBackend, load_backend
 from localgemma_cli.backends.pytorch.kernels.library import variants
+from localgemma_cli.constraint import Choices, Regex
 from localgemma_cli.conversation import Message
 from localgemma_cli.errors import ContextOverflowError
 from localgemma_cli.events import Delta, Event, Finished
@@ -85,6 +86,21 @@ def test_sampled_answers_with_seeds_are_those_of_one_at_a_time(exact: LocalBacke
     expected = one_by_one(exact, requests)
     got = finished(stream_all(exact, requests, Cancel()))
     assert [essence(got[index]) for index in range(6)] == [essence(each) for each in expected]
+
+
+def test_constrained_answers_and_log_probabilities_are_those_of_one_at_a_time(exact: LocalBackend) -> None:
+    sampling = Sampling(temperature=0, max_new_tokens=30)
+    digits, choices = (
+        replace(sampling, constraint=Regex("[0-9]{6}")),
+        replace(sampling, constraint=Choices(("yes", "no"))),
+    )
+    scored = replace(sampling, logprobs=2)
+    requests = [([Message("user", "How many?")], each) for each in (digits, scored, choices, digits, scored)]
+    expected = one_by_one(exact, requests)
+    got = finished(stream_all(exact, requests, Cancel()))
+    for index, right in enumerate(expected):
+        assert essence(got[index]) == essence(right)
+        assert got[index].logprobs == right.logprobs
 
 
 def test_a_request_that_fails_stops_no_other(exact: LocalBackend) -> None:

@@ -152,6 +152,7 @@ def _decode_row(
 ) -> Iterator[Reading | int]:
     for left in reversed(range(count)):
         token = int(sampler(logits))
+        sampler.accept(token)
         yield token
         if left:
             with kv.appending([token]) as cache:
