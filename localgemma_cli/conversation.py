@@ -10,12 +10,12 @@ FinishReason = Literal["stop", "length", "interrupted", "error"]
 
 @dataclass(frozen=True)
 class Message:
-    """One message.
+    """One message; one of the role "text" has no others beside it, and is continued without a template.
 
     `token_ids` are the ids that the model generated, kept so that history is never tokenized again.
     """
 
-    role: Role
+    role: Role | Literal["text"]
     content: str
     token_ids: tuple[int, ...] | None = None
 

@@ -1,4 +1,4 @@
-"""How many answers are computed at a time, where there are many to compute."""
+"""How many conversations are kept at a time, and how many answers are computed at a time."""
 
 from dataclasses import replace
 
@@ -13,20 +13,32 @@ def plan_rows(plan: LoadPlan) -> LoadPlan:
 
     One row where more are not computed faster: with PyTorch on a GPU, and where layers are offloaded.
     """
-    memory = plan.memory
     if plan.offload != "none" or plan.processes > 1 or plan.draft is not None:
         return plan
     if plan.device != "cpu" and plan.quantization != "gguf":
         return plan
-    each = memory.kv_cache_bytes
+    return _with_caches(plan, "rows: up to {} answers at a time, each with a KV cache of {}")
+
+
+def plan_conversations(plan: LoadPlan) -> LoadPlan:
+    """The plan with KV caches for as many conversations as there is memory for, answered one at a time.
+
+    One where several processes compute, since only the first of them knows which conversation comes.
+    """
+    if plan.processes > 1:
+        return plan
+    return _with_caches(plan, "conversations: up to {} are kept, each with a KV cache of {}")
+
+
+def _with_caches(plan: LoadPlan, reason: str) -> LoadPlan:
+    memory, each = plan.memory, plan.memory.kv_cache_bytes
     rows = 1 + max(0, memory.available_bytes - memory.total_bytes) // max(each, 1)
     if rows == 1:
         return plan
     rows = min(rows, MOST_ROWS)
-    reason = f"rows: up to {rows} answers at a time, each with a KV cache of {format_bytes(each)}"
     return replace(
         plan,
         rows=rows,
         memory=replace(memory, kv_cache_bytes=rows * each),
-        reasons=(*plan.reasons, reason),
+        reasons=(*plan.reasons, reason.format(rows, format_bytes(each))),
     )

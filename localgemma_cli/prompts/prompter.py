@@ -45,6 +45,8 @@ class Prompter:
 
     def text(self, messages: Sequence[Message]) -> str:
         """The text of the prompt, up to where the model continues."""
+        if messages and messages[0].role == "text":
+            return (self.tokenizer.bos or "") + messages[0].content
         plain = [replace(message, token_ids=None) for message in self._fold(messages)]
         rendered, markers = self._rendered(plain)
         text = markers.remove(self._with_one_bos(rendered))
@@ -55,6 +57,8 @@ class Prompter:
 
         An assistant message keeps the ids it was generated with. A last one is continued.
         """
+        if messages and messages[0].role == "text":
+            return [*self.begin_ids, *self._encode_plain(messages[0].content)]
         if messages and messages[-1].role == "assistant":
             *before, last = messages
             begun = self._encode_plain(last.content) if last.token_ids is None else last.token_ids

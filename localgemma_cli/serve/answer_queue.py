@@ -2,19 +2,21 @@
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Generator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from threading import Condition, Thread
 from threading import Event as Cancel
 
 from localgemma_cli.backends.base import Backend
+from localgemma_cli.conversation import Message
 from localgemma_cli.events import Delta, Event, Finished, TokenLogprob
 from localgemma_cli.prompts.stop_strings import StopStrings
 from localgemma_cli.serve.api_error import ApiError, stopping
 from localgemma_cli.serve.chat_request import Asked
 
+_KNOWN_ANSWERS = 256
 _LONGEST_WAIT = 60  # seconds that a client is asked to wait at most
 Deliver = Callable[[Event | BaseException], None]
 
@@ -38,6 +40,7 @@ class AnswerQueue:
         self._changed = Condition()
         self._seconds = 1.0  # that an answer takes, of the latest ones
         self._stopped = False
+        self._known = KnownAnswers()
         self._thread = Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
@@ -85,8 +88,9 @@ class AnswerQueue:
         while (ticket := self._next()) is not None:
             started = time.monotonic()
             try:
-                with closing(answer_events(self._backend, ticket.asked, ticket.cancel)) as events:
-                    for event in events:
+                asked = replace(ticket.asked, messages=self._known.with_ids(ticket.asked.messages))
+                with closing(answer_events(self._backend, asked, ticket.cancel)) as events:
+                    for event in self._known.remember(events):
                         ticket.deliver(event)
             except BaseException as error:  # the client gets it
                 ticket.deliver(error)
@@ -103,6 +107,35 @@ class AnswerQueue:
             return self._running
 
 
+class KnownAnswers:
+    """The token ids of the latest answers, by their text.
+
+    A client sends an answer back as text, which another tokenization could turn into other ids than the
+    model's own: the KV cache could then not be reused from there on.
+    """
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+
+    def with_ids(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        return tuple(
+            replace(each, token_ids=self._ids.get(each.content)) if each.role == "assistant" else each
+            for each in messages
+        )
+
+    def remember(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Pass the events of an answer on, and keep its ids."""
+        text = list[str]()
+        for event in events:
+            if isinstance(event, Delta):
+                text.append(event.text)
+            elif isinstance(event, Finished) and event.token_ids is not None:
+                self._ids["".join(text)] = event.token_ids
+                if len(self._ids) > _KNOWN_ANSWERS:
+                    self._ids.popitem(last=False)
+            yield event
+
+
 def answer_events(backend: Backend, asked: Asked, cancel: Cancel) -> Generator[Event]:
     """The events of an answer, which ends at the client's stop strings too. `cancel` is then set."""
     text, shown = StopStrings(asked.stops), 0
@@ -114,7 +147,8 @@ def answer_events(backend: Backend, asked: Asked, cancel: Cancel) -> Generator[E
         elif isinstance(event, Finished):
             piece = "" if text.found else text.rest("")
             if text.found:
-                event = replace(event, finish_reason="stop", logprobs=_within(event.logprobs, shown))
+                logprobs = _within(event.logprobs, shown)
+                event = replace(event, finish_reason="stop", token_ids=None, logprobs=logprobs)
         else:
             yield event
             continue

@@ -55,7 +55,7 @@ def as_api_error(error: BaseException) -> ApiError:
         case ContextOverflowError():
             return invalid("messages", message, "context_length_exceeded")
         case UsageError():
-            return invalid("messages", message)
+            return invalid(None, message)
         case InterruptedAnswer():
             return stopping()
         case EndpointError():

@@ -11,13 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from localgemma_cli.backends.base import Backend
 from localgemma_cli.sampling import Sampling
 from localgemma_cli.serve.answer_queue import AnswerQueue
 from localgemma_cli.serve.answer_response import AnswerResponse
-from localgemma_cli.serve.api_error import ApiError, as_api_error
-from localgemma_cli.serve.chat_request import Asked, parse_body, parse_chat
+from localgemma_cli.serve.api_error import ApiError, as_api_error, invalid
+from localgemma_cli.serve.chat_request import Asked, parse_body, parse_chat, parse_text
 from localgemma_cli.serve.guard import check_request
-from localgemma_cli.serve.reply import CHAT, Reply
+from localgemma_cli.serve.reply import CHAT, TEXT, Reply
 
 MOST_BODY = 16 << 20  # bytes; a context of 256,000 tokens has about 1 MB of text
 _BODY_SECONDS = 60.0
@@ -31,9 +32,9 @@ class Served:
     """
 
     queue: AnswerQueue
+    backend: Backend
     model: str
     names: tuple[str, ...]
-    context_length: int | None
     defaults: Sampling
     key: str | None
     log: Callable[[str], None]
@@ -51,6 +52,7 @@ class Application:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._one_model),
                 Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._complete, methods=["POST"]),
             ],
             redirect_slashes=False,
         )
@@ -97,8 +99,20 @@ class Application:
         asked = parse_chat(parse_body(await read_body(request)), self._served.defaults)
         return self._answer(asked, Reply(CHAT, self._served.model, asked.include_usage))
 
+    async def _complete(self, request: Request) -> AnswerResponse:
+        if self._served.backend.name != "local":
+            raise ApiError(
+                404, "The server behind this one is asked for chats only.", code="unsupported_endpoint"
+            )
+        asked = parse_text(parse_body(await read_body(request)), self._served.defaults)
+        return self._answer(asked, Reply(TEXT, self._served.model, asked.include_usage))
+
     def _answer(self, asked: Asked, reply: Reply) -> AnswerResponse:
         self._require_model(asked.model)
+        if asked.messages[-1].role == "assistant" and not self._served.backend.continues:
+            raise invalid(
+                "messages", "The server behind this one cannot continue an answer.", "invalid_value"
+            )
         return AnswerResponse(self._served.queue, asked, reply, self._as_api_error)
 
     def _require_model(self, name: str | None) -> None:
@@ -113,7 +127,8 @@ class Application:
 
     def _model_object(self) -> dict[str, object]:
         served = self._served
-        length = {} if served.context_length is None else {"max_model_len": served.context_length}
+        context = served.backend.context_length
+        length = {} if context is None else {"max_model_len": context}
         return {
             "id": served.model,
             "object": "model",

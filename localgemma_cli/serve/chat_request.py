@@ -1,4 +1,4 @@
-"""A request's JSON to messages and sampling parameters.
+"""A request's JSON to what a backend is asked: messages, or a text, and sampling parameters.
 
 Raises ApiError for what is wrong or not supported.
 """
@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from localgemma_cli.chat.constraint_input import schema_from
+from localgemma_cli.constraint import JsonSchema
 from localgemma_cli.conversation import Message, Role
 from localgemma_cli.documents import Unreadable, format_value, parse_json_object
 from localgemma_cli.errors import UsageError
@@ -34,7 +36,10 @@ _SAMPLING: Mapping[str, tuple[str, ...]] = {
 _WHOLE = ("top_k", "seed", "max_new_tokens")
 _SAMPLING_NAMES = tuple(name for names in _SAMPLING.values() for name in names)
 _COMMON = (*_SAMPLING_NAMES, "model", "stop", "stream", "stream_options", "n", "logprobs", "user")
-_KNOWN = (*_COMMON, "messages", "response_format", "tools", "tool_choice", "functions", "top_logprobs")
+_CHAT = (*_COMMON, "messages", "response_format", "tools", "tool_choice", "functions", "top_logprobs")
+_TEXT = (*_COMMON, "prompt", "suffix", "echo", "best_of")
+_TEXT_TOKENS = 16  # of an answer, unless a request sets max_tokens: the API's own default
+_MOST_LOGPROBS = 20
 # What cannot be answered here, and the values with which it asks for nothing.
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
@@ -48,6 +53,12 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "modalities": (["text"],),
     "web_search_options": (),
+}
+_UNSUPPORTED_TEXT: Mapping[str, tuple[object, ...]] = {
+    **_UNSUPPORTED,
+    "suffix": (),
+    "echo": (),
+    "best_of": (1,),
 }
 
 
@@ -73,16 +84,78 @@ def parse_body(body: bytes) -> Fields:
 
 def parse_chat(fields: Fields, defaults: Sampling) -> Asked:
     """A request to /v1/chat/completions; `defaults` for the sampling parameters that it does not set."""
-    fields.refuse_misspelled(_KNOWN)
+    fields.refuse_misspelled(_CHAT)
     fields.refuse(_UNSUPPORTED)
+    sampling = replace(
+        _parse_sampling(fields, defaults), logprobs=_chat_logprobs(fields), constraint=_parse_format(fields)
+    )
+    return _asked(fields, _parse_messages(fields), sampling)
+
+
+def parse_text(fields: Fields, defaults: Sampling) -> Asked:
+    """A request to /v1/completions, whose prompt is plain text: control tokens in it are text, too."""
+    fields.refuse_misspelled(_TEXT)
+    fields.refuse(_UNSUPPORTED_TEXT)
+    prompt = fields.raw("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        (prompt,) = prompt
+    if not isinstance(prompt, str) or not prompt:
+        raise fields.wrong("prompt", "one text that is not empty")
+    sampling = replace(
+        _parse_sampling(fields, replace(defaults, max_new_tokens=defaults.max_new_tokens or _TEXT_TOKENS)),
+        logprobs=_count_of_logprobs(fields, "logprobs"),
+    )
+    return _asked(fields, (Message("text", prompt),), sampling)
+
+
+def _asked(fields: Fields, messages: tuple[Message, ...], sampling: Sampling) -> Asked:
     return Asked(
         model=fields.text("model"),
-        messages=_parse_messages(fields),
-        sampling=_parse_sampling(fields, defaults),
+        messages=messages,
+        sampling=sampling,
         stops=_parse_stops(fields),
         stream=fields.switch("stream"),
         include_usage=_includes_usage(fields),
     )
+
+
+def _chat_logprobs(fields: Fields) -> int | None:
+    alternatives = _count_of_logprobs(fields, "top_logprobs")
+    if fields.switch("logprobs"):
+        return alternatives or 0
+    if alternatives:
+        raise invalid("top_logprobs", "top_logprobs needs logprobs: true.", "invalid_value")
+    return None
+
+
+def _count_of_logprobs(fields: Fields, field: str) -> int | None:
+    count = fields.whole(field)
+    if count is not None and not 0 <= count <= _MOST_LOGPROBS:
+        raise invalid(
+            field, f"{field} must be between 0 and {_MOST_LOGPROBS} (got {count}).", "invalid_value"
+        )
+    return count
+
+
+def _parse_format(fields: Fields) -> JsonSchema | None:
+    """What `response_format` makes of the answer: any text, any JSON object, or JSON of a schema."""
+    asked = fields.inner("response_format")
+    kind = asked and asked.raw("type")
+    if asked is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return JsonSchema('{"type": "object"}')
+    if kind != "json_schema":
+        raise asked.wrong("type", "text, json_object or json_schema")
+    inner = asked.inner("json_schema")
+    schema = inner and inner.raw("schema")
+    if inner is None or not isinstance(schema, dict):
+        name = asked.name("json_schema.schema")
+        raise invalid(name, f"{name} must be a JSON Schema.", "invalid_type")
+    try:
+        return schema_from(schema, asked.name("json_schema.schema"))
+    except UsageError as error:
+        raise invalid("response_format", error.message, "invalid_value") from None
 
 
 def _parse_sampling(fields: Fields, defaults: Sampling) -> Sampling:

@@ -2,11 +2,12 @@
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from localgemma_cli import __version__
-from localgemma_cli.events import Finished, Usage
+from localgemma_cli.events import Finished, TokenLogprob, Usage
 
 _FINGERPRINT = f"localgemma-{__version__}"
 
@@ -22,6 +23,7 @@ class ReplyForm:
 
 
 CHAT = ReplyForm("chatcmpl", "chat.completion", "chat.completion.chunk", True)
+TEXT = ReplyForm("cmpl", "text_completion", "text_completion", False)
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Reply:
         if thoughts:
             message["reasoning_content"] = thoughts
         content: Mapping[str, object] = {"message": message} if self.form.is_chat else {"text": text}
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": finished.finish_reason}
+        choice = {"index": 0, **content, **self._end(finished)}
         return {
             **self._head(self.form.whole),
             "choices": [choice],
@@ -68,10 +70,17 @@ class Reply:
         self, delta: Mapping[str, object], text: str = "", finished: Finished | None = None
     ) -> dict[str, object]:
         content: Mapping[str, object] = {"delta": delta} if self.form.is_chat else {"text": text}
-        reason = finished and finished.finish_reason
-        choice = {"index": 0, **content, "logprobs": None, "finish_reason": reason}
+        choice = {"index": 0, **content, **self._end(finished)}
         usage = {"usage": None} if self.include_usage else {}
         return {**self._head(self.form.chunk), "choices": [choice], **usage}
+
+    def _end(self, finished: Finished | None) -> dict[str, object]:
+        """How the answer ended; in a stream the last chunk has the log-probabilities of all tokens."""
+        if finished is None:
+            return {"logprobs": None, "finish_reason": None}
+        entries = finished.logprobs
+        shown = None if entries is None else (chat_logprobs if self.form.is_chat else text_logprobs)(entries)
+        return {"logprobs": shown, "finish_reason": finished.finish_reason}
 
     def _head(self, kind: str) -> dict[str, object]:
         return {
@@ -81,6 +90,31 @@ class Reply:
             "model": self.model,
             "system_fingerprint": _FINGERPRINT,
         }
+
+
+def chat_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, object]:
+    return {
+        "content": [
+            {**_entry(each), "top_logprobs": [_entry(top) for top in each.top_logprobs]} for each in entries
+        ],
+        "refusal": None,
+    }
+
+
+def text_logprobs(entries: Sequence[TokenLogprob]) -> dict[str, object]:
+    """The form of /v1/completions: a list for each kind of value."""
+    ends = list(accumulate(len(each.token) for each in entries))
+    return {
+        "tokens": [each.token for each in entries],
+        "token_logprobs": [each.logprob for each in entries],
+        "top_logprobs": [{top.token: top.logprob for top in each.top_logprobs} for each in entries],
+        "text_offset": [0, *ends[:-1]][: len(entries)],
+    }
+
+
+def _entry(token: TokenLogprob) -> dict[str, object]:
+    data = None if token.bytes is None else list(token.bytes)
+    return {"token": token.token, "logprob": token.logprob, "bytes": data}
 
 
 def usage_object(usage: Usage) -> dict[str, object] | None:

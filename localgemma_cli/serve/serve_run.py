@@ -5,7 +5,7 @@ import socket
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localgemma_cli.backends.base import Backend
@@ -18,6 +18,7 @@ from localgemma_cli.errors import ExitCode, LocalGemmaError, UsageError
 from localgemma_cli.models.hub.consent import agree_to_download
 from localgemma_cli.models.own_models import own_model
 from localgemma_cli.options import Options
+from localgemma_cli.planning.rows import plan_conversations
 from localgemma_cli.render.messages import colour_prefix
 from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sampling import Mode, Sampling, sampling_for
@@ -48,7 +49,7 @@ class ServeRun:
             raise UsageError(f"--queue must be at least 1 (got {options.queue}).", "Default: 32.")
         defaults = sampling_for(Mode.CHAT, own.sampling if own else None, **options.values_for(Sampling))
         key = read_key(options.api_key_file)
-        engine = EngineChoice(options, self.places, self.streams.say, self.processes).first()
+        engine = self._choose()
         self._explain(engine)
         address = bind_address(options.host, options.port)
         if key is None and not address.is_loopback:
@@ -77,9 +78,9 @@ class ServeRun:
         queue = AnswerQueue(backend, self.options.queue)
         served = Served(
             queue,
+            backend,
             engine.model,
             tuple(each for each in (self.options.model, _short_name(engine)) if each),
-            backend.context_length,
             defaults,
             key,
             self._log,
@@ -90,6 +91,13 @@ class ServeRun:
             Application(served), queue, sockets, lambda: self._announce(engine.model, address, path, key)
         )
         return ExitCode.INTERRUPTED if ended_by == signal.SIGINT else ExitCode.OK
+
+    def _choose(self) -> ChatEngine:
+        """The engine of the options, with room for several conversations."""
+        engine = EngineChoice(self.options, self.places, self.streams.say, self.processes).first()
+        if isinstance(engine, LocalEngine):
+            return replace(engine, plan=plan_conversations(engine.plan))
+        return engine
 
     def _explain(self, engine: ChatEngine) -> None:
         if not self.options.quiet:

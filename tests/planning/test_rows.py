@@ -7,7 +7,7 @@ from localgemma_cli.planning.hardware import GIB, Hardware
 from localgemma_cli.planning.load_plan import LoadPlan
 from localgemma_cli.planning.plan import Overrides, make_plan
 from localgemma_cli.planning.presets import Presets
-from localgemma_cli.planning.rows import MOST_ROWS, plan_rows
+from localgemma_cli.planning.rows import MOST_ROWS, plan_conversations, plan_rows
 
 
 def planned(presets: Presets, machine: Hardware, context: int = 4096) -> LoadPlan:
@@ -33,3 +33,13 @@ def test_there_are_as_many_rows_as_fit(presets: Presets, desktop_cpu: Hardware) 
 
 def test_pytorch_on_a_gpu_has_one_row(presets: Presets, gpu: Hardware) -> None:
     assert plan_rows(planned(presets, gpu)).rows == 1
+
+
+def test_a_gpu_keeps_several_conversations(presets: Presets, gpu: Hardware) -> None:
+    one = planned(presets, gpu)
+    kept = plan_conversations(one)
+    assert kept.rows > 1
+    assert kept.memory.kv_cache_bytes == kept.rows * one.memory.kv_cache_bytes
+    assert kept.memory.fits
+    assert kept.reasons[-1].startswith(f"conversations: up to {kept.rows} are kept")
+    assert plan_conversations(replace(one, processes=2)).rows == 1

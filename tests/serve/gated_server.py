@@ -42,6 +42,9 @@ class GatedBackend:
     def prompt(self, messages: Sequence[Message]) -> str:
         return ""
 
+    def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
+        return []
+
 
 def _reason(name: str) -> FinishReason:
     return "interrupted" if name == "interrupted" else "stop"
@@ -51,8 +54,9 @@ def main() -> int:
     def say(line: object) -> None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
-    queue, address = AnswerQueue(GatedBackend(), int(sys.argv[1])), bind_address("127.0.0.1", 0)
-    served = Served(queue, "gate", (), 1024, Sampling(), None, say, say)
+    backend, address = GatedBackend(), bind_address("127.0.0.1", 0)
+    queue = AnswerQueue(backend, int(sys.argv[1]))
+    served = Served(queue, backend, "gate", (), Sampling(), None, say, say)
     return serve_until_signal(
         Application(served), queue, [address.socket], lambda: say(f"Serving at {address.url}/v1")
     )

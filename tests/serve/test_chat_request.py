@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from localgemma_cli.constraint import JsonSchema
 from localgemma_cli.conversation import Message
 from localgemma_cli.sampling import Sampling
 from localgemma_cli.serve.api_error import ApiError
-from localgemma_cli.serve.chat_request import Asked, parse_body, parse_chat
+from localgemma_cli.serve.chat_request import Asked, parse_body, parse_chat, parse_text
 
 USER = {"role": "user", "content": "Hi"}
 DEFAULTS = Sampling(temperature=0.7, max_new_tokens=50)
@@ -16,6 +17,10 @@ DEFAULTS = Sampling(temperature=0.7, max_new_tokens=50)
 
 def parsed(**fields: Any) -> Asked:
     return parse_chat(parse_body(json.dumps({"messages": [USER], **fields}).encode()), DEFAULTS)
+
+
+def text_asked(**fields: Any) -> Asked:
+    return parse_text(parse_body(json.dumps({"prompt": "Once", **fields}).encode()), Sampling())
 
 
 def refused(body: bytes) -> ApiError:
@@ -117,6 +122,21 @@ def test_stop_strings() -> None:
         ({"logit_bias": {"5": 1}}, "logit_bias", "unsupported_parameter"),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter"),
         ({"model": 5}, "model", "invalid_type"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"logprobs": 1}, "logprobs", "invalid_type"),
+        ({"response_format": "json"}, "response_format", "invalid_type"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type", "invalid_type"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": "x"}}},
+            "response_format.json_schema.schema",
+            "invalid_type",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "robot"}}}},
+            "response_format",
+            "invalid_value",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, code: str) -> None:
@@ -141,3 +161,46 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], param: str, code: str) -
 )
 def test_a_body_that_is_no_json_object(body: bytes) -> None:
     assert refused(body).code == "invalid_json"
+
+
+def test_a_text_to_be_continued() -> None:
+    assert text_asked() == Asked(None, (Message("text", "Once"),), Sampling(max_new_tokens=16))
+    assert text_asked(prompt=["Once"], max_tokens=3, best_of=1, echo=False).sampling.max_new_tokens == 3
+    assert text_asked(logprobs=2).sampling.logprobs == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": None}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": [[1, 2]]}, "prompt"),
+        ({"suffix": "a"}, "suffix"),
+        ({"echo": True}, "echo"),
+        ({"best_of": 2}, "best_of"),
+        ({"logprobs": True}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+def test_what_is_wrong_with_a_text_is_named(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        text_asked(**fields)
+    assert caught.value.param == param
+
+
+def test_log_probabilities() -> None:
+    assert parsed(logprobs=True).sampling.logprobs == 0
+    assert parsed(logprobs=True, top_logprobs=3).sampling.logprobs == 3
+    assert parsed(logprobs=False).sampling.logprobs is None
+
+
+def test_forms_of_an_answer() -> None:
+    schema = {"type": "object", "properties": {"z": {}, "a": {"enum": ["ä"]}}}
+    assert parsed(response_format={"type": "text"}).sampling.constraint is None
+    assert parsed(response_format={"type": "json_object"}).sampling.constraint == JsonSchema(
+        '{"type": "object"}'
+    )
+    asked = parsed(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}})
+    assert asked.sampling.constraint == JsonSchema(json.dumps(schema, ensure_ascii=False))

@@ -24,7 +24,7 @@ from localgemma_cli.backends.pytorch.generation.cpu_step import CpuStep
 from localgemma_cli.backends.pytorch.generation.cuda_graph import RecordedStep, Step
 from localgemma_cli.backends.pytorch.generation.decode import generate, make_step
 from localgemma_cli.backends.pytorch.generation.draft_model import DraftModel, load_draft_model
-from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache
+from localgemma_cli.backends.pytorch.generation.kv_cache import KVCache, choose_cache
 from localgemma_cli.backends.pytorch.generation.prompt_lookup import Guesses, PromptLookup
 from localgemma_cli.backends.pytorch.generation.row_step import RowStep, compute_steps
 from localgemma_cli.backends.pytorch.generation.sampler import Sampler
@@ -50,7 +50,7 @@ _SMALL = 20_000_000
 
 
 class LocalBackend:
-    """A loaded model and the KV cache of one conversation, or of as many as the plan has rows."""
+    """A loaded model and the KV caches of as many conversations as the plan has rows."""
 
     name = "local"
     continues = True
@@ -64,31 +64,36 @@ class LocalBackend:
         self.note = prompter.note
         self._model, self._prompter = model, prompter
         self._step = make_step(model, plan.compile)
-        caches = (KVCache(model.config, plan.cache, plan.context_length) for _ in range(self.rows))
-        self._kv, *self._more = caches
+        kept = plan.rows if self._keeps_several else 1
+        self._caches = [KVCache(model.config, plan.cache, plan.context_length) for _ in range(kept)]
         self._stop_ids = prompter.stop_ids | _generation_eos(model)
         self._grammars = TokenGrammars(prompter.tokenizer, self._stop_ids)
         self._has_generated = plan.model.bundled  # if so, an error is a bug and not a bad checkpoint
 
     def stream(self, messages: Sequence[Message], sampling: Sampling, cancel: Cancel) -> Iterator[Event]:
         """See `Backend.stream`. Also raises DoesNotFitError, where memory runs out during the answer."""
-        yield from self._answer(messages, sampling, cancel, self._kv, self._step)
+        yield from self._answer(messages, sampling, cancel, None, self._step)
+
+    @property
+    def _keeps_several(self) -> bool:
+        """Whether caches can be copied; a recorded step belongs to one cache."""
+        return self.plan.cache in ("full", "int8") and self.plan.compile == "none"
 
     @property
     def rows(self) -> int:
         """See `ManyBackend`. Only the fast CPU step reads the weights once for several rows."""
-        if isinstance(self._step, CpuStep) and self.plan.cache in ("full", "int8"):
+        if isinstance(self._step, CpuStep) and self._keeps_several:
             return min(self.plan.rows, self._step.rows)
         return 1
 
     def stream_many(self, requests: Requests, cancel: Cancel) -> Iterator[tuple[int, Event]]:
         """See `ManyBackend.stream_many`."""
-        step, caches = self._step, (self._kv, *self._more)
+        step, caches = self._step, tuple(self._caches[: self.rows])
         assert isinstance(step, CpuStep)  # else one row is as fast
         steps = [RowStep() for _ in caches]
 
         def begin(place: int, request: Request) -> Iterator[Event]:
-            return self._answer(*request, cancel, caches[place], steps[place], caches)
+            return self._answer(*request, cancel, caches[place], steps[place])
 
         yield from interleave(requests, cancel, self.rows, begin, lambda: compute_steps(step, steps))
 
@@ -97,10 +102,10 @@ class LocalBackend:
         messages: Sequence[Message],
         sampling: Sampling,
         cancel: Cancel,
-        kv: KVCache,
+        kv: KVCache | None,
         step: Step | RowStep,
-        others: Sequence[KVCache] = (),
     ) -> Iterator[Event]:
+        """`kv`: one of the caches; None for the one that fits the prompt best."""
         if isinstance(sampling.constraint, Choices):
             choices = sampling.constraint.choices
             scores = partial(self._score_answers, messages, choices, kv)
@@ -111,7 +116,8 @@ class LocalBackend:
         if cancel.is_set():
             raise stopped_before_reading()
         limit = answer_limit(self.context_length, len(prompt), sampling.max_new_tokens)
-        cached = kv.reuse(prompt, others)
+        kv = choose_cache(self._caches, prompt) if kv is None else kv
+        cached = kv.reuse(prompt, self._caches)
         text = AnswerText(self._prompter, self._stop_ids, sampling)
         grammar = self._grammars.begin(sampling.constraint) if sampling.constraint else None
         sampler = Sampler(sampling, self._model.device, grammar)
@@ -130,10 +136,13 @@ class LocalBackend:
 
     def score(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
         """See `Backend.score`."""
-        return self._score_answers(messages, answers, self._kv)
+        return self._score_answers(messages, answers, None)
 
-    def _score_answers(self, messages: Sequence[Message], answers: Sequence[str], kv: KVCache) -> list[float]:
+    def _score_answers(
+        self, messages: Sequence[Message], answers: Sequence[str], kv: KVCache | None
+    ) -> list[float]:
         prompt = self._prompter.encode(messages)
+        kv = choose_cache(self._caches, prompt) if kv is None else kv
         encoded = [self._prompter.encode_answer(answer) for answer in answers]
         check_room(self.context_length, len(prompt) + max(map(len, encoded), default=0))
         with self._as_user_errors():
@@ -150,9 +159,8 @@ class LocalBackend:
                 progress(window.first, len(ids))
                 read = [*begin, *ids[window.start : window.end]]
                 first = len(begin) + window.first - window.start
-                scores = self._score(
-                    read, max(first, 1), self._kv
-                )  # nothing predicts the first without <bos>
+                # nothing predicts the first without <bos>
+                scores = self._score(read, max(first, 1), self._caches[0])
                 tokens, total = tokens + len(scores), total + sum(scores)
         if not tokens:
             raise UsageError("The text has one token, and nothing predicts it.", "Give a longer text.")

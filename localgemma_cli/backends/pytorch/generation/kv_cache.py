@@ -218,6 +218,7 @@ class KVCache:
 
     def reset(self) -> None:
         self.tokens: list[int] = []
+        self._asked = 0  # tokens of the latest prompt
         self._fed = 0  # tokens in the layers: those in `tokens`, and any whose ids are not read back yet
         self.cache = Cache(layers=_layers(self._config, self._kind, self._bucket(1)))
 
@@ -226,17 +227,22 @@ class KVCache:
 
         Where one of `others`, of the same kind, has a longer one, it is copied.
         """
-        keep = self._shared(prompt)
-        best = max(others, key=lambda other: other._shared(prompt), default=self)
-        if best._shared(prompt) > keep:
-            self._copy_from(best, best._shared(prompt))
+        keep = self.shared(prompt)
+        best = max(others, key=lambda other: other.shared(prompt), default=self)
+        if best.shared(prompt) > keep:
+            self._copy_from(best, best.shared(prompt))
         else:
             self.truncate(keep)
         if self._kind == "static" and self._bucket(2 * len(prompt)) < self.cache.layers[0].max_cache_len:
             self._resize(self._bucket(2 * len(prompt)))  # a new chat is short even after a long one
+        self._asked = len(prompt)
         return len(self.tokens)
 
-    def _shared(self, prompt: Sequence[int]) -> int:
+    def is_continued_by(self, prompt: Sequence[int]) -> bool:
+        """Whether `prompt` begins with the latest one, so that reuse would drop no more than an answer."""
+        return self.shared(prompt) >= self._asked - 1
+
+    def shared(self, prompt: Sequence[int]) -> int:
         """How many tokens of `prompt` are in the cache, at most all but the last."""
         pairs = enumerate(zip(self.tokens, prompt, strict=False))
         same = next((index for index, (one, other) in pairs if one != other), len(self.tokens))
@@ -307,6 +313,18 @@ class KVCache:
             return
         del self.tokens[length:]
         self._fed = length
+
+
+def choose_cache(caches: list[KVCache], prompt: Sequence[int]) -> KVCache:
+    """The cache whose conversation `prompt` continues, else the one that was not used for longest.
+
+    `caches` are in the order of their use, and are left so.
+    """
+    best = max(caches, key=lambda each: each.shared(prompt))
+    chosen = best if best.is_continued_by(prompt) else caches[0]
+    caches.remove(chosen)
+    caches.append(chosen)
+    return chosen
 
 
 def _crop(layer: object, length: int, removed: int) -> bool:
