@@ -11,11 +11,12 @@ MOST_ROWS = 8
 def plan_rows(plan: LoadPlan) -> LoadPlan:
     """The plan with as many rows as there is memory for, each with a KV cache for a whole context.
 
-    One row where more are not computed faster: with PyTorch on a GPU, and where layers are offloaded.
+    One row with PyTorch on a GPU and where layers are offloaded. One with llama.cpp, too: the greedy answers of
+    its parallel slots differ from those of one at a time.
     """
     if plan.offload != "none" or plan.processes > 1 or plan.draft is not None:
         return plan
-    if plan.device != "cpu" and plan.quantization != "gguf":
+    if plan.device != "cpu" or plan.quantization == "gguf":
         return plan
     return _with_caches(plan, "rows: up to {} answers at a time, each with a KV cache of {}")
 
