@@ -11,8 +11,8 @@ MOST_ROWS = 8
 def plan_rows(plan: LoadPlan) -> LoadPlan:
     """The plan with as many rows as there is memory for, each with a KV cache for a whole context.
 
-    One row with PyTorch on a GPU and where layers are offloaded. One with llama.cpp, too: the greedy answers of
-    its parallel slots differ from those of one at a time.
+    One row with PyTorch on a GPU, where layers are offloaded, and with llama.cpp: the greedy answers of its
+    parallel slots differ from those of one at a time.
     """
     if plan.offload != "none" or plan.processes > 1 or plan.draft is not None:
         return plan
