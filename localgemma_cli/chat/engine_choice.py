@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from localgemma_cli.chat.engine import ChatEngine, HttpEngine, LocalEngine
 from localgemma_cli.command_options import PLACES, SPECS
-from localgemma_cli.errors import UsageError
+from localgemma_cli.errors import DoesNotFitError, UsageError
 from localgemma_cli.models.own_models import OwnModel, own_model
 
 if TYPE_CHECKING:
@@ -90,7 +90,16 @@ class EngineChoice:
 
         template = choose_template(options.template, own)
         source, plan = plan_model(options, processes=self._processes, places=self._places)
-        require_fits(plan)
+        try:
+            require_fits(plan)
+        except DoesNotFitError as error:
+            from localgemma_cli.warm.control import kept_bytes
+
+            missing = plan.memory.total_bytes - plan.memory.available_bytes
+            if not 0 < missing <= kept_bytes():
+                raise
+            hint = f"Free the models that --keep-alive keeps: localgemma stop. Or: {error.hint}"
+            raise DoesNotFitError(error.message, hint) from error
         return LocalEngine(source, plan, template)
 
     def _http(self, url: str, model: str | None) -> HttpEngine:

@@ -11,7 +11,7 @@ from typing import Any
 
 from localgemma_cli.warm.about import KeptStatus
 from localgemma_cli.warm.client import KeptEnded, connect, receive
-from localgemma_cli.warm.folder import KeptUnusable, kept_sockets, require_private
+from localgemma_cli.warm.folder import KeptUnusable, kept_folder, kept_sockets, require_private
 from localgemma_cli.warm.wire import Wire, WireBroken, peer_of
 
 _ANSWER_SECONDS = 5.0
@@ -48,6 +48,13 @@ def _processes(folder: Path) -> Iterator[KeptProcess]:
         status = reply if isinstance(reply, KeptStatus) else None
         pid = peer[0] if peer else status.pid if status else None
         yield KeptProcess(path, pid, status)
+
+
+def kept_bytes() -> int:
+    """The memory that all kept models of this user use."""
+    with suppress(KeptUnusable):
+        return sum(each.status.memory_bytes for each in list_kept(kept_folder()) if each.status)
+    return 0
 
 
 def stop_kept(process: KeptProcess) -> bool:

@@ -77,7 +77,11 @@ def test_other_options_for_the_model_are_another_model(program: Program) -> None
     """It is not loaded here: a model that does not fit shows that the kept one was not used."""
     done = program(*ASK, *KEEP, "--host-memory", "1MiB", "Hello")
     assert done.returncode == 5
+    assert "localgemma stop" not in done.stderr
     assert len(kept_rows(program)) == 1
+    done = program(*ASK, "--host-memory", "400MiB", "Hello")  # what is missing is what the kept model uses
+    assert done.returncode == 5
+    assert "Free the models that --keep-alive keeps: localgemma stop." in done.stderr
 
 
 def test_ps_shows_the_plan_and_nothing_of_a_prompt(program: Program) -> None:
