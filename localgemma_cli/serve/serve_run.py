@@ -146,10 +146,10 @@ class ServeRun:
                 path.unlink()
 
     def _announce(self, model: str, address: Address, path: Path | None, key: str | None) -> None:
+        """Say what is exposed; the address comes last, so that a program can wait for that line."""
         if self.options.quiet:
             return
         say = self.streams.say
-        say(f"Serving {one_line(model)} at {address.url}/v1; Ctrl-C stops.")
         if path is not None:
             say(f"Unix socket: {path}")
         if not address.is_loopback:
@@ -159,6 +159,7 @@ class ServeRun:
             )
         elif key is None:
             say("No key: every user and program of this machine can use the model.")
+        say(f"Serving {one_line(model)} at {address.url}/v1; Ctrl-C stops.")
 
     def _log(self, line: str) -> None:
         if self.options.verbose:
