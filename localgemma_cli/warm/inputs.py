@@ -20,8 +20,11 @@ def read_stamps(paths: Iterable[Path]) -> Stamps:
 
 
 def input_paths(models: Iterable[Path | None], template: str) -> tuple[Path, ...]:
-    """What `read_stamps` must look at for a model in these folders or files: with the code that runs it."""
-    given = [path for path in models if path is not None]
+    """What `read_stamps` must look at for a model in these folders or files, with the code that runs it.
+
+    Absolute paths, because the process leaves its folder.
+    """
+    given = [path.absolute() for path in models if path is not None]
     refs = [above.parent / "refs" for path in given for above in path.parents if above.name == "snapshots"]
     packages = [Path(spec.origin) for name in _PACKAGES if (spec := find_spec(name)) and spec.origin]
     config = config_folder()

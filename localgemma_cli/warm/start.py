@@ -39,6 +39,8 @@ class KeepRequest:
     def load(self, engine: "LocalEngine", files: "ModelFiles", progress: ProgressSink) -> "Backend":
         """Start the process and load the model there; here, if that does not work."""
         alone = replace(engine, keep=None)
+        # llama.cpp may be started again later, when the process has left the folder of this call
+        files = replace(files, folder=files.folder.absolute())
 
         def cold(report: ProgressSink) -> "Backend":
             return alone.load_files(files, report)

@@ -90,7 +90,9 @@ def test_a_change_of_a_file_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     code = tmp_path / "code"
     code.mkdir()
     monkeypatch.setattr(inputs, "PACKAGE", code)
-    paths = input_paths((snapshot, None), "auto")
+    monkeypatch.chdir(snapshot.parent)
+    paths = input_paths((Path(snapshot.name), None), "auto")
+    monkeypatch.chdir(tmp_path)  # as the process does
     changes = [
         lambda: (snapshot / "weights").write_text("22"),
         lambda: os.utime(snapshot / "weights", (1, 1)),
