@@ -9,18 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from localgemma_cli.backends.base import Backend
-from localgemma_cli.chat.background_load import load_and_wait
 from localgemma_cli.chat.engine import ChatEngine, LocalEngine
 from localgemma_cli.chat.engine_choice import EngineChoice
+from localgemma_cli.chat.start_engine import explain_engine, start_engine
 from localgemma_cli.documents import failure_reason
 from localgemma_cli.environment import Streams, expand_home
 from localgemma_cli.errors import ExitCode, LocalGemmaError, UsageError
-from localgemma_cli.models.hub.consent import agree_to_download
 from localgemma_cli.models.own_models import own_model
 from localgemma_cli.options import Options
 from localgemma_cli.planning.rows import plan_conversations
 from localgemma_cli.render.messages import colour_prefix
-from localgemma_cli.render.progress import show_progress
 from localgemma_cli.sampling import Mode, Sampling, sampling_for
 from localgemma_cli.sanitize import Block, one_line
 from localgemma_cli.serve.api_key import read_key
@@ -50,7 +48,7 @@ class ServeRun:
         defaults = sampling_for(Mode.CHAT, own.sampling if own else None, **options.values_for(Sampling))
         key = read_key(options.api_key_file)
         engine = self._choose()
-        self._explain(engine)
+        explain_engine(engine, self.streams, options)
         address = bind_address(options.host, options.port)
         if key is None and not address.is_loopback:
             raise UsageError(
@@ -58,7 +56,7 @@ class ServeRun:
                 "Set a key with --api-key-file or LOCALGEMMA_SERVE_KEY, or use --host 127.0.0.1.",
             )
         with self._unix_socket(address) as (unix, path):
-            backend = self._load(engine)
+            backend = start_engine(engine, self.streams, options, self.places)
             return self._serve(engine, backend, address, unix, path, defaults, key)
 
     def _serve(
@@ -98,24 +96,6 @@ class ServeRun:
         if isinstance(engine, LocalEngine):
             return replace(engine, plan=plan_conversations(engine.plan))
         return engine
-
-    def _explain(self, engine: ChatEngine) -> None:
-        if not self.options.quiet:
-            for warning in engine.warnings:
-                self.streams.say(one_line(f"warning: {warning}"), colour_prefix(self.streams.stderr))
-        if self.options.verbose:
-            for reason in engine.reasons:
-                self.streams.say(reason)
-
-    def _load(self, engine: ChatEngine) -> Backend:
-        if isinstance(engine, LocalEngine):
-            named = any(self.places[name] != "DEFAULT" for name in ("model", "adapter"))
-            agree_to_download(engine.source, self.streams, named=named, yes=self.options.yes)
-        with show_progress(self.streams.stderr, quiet=self.options.quiet, first="starting") as progress:
-            backend = load_and_wait(engine.load, progress)
-        if backend.note and not self.options.quiet:
-            self.streams.say(f"note: {backend.note}")
-        return backend
 
     @contextmanager
     def _unix_socket(self, address: Address) -> Iterator[tuple[socket.socket | None, Path | None]]:

@@ -154,9 +154,6 @@ def test_a_run_that_is_killed_again_and_again_ends_with_every_row_once(program: 
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "LOCALGEMMA_TEST_BATCH" not in os.environ, reason="set LOCALGEMMA_TEST_BATCH for 1,000 rows"
-)
 def test_a_thousand_rows_and_twenty_kills(program: Program) -> None:
     _kill_and_resume(program, rows=1000, kills=20)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import jsonschema
 import openai
 import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from support.serving import ANSWER, ASK, Serving
 
 QUESTION = ASK["messages"][0]["content"]  # type: ignore[index]
@@ -134,3 +136,16 @@ def test_llm_s_plugin_for_servers_like_openai_s(served: Serving, tmp_path: Path,
         check=False,
     )
     assert (done.stdout, done.returncode) == (f"{ANSWER}\n", 0), done.stderr
+
+
+def test_hugging_face_s_client_shares_nothing_with_openai_s(served: Serving) -> None:
+    client = InferenceClient(base_url=served.url, api_key="none")
+    whole = client.chat_completion(model="demo", **ASK, max_tokens=99)  # type: ignore[arg-type]
+    assert whole.choices[0].message.content == ANSWER
+    streamed = client.chat_completion(model="demo", **ASK, max_tokens=99, stream=True)  # type: ignore[arg-type]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == ANSWER
+    form = {"type": "json_schema", "json_schema": {"name": "size", "schema": {"enum": ["small", "large"]}}}
+    typed = client.chat_completion(model="demo", **ASK, max_tokens=99, response_format=form)  # type: ignore[arg-type]
+    assert json.loads(typed.choices[0].message.content) in ("small", "large")
+    with pytest.raises(HfHubHTTPError, match="top_p must be"):
+        client.chat_completion(model="demo", **ASK, top_p=7)  # type: ignore[arg-type]
