@@ -40,7 +40,8 @@ def kept_key(options: "Options", places: Mapping[str, str], environ: Mapping[str
         "variables": sorted(pair for pair in environ.items() if _VARIABLES.fullmatch(pair[0])),
         "options": asked,
         "paths": [_real_path(asked[name]) for name in _PATHS],
-        "typed": sorted(name for name in asked if places.get(name) == "COMMANDLINE"),
+        # A plan refuses some options of the command line that it ignores elsewhere; not the model.
+        "typed": sorted(name for name in asked if name != "model" and places.get(name) == "COMMANDLINE"),
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -47,6 +47,10 @@ def test_an_option_of_one_answer_is_not_part_of_the_key() -> None:
     assert key_of(other) == key_of()
 
 
+def test_a_model_that_a_saved_prompt_or_a_variable_names_is_the_same_model() -> None:
+    assert key_of(OPTIONS, "model") == key_of()
+
+
 def test_versions_folders_and_variables_are_parts_of_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({key_of(), key_of(OPTIONS, "preset"), key_of(OMP_NUM_THREADS="7"), key_of(HF_HOME="/x")}) == 4
     assert key_of(EDITOR="vi") == key_of()
