@@ -143,19 +143,29 @@ def _parse_format(fields: Fields) -> JsonSchema | None:
     kind = asked and asked.raw("type")
     if asked is None or kind == "text":
         return None
-    if kind == "json_object":
-        return JsonSchema('{"type": "object"}')
-    if kind != "json_schema":
+    if kind not in ("json_object", "json_schema"):
         raise asked.wrong("type", "text, json_object or json_schema")
-    inner = asked.inner("json_schema")
-    schema = inner and inner.raw("schema")
-    if inner is None or not isinstance(schema, dict):
-        name = asked.name("json_schema.schema")
-        raise invalid(name, f"{name} must be a JSON Schema.", "invalid_type")
+    given, field = _find_schema(asked)
+    schema = given.raw(field)
+    if schema is None and kind == "json_object":
+        return JsonSchema('{"type": "object"}')
+    if not isinstance(schema, dict):
+        raise invalid(given.name(field), f"{given.name(field)} must be a JSON Schema.", "invalid_type")
     try:
-        return schema_from(schema, asked.name("json_schema.schema"))
+        return schema_from(schema, given.name(field))
     except UsageError as error:
         raise invalid("response_format", error.message, "invalid_value") from None
+
+
+def _find_schema(asked: Fields) -> tuple[Fields, str]:
+    """The place of the schema in `response_format`.
+
+    OpenAI's is json_schema.schema; `schema` is llama-server's and others', `value` Hugging Face's.
+    """
+    for name in ("schema", "value"):
+        if asked.raw(name) is not None:
+            return asked, name
+    return asked.inner("json_schema") or Fields({}, f"{asked.name('json_schema')}."), "schema"
 
 
 def _parse_sampling(fields: Fields, defaults: Sampling) -> Sampling:

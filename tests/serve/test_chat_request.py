@@ -202,5 +202,11 @@ def test_forms_of_an_answer() -> None:
     assert parsed(response_format={"type": "json_object"}).sampling.constraint == JsonSchema(
         '{"type": "object"}'
     )
-    asked = parsed(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}})
-    assert asked.sampling.constraint == JsonSchema(json.dumps(schema, ensure_ascii=False))
+    for form in (
+        {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
+        {"type": "json_schema", "schema": schema},  # llama-server's
+        {"type": "json_object", "schema": schema},
+        {"type": "json_object", "value": schema},  # Hugging Face's
+    ):
+        constraint = parsed(response_format=form).sampling.constraint
+        assert constraint == JsonSchema(json.dumps(schema, ensure_ascii=False))
