@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from localgemma_cli.backends.base import Backend
+from localgemma_cli.documents import format_value
 from localgemma_cli.sampling import Sampling
 from localgemma_cli.serve.answer_queue import AnswerQueue
 from localgemma_cli.serve.answer_response import AnswerResponse
@@ -22,6 +23,7 @@ from localgemma_cli.serve.reply import CHAT, TEXT, Reply
 
 MOST_BODY = 16 << 20  # bytes; a context of 256,000 tokens has about 1 MB of text
 _BODY_SECONDS = 60.0
+_CHAT_PATH = "/v1/chat/completions"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Application:
                 Route("/health", self._health),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._one_model),
-                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route(_CHAT_PATH, self._chat, methods=["POST"]),
                 Route("/v1/completions", self._complete, methods=["POST"]),
             ],
             redirect_slashes=False,
@@ -75,12 +77,13 @@ class Application:
         except Exception as error:
             if status:  # the head has been sent
                 raise
-            await _response(self._as_api_error(error))(scope, receive, watched)
+            wrong = _unknown_url(error, scope) if isinstance(error, HTTPException) else None
+            await _response(wrong or self._as_api_error(error))(scope, receive, watched)
         seconds = time.perf_counter() - started
         self._served.log(f"{scope['method']} {scope['path']} {status or 'disconnected'} {seconds:.2f} s")
 
     def _as_api_error(self, error: Exception) -> ApiError:
-        shown = _unknown_url(error) if isinstance(error, HTTPException) else as_api_error(error)
+        shown = as_api_error(error)
         if shown.status >= 500 and not isinstance(error, ApiError):
             self._served.note_failure(error)
         return shown
@@ -154,10 +157,14 @@ async def read_body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _unknown_url(error: HTTPException) -> ApiError:
+def _unknown_url(error: HTTPException, scope: Scope) -> ApiError:
     """A path that does not exist here, or a method that it does not have."""
-    message = "This method is not allowed here." if error.status_code == 405 else "This path does not exist."
-    return ApiError(error.status_code, message, code="unknown_url", headers=error.headers)
+    headers, path = error.headers or {}, format_value(scope["path"])
+    if error.status_code == 405:
+        message = f"{scope['method']} is not allowed for {path}. Allowed: {headers.get('Allow')}."
+    else:
+        message = f"The path {path} does not exist here. For chats, use {_CHAT_PATH}."
+    return ApiError(error.status_code, message, code="unknown_url", headers=headers)
 
 
 def _response(error: ApiError) -> Response:

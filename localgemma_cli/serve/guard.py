@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from localgemma_cli.documents import format_value
 from localgemma_cli.serve.api_error import ApiError
 
 _BEARER = "bearer "
@@ -73,4 +74,9 @@ def _check_key(headers: Mapping[str, str], key: str) -> None:
 def _check_type(headers: Mapping[str, str]) -> None:
     kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise ApiError(415, "Content-Type must be application/json.", code="invalid_content_type")
+        raise ApiError(
+            415,
+            f"Content-Type must be application/json (got {format_value(kind)}). With curl, add:"
+            " -H 'Content-Type: application/json'",
+            code="invalid_content_type",
+        )

@@ -33,6 +33,8 @@ def test_a_web_page_cannot_drive_the_server(
 def test_a_form_s_type_is_refused(served: Serving, kind: str) -> None:
     refused = served.send(CHAT, ASK, Content_Type=kind)
     assert (refused.status, refused.error["code"]) == (415, "invalid_content_type")
+    assert f"got '{kind}'" in refused.error["message"]
+    assert "-H 'Content-Type: application/json'" in refused.error["message"]
 
 
 def test_a_preflight_gets_no_permission(served: Serving) -> None:
@@ -62,7 +64,12 @@ def test_a_body_that_is_too_large_is_refused(served: Serving) -> None:
 
 
 def test_unknown_paths_and_methods(served: Serving) -> None:
-    for path, method, status in (("/v1/nowhere", "GET", 404), (CHAT, "GET", 405), ("/health", "POST", 405)):
+    for path, method, status, hint in (
+        ("/v1/nowhere", "GET", 404, f"The path '/v1/nowhere' does not exist here. For chats, use {CHAT}."),
+        (CHAT, "GET", 405, f"GET is not allowed for '{CHAT}'. Allowed: POST."),
+        ("/health", "POST", 405, "POST is not allowed for '/health'. Allowed: "),
+    ):
         refused = served.send(path, method=method)
         assert (refused.status, refused.error["code"]) == (status, "unknown_url")
+        assert refused.error["message"].startswith(hint)
     assert served.send("/v1/models/other").error["code"] == "model_not_found"
