@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from localgemma_cli.command_options import default_of, options_of, takes_options
-from localgemma_cli.commands.help import CommandGroup
+from localgemma_cli.commands.help import CommandGroup, GroupedCommand
 from localgemma_cli.config import read_config
 from localgemma_cli.documents import failure_reason
 from localgemma_cli.environment import (
@@ -45,7 +45,7 @@ def _config(ctx: typer.Context) -> None:
         show()
 
 
-@config.command("path")
+@config.command("path", cls=GroupedCommand)
 def path() -> None:
     """Print the folder of config.toml, models.toml and presets.
 
@@ -54,7 +54,7 @@ def path() -> None:
     standard_streams().emit(f"{config_folder()}\n")
 
 
-@config.command("show")
+@config.command("show", cls=GroupedCommand)
 @takes_options("config show")
 def show(options: Options) -> None:
     """Show the value of each option without a flag, and where it comes from.
@@ -74,7 +74,7 @@ def show(options: Options) -> None:
         streams.show(f"{row['option']:<20} {one_line(_shown(value))}{place}")
 
 
-@config.command("edit")
+@config.command("edit", cls=GroupedCommand)
 def edit() -> None:
     """Open config.toml in $VISUAL or $EDITOR; creates it, with every option as a comment, if it is missing.
 

@@ -3,6 +3,7 @@
 Typer has headings in its rich help only, which takes twice as long.
 """
 
+import re
 from shutil import get_terminal_size
 from typing import Any
 
@@ -45,6 +46,10 @@ class GroupedCommand(TyperCommand):
 
     def get_params(self, ctx: Any) -> list[Any]:
         return convert_lightly(super().get_params(ctx))
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """A required argument as NAME, which Typer writes as {NAME}."""
+        return [re.sub(r"^\{(.+)\}", r"\1", piece) for piece in super().collect_usage_pieces(ctx)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *OPTION_GROUPS)}

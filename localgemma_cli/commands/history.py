@@ -9,7 +9,7 @@ import typer
 
 from localgemma_cli.chat.phrases import format_count
 from localgemma_cli.command_options import takes_options
-from localgemma_cli.commands.help import CommandGroup
+from localgemma_cli.commands.help import CommandGroup, GroupedCommand
 from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.options import Options
@@ -43,12 +43,12 @@ def _history(ctx: typer.Context) -> None:
         list_conversations()
 
 
-@history.command("list")
+@history.command("list", cls=GroupedCommand)
 @takes_options("history list")
 def list_conversations(
     options: Options,
     query: Annotated[
-        list[str] | None, typer.Argument(help="List only conversations with these words.")
+        list[str] | None, typer.Argument(metavar="WORD", help="List only conversations with these words.")
     ] = None,
 ) -> None:
     """List the conversations, latest first.
@@ -67,7 +67,7 @@ def list_conversations(
         streams.show(f"{each.id:>4}  {when}  {format_count(each.turns, 'turn'):>9}  {_title(each)}")
 
 
-@history.command("show")
+@history.command("show", cls=GroupedCommand)
 @takes_options("history show")
 def show(options: Options, which: Which) -> None:
     """Show a whole conversation.
@@ -80,11 +80,13 @@ def show(options: Options, which: Which) -> None:
     standard_streams().emit(text)
 
 
-@history.command("search")
+@history.command("search", cls=GroupedCommand)
 @takes_options("history search")
 def search(
     options: Options,
-    words: Annotated[list[str], typer.Argument(help="Find turns that contain all these words.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="WORD", help="Find turns that contain all these words.")
+    ],
 ) -> None:
     """Find turns by their words, latest first.
 
@@ -103,13 +105,15 @@ def search(
         streams.show(f"      {one_line(_around(words, answer))}")
 
 
-@history.command("export")
+@history.command("export", cls=GroupedCommand)
 def export(
     which: Which,
     file: Annotated[
         str,
         typer.Argument(
-            help=f"Write to this file, which ends in {', '.join(FORMATS)}. Default: print JSON Lines."
+            metavar="FILE",
+            show_default=False,
+            help=f"Write to this file, which ends in {', '.join(FORMATS)}. Default: print JSON Lines.",
         ),
     ] = "-",
 ) -> None:
@@ -125,10 +129,14 @@ def export(
         write_new_file(Path(file), format_conversation(conversation, format_of(file)))
 
 
-@history.command("import")
+@history.command("import", cls=GroupedCommand)
 def import_conversation(
-    file: Annotated[Path, typer.Argument(help=f"Read this exported conversation: {', '.join(FORMATS)}.")],
-    name: Annotated[str | None, typer.Option("--name", help="Save it under this name.")] = None,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help=f"Read this exported conversation: {', '.join(FORMATS)}.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Save it under this name.")
+    ] = None,
 ) -> None:
     """Read a conversation from a file and save it as a new one.
 
@@ -141,9 +149,9 @@ def import_conversation(
     standard_streams().say(f"saved as conversation {id}")
 
 
-@history.command("rm")
+@history.command("rm", cls=GroupedCommand)
 def remove(
-    which: Annotated[list[str], typer.Argument(metavar="NAME...", help="Remove these, by name or number.")],
+    which: Annotated[list[str], typer.Argument(metavar="NAME", help="Remove these, by name or number.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
 ) -> None:
     """Remove conversations for good; asks first.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localgemma_cli.command_options import takes_options
-from localgemma_cli.commands.help import CommandGroup
+from localgemma_cli.commands.help import CommandGroup, GroupedCommand
 from localgemma_cli.commands.model_listing import (
     bytes_on_disk,
     catalogue_row,
@@ -52,7 +52,7 @@ def _models(ctx: typer.Context) -> None:
         list_models()
 
 
-@models.command("list")
+@models.command("list", cls=GroupedCommand)
 @takes_options("models list")
 def list_models(
     options: Options,
@@ -127,9 +127,11 @@ def _where(row: Mapping[str, object]) -> str:
     return f"{format_bytes(size)} of it on disk" if size else "not on disk"
 
 
-@models.command("rm")
+@models.command("rm", cls=GroupedCommand)
 def remove_model(
-    name: Annotated[str, typer.Argument(help="Remove this name of `models list`, hub id or folder.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Remove this name of `models list`, hub id or folder.")
+    ],
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Also remove the downloaded weights without asking.")
     ] = False,
@@ -161,11 +163,13 @@ def remove_model(
             streams.show(f"removed {format_bytes(size)}: the downloaded {one_line(model_id)}")
 
 
-@models.command("pull")
+@models.command("pull", cls=GroupedCommand)
 @takes_options("models pull")
 def pull_model(
     options: Options,
-    name: Annotated[str, typer.Argument(help="Download this name of `models list`, or a hub id.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Download this name of `models list`, or a hub id.")
+    ],
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Ignored, for scripts: this command never asks.")
     ] = False,

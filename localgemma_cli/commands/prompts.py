@@ -97,7 +97,7 @@ def save(
     streams.say(f"Saved. Use it with: {' '.join(['localgemma', '-p', name, *given])}")
 
 
-@prompts.command("list")
+@prompts.command("list", cls=GroupedCommand)
 @takes_options("prompts list")
 def list_prompts(options: Options) -> None:
     """List the saved prompts.
@@ -120,7 +120,7 @@ def list_prompts(options: Options) -> None:
         streams.show(f"{name:<20} {one_line(found.text or settings)[:_SHOWN]}")
 
 
-@prompts.command("show")
+@prompts.command("show", cls=GroupedCommand)
 @takes_options("prompts show")
 def show(options: Options, name: Name) -> None:
     """Print a prompt's file.
@@ -134,9 +134,9 @@ def show(options: Options, name: Name) -> None:
         streams.emit(read_text(path, TEXT_LIMIT))
 
 
-@prompts.command("rm")
+@prompts.command("rm", cls=GroupedCommand)
 def remove(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Remove these.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Remove these.")],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
 ) -> None:
     """Remove prompts for good; asks first.

@@ -1,5 +1,6 @@
 """Help, lists and messages as people see them: in shape, in colour, and in narrow terminals."""
 
+import re
 from typing import Any
 
 import pytest
@@ -31,7 +32,11 @@ def test_h_is_help_with_an_example_for_every_command(capsys: pytest.CaptureFixtu
     assert len(paths) > 20
     for path in paths:
         app.main([*path, "-h"], prog_name="localgemma", standalone_mode=False)
-        assert "localgemma " + " ".join(path) in capsys.readouterr().out.split("Example", 1)[1], path
+        text, name = capsys.readouterr().out, " ".join(["localgemma", *path])
+        assert name in text.split("Example", 1)[1], path
+        arguments = text.partition("\n")[0].removeprefix(f"Usage: {name} ")
+        assert not re.search("[a-z{}]", arguments), path
+        assert not re.search(r"<(str|list|path)|\[default: ", text), path  # Python's words
 
 
 @pytest.mark.parametrize("columns", [40, 60])
