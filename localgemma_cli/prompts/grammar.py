@@ -6,8 +6,10 @@ from typing import Any
 
 from localgemma_cli.constraint import Choices, Constraint, JsonSchema, Regex
 from localgemma_cli.errors import UsageError
-from localgemma_cli.prompts.json_schema import Place, children, pointer, tighten
+from localgemma_cli.prompts.json_schema import Place, children, largest_factor, pointer, tighten
 
+_TOO_BIG = "too big"  # in what llguidance says of a grammar beyond its limits
+_MOST_TRIES = 200  # to find the part of a schema that has a problem; each can take a second
 _START = "%llguidance {}\nstart: "
 # As `json.dumps`, on one line: with spaces at will, a small model can write them for ever.
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -39,6 +41,11 @@ def grammar_of(constraint: Constraint) -> str:
 
 def require_supported(constraint: Constraint, name: str) -> None:
     """UsageError for what llguidance cannot apply; `name`: what the user calls it, such as `--schema`."""
+    if isinstance(constraint, JsonSchema) and (factor := largest_factor(json.loads(constraint.schema))):
+        raise UsageError(
+            f"{name} cannot be used: multipleOf has more than four significant digits ({factor}).",
+            "Round it.",
+        )
     why = _problem(grammar_of(constraint))
     if why is None:
         return
@@ -65,21 +72,35 @@ def _problem(grammar: str) -> str | None:
 
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if not failed:
-        return None
+        return _dead_end(grammar)
     why = messages[0].split("failed to compile JSON schema: ", 1)[-1]
     why = re.sub(r"\n +\d+ \| .*", "", why, flags=re.DOTALL).strip()
     plain = (known.sub(text, why) for known, text in _PLAIN if known.fullmatch(why))
     return next(plain, " ".join(why.split())).rstrip(".")
 
 
+def _dead_end(grammar: str) -> str | None:
+    """Why no text can even begin, such as a definition that is only a reference to itself."""
+    from llguidance import LLMatcher, LLTokenizer
+
+    matcher = LLMatcher(LLTokenizer("byte"), grammar)
+    matcher.compute_bitmask()
+    return "nothing can match" if matcher.is_error() else None
+
+
 def _locate(schema: Any, why: str) -> tuple[Place, str]:
-    """The innermost schema that has the problem by itself, and the problem."""
+    """The innermost schema that has the problem by itself, and the problem; less deep in a huge schema."""
+    if _TOO_BIG in why:  # no part is to blame
+        return (), why
+    tries = iter(range(_MOST_TRIES))
     named = ("$defs", "definitions")
     definitions = {key: schema[key] for key in named if isinstance(schema, dict) and key in schema}
     place: Place = ()
     while True:
         for step, child in sorted(children(schema), key=lambda each: each[0][0] not in definitions):
             alone = {**definitions, **child} if isinstance(child, dict) and step[0] not in named else child
+            if next(tries, None) is None:
+                return place, why
             if _problem(grammar_of(JsonSchema(json.dumps(alone)))) == why:
                 place, schema = (*place, *step), child
                 break

@@ -20,6 +20,7 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _EXACT = ("multipleOf", "const", "enum")
 _LARGEST = 2**53 - 1  # RFC 7493, 2.2
 _FINEST, _FINE = 1e-9, 1e-6  # the last decimal; bounds below this would leave it no room
+_MOST_DIGITS = 4  # of a factor: the grammar of its multiples has as many states, which take minutes beyond
 _OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 
 
@@ -54,6 +55,16 @@ def parts(schema: object) -> Iterator[object]:
     yield schema
     for _, child in children(schema):
         yield from parts(child)
+
+
+def largest_factor(schema: object) -> int | float | None:
+    """A `multipleOf` whose grammar would be too large; None without one."""
+    values = (
+        part["multipleOf"] for part in parts(schema) if isinstance(part, Mapping) and "multipleOf" in part
+    )
+    numbers = (each for each in values if isinstance(each, int | float))
+    long = (each for each in numbers if len(Decimal(str(each)).normalize().as_tuple().digits) > _MOST_DIGITS)
+    return next(long, None)
 
 
 def _can_tighten(part: object) -> bool:

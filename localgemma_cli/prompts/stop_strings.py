@@ -11,7 +11,12 @@ def releasable_length(text: str, stops: Sequence[str]) -> tuple[int, bool]:
 
 def partial_match_length(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of `text` may be the start of a stop string."""
-    lengths = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    lengths = (
+        size
+        for stop in stops
+        for size in range(1, min(len(stop), len(text) + 1))  # a stop string may be a megabyte long
+        if text.endswith(stop[:size])
+    )
     return max(lengths, default=0)
 
 

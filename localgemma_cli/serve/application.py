@@ -20,6 +20,7 @@ from localgemma_cli.serve.api_error import ApiError, as_api_error, invalid
 from localgemma_cli.serve.chat_request import Asked, parse_body, parse_chat, parse_text
 from localgemma_cli.serve.guard import check_request
 from localgemma_cli.serve.reply import CHAT, TEXT, Reply
+from localgemma_cli.serve.request_fields import Fields
 
 MOST_BODY = 16 << 20  # bytes; a context of 256,000 tokens has about 1 MB of text
 _BODY_SECONDS = 60.0
@@ -99,7 +100,7 @@ class Application:
         return JSONResponse(self._model_object())
 
     async def _chat(self, request: Request) -> AnswerResponse:
-        asked = parse_chat(parse_body(await read_body(request)), self._served.defaults)
+        asked = await self._parse(parse_chat, request)
         return self._answer(asked, Reply(CHAT, self._served.model, asked.include_usage))
 
     async def _complete(self, request: Request) -> AnswerResponse:
@@ -107,8 +108,13 @@ class Application:
             raise ApiError(
                 404, "The server behind this one is asked for chats only.", code="unsupported_endpoint"
             )
-        asked = parse_text(parse_body(await read_body(request)), self._served.defaults)
+        asked = await self._parse(parse_text, request)
         return self._answer(asked, Reply(TEXT, self._served.model, asked.include_usage))
+
+    async def _parse(self, parse: Callable[[Fields, Sampling], Asked], request: Request) -> Asked:
+        """In a thread: a large schema takes seconds, in which other clients are served."""
+        body = await read_body(request)
+        return await asyncio.to_thread(lambda: parse(parse_body(body), self._served.defaults))
 
     def _answer(self, asked: Asked, reply: Reply) -> AnswerResponse:
         self._require_model(asked.model)

@@ -5,6 +5,8 @@ Raises ApiError for what is wrong or not supported.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from localgemma_cli.chat.constraint_input import schema_from
@@ -263,10 +265,7 @@ def _parse_part(part: object, path: str) -> str:
 
 def _merge_neighbours(messages: Sequence[Message]) -> list[Message]:
     """Join messages of the same role with a blank line: templates of Gemma want roles that alternate."""
-    merged: list[Message] = []
-    for message in messages:
-        if merged and merged[-1].role == message.role:
-            merged[-1] = replace(message, content=f"{merged[-1].content}\n\n{message.content}")
-        else:
-            merged.append(message)
-    return merged
+    return [
+        Message(role, "\n\n".join(each.content for each in same))
+        for role, same in groupby(messages, key=attrgetter("role"))
+    ]

@@ -59,13 +59,33 @@ def test_a_grammar_accepts_what_the_constraint_says(
         ({"type": "string", "pattern": "(?<=x)y"}, "look-around, .* is not supported"),
         ({"type": "string", "pattern": "\\bx"}, "lookarounds are not supported"),
         ({"minimum": "a"}, 'minimum expects a number \\(got "a"\\)'),
+        ({"$ref": "#"}, "nothing can match"),
+        ({"multipleOf": 99991}, "multipleOf has more than four significant digits \\(99991\\)"),
         ({"required": "a"}, 'required expects array \\(got "a"\\)'),
     ],
 )
 def test_what_a_schema_has_that_is_not_supported_is_said_with_its_place(schema: object, why: str) -> None:
     with pytest.raises(UsageError, match=f"^--schema s.json cannot be used: {why}[^\n]*\\.$") as raised:
         require_supported(JsonSchema(json.dumps(schema)), "--schema s.json")
-    assert raised.value.hint == "Change that part of the schema."
+    assert raised.value.hint in ("Change that part of the schema.", "Round it.")
+
+
+def test_no_part_is_looked_for_in_a_schema_that_is_too_big(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part would be compiled by itself: a thousand of them took minutes."""
+    asked = list[str]()
+    real = LLMatcher.validate_grammar_with_warnings
+    monkeypatch.setattr(
+        LLMatcher, "validate_grammar_with_warnings", lambda grammar: (asked.append(grammar), real(grammar))[1]
+    )
+    many = {"properties": {"a": {"enum": [f"v{n}" for n in range(100_000)]}, "b": {}}}
+    with pytest.raises(UsageError, match=r"^--schema cannot be used: .* too big"):
+        require_supported(JsonSchema(json.dumps(many)), "--schema")
+    assert len(asked) == 1
+    asked.clear()
+    bad = {"properties": {**{f"p{n}": {} for n in range(300)}, "last": {"not": {}}}}
+    with pytest.raises(UsageError, match=r"^--schema cannot be used: not is not supported\.$"):
+        require_supported(JsonSchema(json.dumps(bad)), "--schema")
+    assert len(asked) < 250
 
 
 @pytest.mark.parametrize(

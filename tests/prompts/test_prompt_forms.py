@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from threading import Event as Cancel
+from typing import Any
 
 import pytest
 import tokenizers
@@ -198,6 +199,23 @@ def test_a_stop_text_ends_the_text_wherever_the_pieces_break(pieces: list[str]) 
         assert whole.partition(stop)[0].startswith("".join(pieces[: subject.tokens]))
     else:
         assert subject.tokens == len(pieces)
+
+
+class CountsSlices(str):
+    """A text that counts the parts that are taken of it."""
+
+    slices = 0
+
+    def __getitem__(self, key: Any) -> str:
+        self.slices += 1
+        return super().__getitem__(key)
+
+
+def test_the_length_of_a_stop_text_costs_nothing() -> None:
+    """One of a megabyte, in a request to the server, took minutes for each token."""
+    stop = CountsSlices("ab" * 1000)
+    assert [(text := StopStrings([stop])).add("ca"), text.rest("")] == ["c", "a"]
+    assert stop.slices <= 2
 
 
 def test_a_second_alpaca_turn_continues_the_first_ones_ids_and_a_stop_text_ends_an_answer() -> None:

@@ -96,7 +96,7 @@ class TokenGrammar:
 
     def _require_sound(self) -> None:
         if self._matcher.is_error():
-            why = " ".join(self._matcher.get_error().split())
+            why = " ".join(self._matcher.get_error().partition("<state>")[0].split()).rstrip(".")
             raise LocalGemmaError(
                 f"The answer cannot be constrained: {why}.", "Use a simpler schema or regular expression."
             )
