@@ -1,11 +1,13 @@
 """Start the process that keeps a model, once for all calls that want it at the same time."""
 
+import os
 import pickle
+import re
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _START_SECONDS = 120  # for Python to start on a busy machine; also for another call that starts one
 _LOOK_SECONDS = 0.1
 _STAGE = LoadProgress("starting the process that keeps the model")
+_SECRET = re.compile(r"(.*_)?(TOKEN|KEY|SECRET|PASSWORD)", re.IGNORECASE)
 _PROGRAM = "import sys; sys.path.append(sys.argv[1]); from localgemma_cli.warm.process import main; main()"
 
 
@@ -99,6 +102,11 @@ def _locked(folder: Path, progress: ProgressSink) -> Iterator[None]:
         lock.release()
 
 
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a process which only reads files gets: no tokens and keys, which it would keep."""
+    return {name: value for name, value in environ.items() if not _SECRET.fullmatch(name)}
+
+
 def _start_process(
     engine: "LocalEngine", files: "ModelFiles", path: Path, seconds: float, progress: ProgressSink
 ) -> None:
@@ -112,6 +120,7 @@ def _start_process(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            env=without_secrets(os.environ),
             start_new_session=True,  # neither Ctrl-C nor the end of the terminal reaches it
         )
     except OSError as error:

@@ -52,6 +52,17 @@ def test_twenty_first_calls_at_once_leave_one_process(program: Program, place: P
     assert [int(line.split()[0]) for line in ours] in ([row["pid"]], [])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_process_gets_no_secrets() -> None:
+    secrets = dict.fromkeys(("HF_TOKEN", "OPENAI_API_KEY", "LOCALGEMMA_SERVE_KEY"), "a-secret")
+    with keeping_program() as program:
+        assert program.with_environment(**secrets)(*KEEP, *ASK).returncode == 0
+        (row,) = kept_rows(program)
+        variables = Path(f"/proc/{row['pid']}/environ").read_bytes()
+        assert b"a-secret" not in variables
+        assert b"LOCALGEMMA_HOME=" in variables
+
+
 def _home_of(pid: int) -> str | None:
     """LOCALGEMMA_HOME of a process, where the system shows it."""
     try:
