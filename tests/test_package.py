@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     subprocess.run(command, check=True, timeout=600)
     return next(folder.glob("*.whl"))
+
+
+def test_every_module_but_training_is_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"]) - {"localgemma_cli.presets"}
+    folders = {file.parent.relative_to(ROOT) for file in (ROOT / "localgemma_cli").rglob("*.py")}
+    assert listed == {".".join(each.parts) for each in folders} - {"localgemma_cli.demo"}
 
 
 def test_the_wheel_holds_the_data_and_neither_tests_nor_training(wheel: Path) -> None:
