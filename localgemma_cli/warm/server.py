@@ -121,6 +121,8 @@ class KeptServer:
         from filelock import FileLock, Timeout
 
         path = self._task.socket
+        if not self._has_socket():  # the lock would make the folder again, open to others
+            return True
         try:
             with FileLock(lock_file(path.parent), timeout=0, mode=0o600):
                 if self._accept(0):
@@ -129,7 +131,7 @@ class KeptServer:
                 return True
         except Timeout:
             return False
-        except OSError:  # the folder is gone, and the socket with it
+        except OSError:  # the folder is removed just now
             return True
 
     def _has_socket(self) -> bool:

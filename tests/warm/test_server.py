@@ -1,6 +1,7 @@
 """The server of a kept model: requests in turn, a client that goes, and when the process ends."""
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -232,6 +233,14 @@ def test_an_ended_process_leaves_the_socket_of_its_successor(kept: Kept) -> None
     kept.threads[0].join(120)
     assert not kept.threads[0].is_alive()
     kept.backend(never)
+
+
+def test_a_process_whose_folder_is_removed_ends_and_does_not_make_it_again(kept: Kept) -> None:
+    kept.serve()
+    kept.backend(never, keep=0.1)._wire.close()
+    shutil.rmtree(kept.folder)
+    kept.wait_for_end()
+    assert not kept.folder.exists()
 
 
 def test_stop_waits_for_the_running_answer(kept: Kept) -> None:
