@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
+from localgemma_cli.errors import UsageError
 from localgemma_cli.option_spec import OptionSpec
 from localgemma_cli.options import Options
 from localgemma_cli.saved_prompts import SavedPrompt, read_prompt
@@ -20,6 +21,9 @@ _EXCLUSIVE = (  # fields of `Options` of which a run uses one
     ("json", "jsonl"),
     ("session", "continue_"),
 )
+# An empty value of these is a mistake, often an unset variable of a script; elsewhere it is a value.
+_FILES = ("file", "system_file", "api_key_file")
+_NOT_EMPTY = ("model", "adapter", "revision", "assistant", "schema", "regex", *_FILES)
 Result = TypeVar("Result")
 
 SPECS: Mapping[str, OptionSpec] = {each.name: each.metadata["spec"] for each in fields(Options)}
@@ -97,6 +101,7 @@ def takes_options(
         @wraps(function)
         def run(**values: Any) -> Result:
             options = Options(**{name: values.pop(name) for name in specs if name in values})
+            _refuse_empty(options)
             return function(**values, options=options)
 
         parameters = [*own, *(_parameter(name, spec, command) for name, spec in specs.items())]
@@ -105,6 +110,15 @@ def takes_options(
         return run
 
     return decorate
+
+
+def _refuse_empty(options: Options) -> None:
+    """UsageError for an option of `_NOT_EMPTY` whose value is empty."""
+    for name in _NOT_EMPTY:
+        value = getattr(options, name)
+        if value == "" or (isinstance(value, list) and "" in value):
+            flag = f"--{SPECS[name].key}"
+            raise UsageError(f"{flag} is empty.", f"Give a value, or remove {flag}.")
 
 
 def _parameter(name: str, spec: OptionSpec, command: str) -> Parameter:

@@ -27,6 +27,14 @@ def test_a_wrong_command_line(program: Program, words: list[str], message: str, 
     assert "--help" in second
 
 
+@pytest.mark.parametrize("option", ["--model", "--regex", "--schema", "--file", "--system-file", "--adapter"])
+def test_an_empty_value_is_named_with_its_option(program: Program, option: str) -> None:
+    """A script's variable that is not set: `-m "$MODEL"`."""
+    done = program("-m", "demo", "-n", option, "", "Who are you?")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"localgemma: {option} is empty.\n  Give a value, or remove {option}.\n"
+
+
 def test_a_wrong_value_of_a_variable_or_the_file_names_its_place(program: Program) -> None:
     done = program.with_environment(LOCALGEMMA_TOP_P="warm")("-m", "demo", "hi")
     assert done.stderr.splitlines()[0] == "localgemma: LOCALGEMMA_TOP_P must be a number (got 'warm')."
