@@ -89,6 +89,7 @@ class Records:
         return tuple(names)
 
 
+_JSON_LINES = 'Write each as {"prompt": "…"} on one line, or name another format with --input-format.'
 _HEADER = "The first line of CSV names the columns, each once."
 
 
@@ -137,7 +138,7 @@ def _parse_line(line: bytes) -> Mapping[str, object]:
     try:
         return parse_json_object(line)
     except Unreadable as error:
-        raise _record_error(f"The record cannot be read: {error}.") from None
+        raise UsageError(f"The record cannot be read: {error}.", _JSON_LINES) from None
 
 
 def _name_cells(columns: tuple[str, ...], cells: list[str]) -> Mapping[str, object]:

@@ -99,6 +99,14 @@ def test_a_bad_line_of_json_has_an_error_and_the_next_is_read(line: bytes) -> No
     assert good.end == len(line) + len(b'\n\n{"a": 1}')
 
 
+@pytest.mark.parametrize("line", [b"plain text", b"name,city", b"{"])
+def test_text_csv_and_json_of_several_lines_are_told_what_a_row_is(line: bytes) -> None:
+    (record,) = read(line + b"\n", InputFormat.JSONL)
+    assert record.error is not None
+    assert '{"prompt": "…"} on one line' in record.error.hint
+    assert "--input-format" in record.error.hint
+
+
 def test_a_record_is_read_when_its_line_has_arrived() -> None:
     reading, writing = os.pipe()
     with open(reading, "rb") as file, open(writing, "wb", 0) as pipe:
