@@ -278,8 +278,8 @@ class Options:
         metavar="TIME",
         group=_MEMORY,
         local_only=True,
-        help="Keep the model loaded in a process of its own for TIME after each answer, such as 10m, for the"
-        " next call. Default: off.",
+        help="Keep the model loaded in a process of its own for TIME after each answer, for the next call:"
+        " 90s, 10m or 2h. Default: off.",
     )
     endpoint: str | None = declare_option(
         "--endpoint",

@@ -71,7 +71,7 @@ class Records:
         self._lines.is_cut = False
         try:
             if is_cut:
-                raise _record_error(f"The record exceeds {format_bytes(TEXT_LIMIT)}.")
+                raise _record_error(f"The row exceeds {format_bytes(TEXT_LIMIT)}.")
             return Record(source, end, parse())
         except UsageError as error:
             return Record(source, end, error=error)
@@ -138,22 +138,22 @@ def _parse_line(line: bytes) -> Mapping[str, object]:
     try:
         return parse_json_object(line)
     except Unreadable as error:
-        raise UsageError(f"The record cannot be read: {error}.", _JSON_LINES) from None
+        raise UsageError(f"The row cannot be read: {error}.", _JSON_LINES) from None
 
 
 def _name_cells(columns: tuple[str, ...], cells: list[str]) -> Mapping[str, object]:
     if len(cells) != len(columns):
         raise _record_error(
-            f"The record has {format_count(len(cells), 'field')}, and the header {len(columns)}."
+            f"The row has {format_count(len(cells), 'field')}, and the header {len(columns)}."
         )
     if any(map(_UNDECODED.search, cells)):
-        raise _record_error("The record is not UTF-8 text.")
+        raise _record_error("The row is not UTF-8 text.")
     return dict(zip(columns, cells, strict=True))
 
 
 def _raise_not_csv(error: csv.Error) -> NoReturn:
-    raise _record_error(f"The record is not valid CSV: {error}.") from None
+    raise _record_error(f"The row is not valid CSV: {error}.") from None
 
 
 def _record_error(message: str) -> UsageError:
-    return UsageError(message, "Correct the record.")
+    return UsageError(message, "Correct the row.")

@@ -18,7 +18,9 @@ def kept_processes() -> list[KeptProcess]:
     try:
         return list_kept(kept_folder())
     except KeptUnusable as error:
-        raise LocalGemmaError(f"Cannot list the kept models: {error}.", "Remove that folder.") from error
+        raise LocalGemmaError(
+            f"The process that keeps a model {error}.", "Make that folder private, or remove it."
+        ) from error
 
 
 @takes_options("ps")

@@ -30,7 +30,7 @@ def _matches(grammar: str, text: str) -> bool:
     from llguidance import LLMatcher, LLTokenizer
 
     data = list(text.encode())
-    matcher = LLMatcher(LLTokenizer("byte"), grammar)
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
     return matcher.try_consume_tokens(data) == len(data) and matcher.is_accepting()
 
 

@@ -83,7 +83,7 @@ def _dead_end(grammar: str) -> str | None:
     """Why no text can even begin, such as a definition that is only a reference to itself."""
     from llguidance import LLMatcher, LLTokenizer
 
-    matcher = LLMatcher(LLTokenizer("byte"), grammar)
+    matcher = LLMatcher(LLTokenizer("byte"), grammar, log_level=0)
     matcher.compute_bitmask()
     return "nothing can match" if matcher.is_error() else None
 

@@ -47,18 +47,18 @@ def make_kept_folder(folder: Path) -> None:
     try:
         make_private(folder)
     except OSError as error:
-        raise KeptUnusable(f"{folder} cannot be created: {error.strerror}") from error
+        raise KeptUnusable(f"has no folder: {folder} cannot be created: {error.strerror}") from error
     require_private(folder)
 
 
 def require_private(folder: Path) -> None:
     """KeptUnusable unless it is a folder that only this user can enter."""
     if not hasattr(socket, "AF_UNIX"):
-        raise KeptUnusable("this system's Python has no Unix sockets")
+        raise KeptUnusable("cannot be used: this system's Python has no Unix sockets")
     about = folder.lstat()
     if not stat.S_ISDIR(about.st_mode):
-        raise KeptUnusable(f"{folder} is not a folder")
+        raise KeptUnusable(f"has no folder: {folder} is something else")
     if about.st_uid != os.getuid():
-        raise KeptUnusable(f"{folder} belongs to another user")
+        raise KeptUnusable(f"has no folder of its own: {folder} belongs to another user")
     if about.st_mode & 0o077:
-        raise KeptUnusable(f"{folder} is open to other users (chmod 700 closes it)")
+        raise KeptUnusable(f"has no private folder: others can open {folder} (chmod 700 closes it)")

@@ -46,12 +46,12 @@ def test_csv_has_named_fields_with_line_ends_and_quotes_in_them() -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (b"1", "The record has 1 field, and the header 2."),
-        (b"1,2,3", "The record has 3 fields, and the header 2."),
-        (b"1,\xff", "The record is not UTF-8 text."),
-        (b'1,"a"b', "The record is not valid CSV: ',' expected after '\"'."),
-        (b"1," + b"x" * (TEXT_LIMIT + 1), "The record exceeds 4.2 MB."),
-        (b"1,2" + b"x" * (TEXT_LIMIT - 3), "The record exceeds 4.2 MB."),
+        (b"1", "The row has 1 field, and the header 2."),
+        (b"1,2,3", "The row has 3 fields, and the header 2."),
+        (b"1,\xff", "The row is not UTF-8 text."),
+        (b'1,"a"b', "The row is not valid CSV: ',' expected after '\"'."),
+        (b"1," + b"x" * (TEXT_LIMIT + 1), "The row exceeds 4.2 MB."),
+        (b"1,2" + b"x" * (TEXT_LIMIT - 3), "The row exceeds 4.2 MB."),
     ],
 )
 def test_a_bad_record_of_csv_has_an_error_and_the_next_is_read(record: bytes, message: str) -> None:

@@ -275,7 +275,7 @@ def test_a_template_fills_the_columns_of_csv_and_its_beginning_is_computed_once(
     first, bad, last = results_of(done.stdout)
     assert done.returncode == 9
     assert [first["id"], bad["id"], last["id"]] == ["1", None, "3"]
-    assert bad["error"]["message"] == "The record has 2 fields, and the header 3."  # type: ignore[index]
+    assert bad["error"]["message"] == "The row has 2 fields, and the header 3."  # type: ignore[index]
     assert first["usage"]["cached_prompt_tokens"] == 0  # type: ignore[index]
     head = json.loads(program("prompt", "-m", "demo", "--json", template.partition("{")[0]).stdout)["ids"]
     shared = len(head) - len(["<end_of_turn>", "\n", "<start_of_turn>", "model", "\n"])

@@ -158,7 +158,7 @@ def test_a_folder_that_others_can_enter_is_not_used(program: Program, place: Pat
     program("stop")
     place.parent.chmod(0o755)
     try:
-        assert "is open to other users" in answer_beside(program)
+        assert "has no private folder" in answer_beside(program)
         assert not place.exists()
     finally:
         place.parent.chmod(0o700)

@@ -32,7 +32,7 @@ class TokenGrammars:
         from llguidance import LLMatcher
 
         self._prepared = self._prepared or self._prepare()
-        return TokenGrammar(LLMatcher(self._prepared, grammar_of(constraint)), self._stop_ids)
+        return TokenGrammar(LLMatcher(self._prepared, grammar_of(constraint), log_level=0), self._stop_ids)
 
     def _prepare(self) -> "LLTokenizer":
         from llguidance import LLTokenizer
