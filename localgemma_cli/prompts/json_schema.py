@@ -16,6 +16,7 @@ _LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "additionalItems", "contains", "propertyNames", "not", "if")
 _SINGLES = (*_SINGLE, "then", "else", "unevaluatedItems", "unevaluatedProperties")
 _COMBINED = ("anyOf", "oneOf", "$ref")
+_HIGHEST = ("maximum", "exclusiveMaximum")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _EXACT = ("multipleOf", "const", "enum")
 _LARGEST = 2**53 - 1  # RFC 7493, 2.2
@@ -96,7 +97,9 @@ def _number_limits(schema: Mapping[str, Any]) -> dict[str, object]:
     bounds = [schema[each] for each in _BOUNDS if isinstance(schema.get(each), int | float)]
     limits: dict[str, object] = {} if bounds else {"minimum": -_LARGEST, "maximum": _LARGEST}
     room = [*map(abs, bounds), *([max(bounds) - min(bounds)] if len(bounds) > 1 else [])]
-    if "number" in types and all(each == 0 or each >= _FINE for each in room):
+    highest = [schema[each] for each in _HIGHEST if isinstance(schema.get(each), int | float)]
+    above_zero = not highest or min(highest) > 0  # below, llama.cpp's llguidance finds no such multiple
+    if "number" in types and above_zero and all(each == 0 or each >= _FINE for each in room):
         limits["multipleOf"] = _FINEST
     return limits
 

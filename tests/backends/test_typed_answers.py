@@ -19,11 +19,12 @@ from support.models import DEMO
 from support.random_schemas import random_schema
 
 from localgemma_cli.backends.base import Backend
+from localgemma_cli.backends.llamacpp.backend import check_form
 from localgemma_cli.backends.llamacpp.backend import load_backend as load_gguf
 from localgemma_cli.backends.pytorch.backend import load_backend
 from localgemma_cli.constraint import Choices, JsonSchema, Regex
 from localgemma_cli.conversation import Message
-from localgemma_cli.events import Delta, Finished
+from localgemma_cli.events import Delta, Finished, Timing, Usage
 from localgemma_cli.prompts.answer_value import answer_value
 from localgemma_cli.prompts.grammar import require_supported
 from localgemma_cli.sampling import Sampling
@@ -81,8 +82,18 @@ def test_some_answers_of_the_demo_are_valid(demo: Backend) -> None:
     assert count_valid(demo, range(5))["stop"] > 10
 
 
+def test_an_answer_of_llama_cpp_without_its_form_is_an_error() -> None:
+    finished = Finished("stop", Usage(1, 0, 2), Timing(0.1, None, 0.1))
+    for text, reason in (('{"a": }', "error"), ('{"a": 1}', "stop")):
+        *_, last = check_form(iter([Delta(text), finished]), JsonSchema('{"type": "object"}'))
+        assert isinstance(last, Finished)
+        assert last.finish_reason == reason
+        assert (last.error is None) == (reason == "stop")
+
+
 def test_llama_cpp_keeps_to_a_schema_a_pattern_and_a_choice(gguf: Backend) -> None:
-    assert count_valid(gguf, range(2), limit=80)["stop"] > 2
+    below_zero = 11  # of whose numbers llama.cpp finds no multiple of 1e-9
+    assert count_valid(gguf, (0, 1, below_zero), limit=80)["stop"] > 3
     pattern = Regex("(Es|it) [a-z]{2,5}é 🙂!")
     text, finished = ask(gguf, Sampling(temperature=1.5, seed=1, constraint=pattern))
     assert (answer_value(pattern, text), finished.finish_reason) == (text, "stop")

@@ -211,9 +211,9 @@ def test_a_command_of_another_user_in_this_pipeline_is_waited_for() -> None:
         "os.setresuid(65534, 65534, 65534)\n"
         "print(is_from_a_command(0))"
     )
-    for command, expected in (("sleep 60", "True"), ("setsid sleep 60", "False")):
+    for elsewhere, expected in ((False, "True"), (True, "False")):
         reading, writing = os.pipe()
-        with subprocess.Popen(command.split(), stdout=writing) as other:
+        with subprocess.Popen(["sleep", "600"], stdout=writing, start_new_session=elsewhere) as other:
             os.close(writing)
             done = subprocess.run(
                 [sys.executable, "-c", probe], stdin=reading, capture_output=True, text=True

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -120,10 +121,11 @@ COMMANDS = {
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_no_command_writes_a_name_raw(home: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = Tty(), Tty()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", LibraryStream(err, shown=False))
-    run(words, standard_streams())
+    with open(os.devnull, encoding="utf-8") as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        run(words, standard_streams())
     told = OWN_COLOURS.sub("", out.getvalue() + err.getvalue())
     assert told
     assert not RAW & set(told)

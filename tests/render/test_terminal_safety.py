@@ -26,7 +26,7 @@ PACKAGE = Path(localgemma_cli.__file__).parent
 TOOLS = ("demo/precision.py", "demo/evaluate.py")  # run by hand, with figures of their own
 DOORS = {"environment.py", "render/console.py", "render/json.py", "render/markdown.py", "render/plain.py"}
 OWN_ESCAPES = {"chat/terminal/clipboard.py"}  # what is copied goes as base64
-PIPES = {"prompts/template_worker.py"}  # a process whose output only the program reads
+PIPES = {"prompts/template_worker.py", "warm/process.py"}  # processes whose output only the program reads
 STREAMS = {"stdout", "stderr", "_stdout", "_stderr", "terminal", "_terminal"}
 
 

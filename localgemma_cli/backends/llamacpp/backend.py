@@ -22,11 +22,12 @@ from localgemma_cli.backends.llamacpp.parameters import server_parameters
 from localgemma_cli.backends.llamacpp.process import LlamaProcess
 from localgemma_cli.backends.llamacpp.scoring import score_answer, score_next
 from localgemma_cli.backends.scored_token import describe_token
-from localgemma_cli.constraint import Choices
+from localgemma_cli.constraint import Choices, Constraint
 from localgemma_cli.conversation import Message
-from localgemma_cli.events import Event, LoadProgress, ProgressSink, RateMeter, TokenLogprob
+from localgemma_cli.events import Delta, Event, Finished, LoadProgress, ProgressSink, RateMeter, TokenLogprob
 from localgemma_cli.models.own_models import AUTO
 from localgemma_cli.planning.plan import LoadPlan
+from localgemma_cli.prompts.answer_value import answer_value
 from localgemma_cli.prompts.prompter import Prompter
 from localgemma_cli.prompts.tokenizer_loader import load_tokenizer
 from localgemma_cli.sampling import Sampling
@@ -66,9 +67,10 @@ class LlamaCppBackend:
         tokens = answer.tokens(completion_request(prompt, sampling, limit))
         wanted = sampling.logprobs
         logprobs = None if wanted is None else partial(self._logprobs, answer, prompt, wanted)
-        yield from answer_events(
+        events = answer_events(
             tokens, answer.text, meter, len(prompt), lambda: answer.cached, cancel, logprobs
         )
+        yield from events if sampling.constraint is None else check_form(events, sampling.constraint)
 
     def count(self, messages: Sequence[Message]) -> int:
         return len(self._prompter.encode(messages))
@@ -113,6 +115,24 @@ class LlamaCppBackend:
         if self._process.has_ended:
             self._process = LlamaProcess(self._parameters)
             self._process.load(stop)
+
+
+def check_form(events: Iterator[Event], constraint: Constraint) -> Iterator[Event]:
+    """The events of an answer; one that breaks the constraint ends with an error.
+
+    llama.cpp goes on without a grammar in which it finds no next token.
+    """
+    text = []
+    for event in events:
+        if isinstance(event, Delta):
+            text.append(event.text)
+        elif isinstance(event, Finished) and event.finish_reason == "stop":
+            try:
+                answer_value(constraint, "".join(text))
+            except ValueError as why:
+                error = AnswerBroken(f"llama.cpp did not keep to the form: {why}.", "Use a simpler form.")
+                event = replace(event, finish_reason="error", error=error)
+        yield event
 
 
 def _return_freed_memory() -> None:
