@@ -64,11 +64,11 @@ def memory(key: str) -> int:
 
 def program(*words: str) -> Done:
     """As `main` runs it, in this process."""
-    stdin, stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(3))
+    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
     if sys.platform.startswith("linux"):
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
     before, start = memory("VmRSS"), time.monotonic()
-    with pytest.MonkeyPatch.context() as patch:
+    with open(os.devnull, encoding="utf-8") as stdin, pytest.MonkeyPatch.context() as patch:
         for name, stream in (("stdin", stdin), ("stdout", stdout)):
             patch.setattr(sys, name, stream)
         code = run(words, Streams(stdin, stdout, stderr))
