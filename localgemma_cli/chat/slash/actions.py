@@ -1,7 +1,7 @@
 """What each slash command does."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from shutil import get_terminal_size
 from typing import Any
 
@@ -207,7 +207,7 @@ def _swap_enter(session: ChatSession, context: CommandContext, argument: str) ->
 
 def _format_parameters(session: ChatSession) -> str:
     sampling = session.settings.sampling
-    values = {each.name: getattr(sampling, each.name) for each in fields(sampling)}
+    values = {name: getattr(sampling, name) for name in KEYS}
     lines = [f"  {name:<18} {'off' if value is None else value}" for name, value in values.items()]
     return "\n".join([*lines, f"  {'render':<18} {session.render}"])
 

@@ -40,7 +40,9 @@ def test_without_colours_and_as_the_model_wrote_it(program: Program) -> None:
     with Terminal(program.with_environment(NO_COLOR="1"), [*DEMO, "--plain"]) as terminal:
         terminal.wait("exact · /help")
         terminal.enter(QUESTION)
-        assert "render             plain" in terminal.enter("/set")
+        shown = terminal.enter("/set")
+        assert "render             plain" in shown
+        assert "constraint" not in shown  # nor anything else that cannot be set
         assert not re.search(COLOUR, terminal.raw.split(b"do?")[-1].split(b"/set")[0])
         terminal.type("\x04")
         assert terminal.wait_for_end() == 0
