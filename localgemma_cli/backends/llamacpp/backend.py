@@ -120,7 +120,7 @@ class LlamaCppBackend:
 def check_form(events: Iterator[Event], constraint: Constraint) -> Iterator[Event]:
     """The events of an answer; one that breaks the constraint ends with an error.
 
-    llama.cpp goes on without a grammar in which it finds no next token.
+    llama.cpp continues without a grammar in which it finds no next token.
     """
     text = []
     for event in events:
