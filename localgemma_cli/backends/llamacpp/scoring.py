@@ -28,8 +28,9 @@ def score_answer(
     for token in answer:
         total += score_next(process, prompter, ids, token).logprob
         ids.append(token)
-    ends = (score_next(process, prompter, ids, token).logprob for token in sorted(prompter.stop_ids))
-    return total + log(sum(map(exp, ends)))
+    ends = [score_next(process, prompter, ids, token).logprob for token in sorted(prompter.stop_ids)]
+    likeliest = max(ends)
+    return total + likeliest + log(sum(exp(each - likeliest) for each in ends))  # 0 would have no logarithm
 
 
 def score_next(
