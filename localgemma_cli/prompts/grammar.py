@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from localgemma_cli.constraint import Choices, Constraint, JsonSchema, Regex
@@ -28,6 +29,7 @@ _PLAIN = (
 )
 
 
+@lru_cache(maxsize=8)  # the rows of a batch have the same one
 def grammar_of(constraint: Constraint) -> str:
     """The grammar in llguidance's Lark; the first line marks it as such for llama.cpp."""
     match constraint:

@@ -77,7 +77,7 @@ def _can_tighten(part: object) -> bool:
 def _tight(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
-    copy = json.loads(json.dumps(schema))
+    copy = {key: _shallow_copy(value) for key, value in schema.items()}
     for (keyword, *name), child in children(schema):
         if name:
             copy[keyword][name[0]] = _tight(child)
@@ -86,6 +86,10 @@ def _tight(schema: Any) -> Any:
     if "properties" in copy and not any(each in copy for each in _OPEN):
         copy["additionalProperties"] = False
     return {**_number_limits(copy), **copy}
+
+
+def _shallow_copy(value: Any) -> Any:
+    return dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
 
 
 def _number_limits(schema: Mapping[str, Any]) -> dict[str, object]:

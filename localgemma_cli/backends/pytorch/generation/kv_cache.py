@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 
 import torch
 from transformers import PreTrainedConfig
@@ -228,9 +229,10 @@ class KVCache:
         Where one of `others`, of the same kind, has a longer one, it is copied.
         """
         keep = self.shared(prompt)
-        best = max(others, key=lambda other: other.shared(prompt), default=self)
-        if best.shared(prompt) > keep:
-            self._copy_from(best, best.shared(prompt))
+        lengths = ((each.shared(prompt), each) for each in others)
+        longest, best = max(lengths, key=itemgetter(0), default=(0, self))
+        if longest > keep:
+            self._copy_from(best, longest)
         else:
             self.truncate(keep)
         if self._kind == "static" and self._bucket(2 * len(prompt)) < self.cache.layers[0].max_cache_len:
