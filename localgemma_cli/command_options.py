@@ -53,6 +53,11 @@ def value_places(ctx: typer.Context) -> dict[str, str]:
     return {name: str(getattr(ctx.get_parameter_source(name), "name", "DEFAULT")) for name in ctx.params}
 
 
+def names_model(places: Mapping[str, str]) -> bool:
+    """Whether the user named the model, which is consent to its download where nobody can be asked."""
+    return any(places[name] != "DEFAULT" for name in ("model", "adapter"))
+
+
 def drop_weaker(options: Options, places: Mapping[str, str]) -> Options:
     """Of options that exclude each other, keep only those from the strongest place."""
     weaker: dict[str, Any] = {}

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
@@ -21,6 +21,8 @@ _VALUES = 1_000_000  # in a whole file, counted by the characters that start a v
 _DIGITS = 40  # of an integer; the model_max_length of many tokenizers has 31
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SHOWN = 60  # characters of a value in a message
+_CLOSE = 0.8  # difflib's ratio from which an unknown field is a misspelled one
+_LONGEST_FIELD = 100  # characters; comparing longer names takes long, and no known one resembles them
 
 
 class Unreadable(ValueError):
@@ -103,6 +105,15 @@ def name_or(value: object, otherwise: str) -> str:
     if not value:
         return otherwise
     return value if isinstance(value, str) and len(value) <= _SHOWN else format_value(value)
+
+
+def intended_field(name: str, known: Collection[str]) -> str | None:
+    """The known field that an unknown one misspells; None for a known one, and where none is alike."""
+    if name in known or len(name) > _LONGEST_FIELD:
+        return None
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, known, 1, _CLOSE)), None)
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

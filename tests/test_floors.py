@@ -95,6 +95,8 @@ TESTED_IN = {
     "backends/pytorch/lora/attach.py": "backends/pytorch/lora/test_adapters.py",
     "backends/pytorch/layers/int4.py": "backends/pytorch/loading/test_awq.py",
     "backends/pytorch/weights/groups.py": "backends/pytorch/kernels/test_grouped.py",
+    "commands/removal.py": "commands/test_prompts.py",
+    "commands/torchrun.py": "backends/pytorch/test_tensor_parallel.py",
     "batch/answer_rows.py": "commands/test_batch.py",
     "batch/batch_run.py": "commands/test_batch.py",
     "batch/read_ahead.py": "commands/test_batch.py",

@@ -1,6 +1,5 @@
 """From a record of the input to a row: what is asked of the model, or the error that the row gets."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +12,7 @@ from localgemma_cli.batch.unique_ids import UniqueIds
 from localgemma_cli.chat.constraint_input import choices_from, parse_regex, schema_from
 from localgemma_cli.constraint import Constraint, JsonSchema
 from localgemma_cli.conversation import Message
-from localgemma_cli.documents import format_value, is_number
+from localgemma_cli.documents import format_value, intended_field, is_number
 from localgemma_cli.errors import UsageError
 from localgemma_cli.prompt_template import PromptTemplate
 from localgemma_cli.sampling import Mode, Sampling, system_for, validate_sampling
@@ -24,7 +23,6 @@ _SAMPLING = tuple(each.name for each in fields(Sampling) if each.name != "constr
 _WHOLE = ("top_k", "seed", "max_new_tokens", "logprobs")
 _TYPED = ("schema", "choice", "regex")
 _KNOWN = ("id", "prompt", "messages", "system", *_SAMPLING, *_TYPED)
-_CLOSE = 0.8  # difflib's ratio from which an unknown field is a misspelled one
 _ROLES = ("user", "assistant")
 
 
@@ -203,9 +201,8 @@ def _wrong(name: str, allowed: str, value: object) -> UsageError:
 def _refuse_misspelled(values: Mapping[str, object]) -> None:
     """UsageError for an unknown field that resembles a known one; others are the user's own."""
     for name in values:
-        close = [] if name in _KNOWN else difflib.get_close_matches(name, _KNOWN, 1, _CLOSE)
-        if close:
-            raise UsageError(f"Unknown field {format_value(name)}.", f"Did you mean {close[0]}?")
+        if intended := intended_field(name, _KNOWN):
+            raise UsageError(f"Unknown field {format_value(name)}.", f"Did you mean {intended}?")
 
 
 def _described(id: RowId | None, request: Request) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from localgemma_cli.command_options import names_model
 from localgemma_cli.environment import Streams
 from localgemma_cli.render.messages import colour_prefix
 from localgemma_cli.sanitize import one_line
@@ -33,8 +34,7 @@ def start_engine(
     from localgemma_cli.render.progress import show_progress
 
     if isinstance(engine, LocalEngine):
-        named = any(places[name] != "DEFAULT" for name in ("model", "adapter"))
-        agree_to_download(engine.source, streams, named=named, yes=options.yes)
+        agree_to_download(engine.source, streams, named=names_model(places), yes=options.yes)
     with show_progress(streams.stderr, quiet=options.quiet or options.accessible) as progress:
         backend = load_and_wait(engine.load, progress)
     if backend.note and not options.quiet:

@@ -1,12 +1,12 @@
 """`localgemma batch`: an answer for every row of a file or a pipe."""
 
-import os
 from typing import Annotated
 
 import typer
 
 from localgemma_cli.command_options import takes_options, value_places
-from localgemma_cli.environment import standard_streams, torchrun_rank
+from localgemma_cli.commands.torchrun import count_processes, follow_torchrun
+from localgemma_cli.environment import standard_streams
 from localgemma_cli.options import Options
 
 
@@ -31,12 +31,9 @@ def batch(
       localgemma batch -m 2b questions.jsonl -o answers.jsonl
       localgemma batch mails.csv -o out.jsonl --prompt-template "Summarize: {body}"
     """
-    rank = torchrun_rank(os.environ)
-    if rank is not None and rank.index > 0:
-        from localgemma_cli.backends.pytorch.tensor_parallel import follow
-
-        return follow()
+    if (code := follow_torchrun()) is not None:
+        return code
     from localgemma_cli.batch.batch_run import BatchRun
 
-    BatchRun(standard_streams(), options, value_places(ctx), rank.count if rank else 1).run(input)
+    BatchRun(standard_streams(), options, value_places(ctx), count_processes()).run(input)
     return 0

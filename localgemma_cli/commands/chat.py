@@ -1,6 +1,5 @@
 """`localgemma [PROMPT]`: one answer, or the interactive chat."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
@@ -8,9 +7,10 @@ from typing import Annotated
 import typer
 
 from localgemma_cli import __version__
-from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker, takes_options, value_places
+from localgemma_cli.command_options import SAVED_PROMPT, drop_weaker, names_model, takes_options, value_places
+from localgemma_cli.commands.torchrun import count_processes, follow_torchrun
 from localgemma_cli.constraint import Constraint
-from localgemma_cli.environment import standard_streams, torchrun_rank
+from localgemma_cli.environment import standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.options import Options
 from localgemma_cli.sampling import Sampling, sampling_for
@@ -60,11 +60,8 @@ def chat(
       git diff | localgemma "Summarize:"
       localgemma --json - < question.txt
     """
-    rank = torchrun_rank(os.environ)
-    if rank is not None and rank.index > 0:
-        from localgemma_cli.backends.pytorch.tensor_parallel import follow
-
-        return follow()
+    if (code := follow_torchrun()) is not None:
+        return code
     places = value_places(ctx)
     options = drop_weaker(options, places)
     refuse_conflicts(options, places)
@@ -72,7 +69,7 @@ def chat(
         options = replace(options, logprobs=None)  # from config.toml; only JSON has them
     saved = fill_fields(ctx.meta.get(SAVED_PROMPT), options.field or [])
     literal = bool(ctx.meta.get(LITERAL))
-    return _chat(options, prompt or [], saved, places, literal=literal, processes=rank.count if rank else 1)
+    return _chat(options, prompt or [], saved, places, literal=literal, processes=count_processes())
 
 
 def _chat(
@@ -120,8 +117,7 @@ def _chat(
     run = ChatRun(streams, engine, choice.switch, system, sampling, options)
     run.explain()
     if isinstance(engine, LocalEngine):
-        named = any(places[name] != "DEFAULT" for name in ("model", "adapter"))
-        agree_to_download(engine.source, streams, named=named, yes=options.yes)
+        agree_to_download(engine.source, streams, named=names_model(places), yes=options.yes)
     return run.converse(question) if question.interactive else run.answer(question)
 
 

@@ -1,6 +1,5 @@
 """`localgemma history`: list, show, search, export, import and remove saved conversations."""
 
-import shlex
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +9,8 @@ import typer
 from localgemma_cli.chat.phrases import format_count
 from localgemma_cli.command_options import takes_options
 from localgemma_cli.commands.help import CommandGroup, GroupedCommand
+from localgemma_cli.commands.removal import agree_to_remove
 from localgemma_cli.environment import standard_streams
-from localgemma_cli.errors import UsageError
 from localgemma_cli.options import Options
 from localgemma_cli.render.json import write_line
 from localgemma_cli.sanitize import one_line
@@ -165,16 +164,10 @@ def remove(
         for each in store.summaries()
     }
     lines = [known.get(id, f"{id:>4}  empty") for id in ids]
-    if not yes:
-        if not streams.can_ask():
-            command = shlex.join(["localgemma", "history", "rm", "--yes", *which])
-            raise UsageError("Removing conversations needs confirmation.", f"Run: {command}")
-        for line in lines:
-            streams.say(line)
-        what = "this conversation" if len(ids) == 1 else f"these {len(ids)} conversations"
-        if not streams.confirm(f"Remove {what} for good?"):
-            streams.say("Nothing was removed.")
-            return
+    what = "this conversation" if len(ids) == 1 else f"these {len(ids)} conversations"
+    command = ["localgemma", "history", "rm", "--yes", *which]
+    if not yes and not agree_to_remove(streams, "conversations", command, f"Remove {what} for good?", lines):
+        return
     for id, line in zip(ids, lines, strict=True):
         store.remove(id)
         streams.show(f"removed {line.strip()}")

@@ -1,6 +1,5 @@
 """`localgemma prompts`: save, list, show and remove prompts, which `--prompt NAME` uses."""
 
-import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ from localgemma_cli.chat.standard_input import read_stdin
 from localgemma_cli.command_options import options_of, takes_options, value_places
 from localgemma_cli.commands.chat import refuse_conflicts
 from localgemma_cli.commands.help import CommandGroup, GroupedCommand
+from localgemma_cli.commands.removal import agree_to_remove
 from localgemma_cli.environment import make_private, standard_streams
 from localgemma_cli.errors import LocalGemmaError, SavingError, UsageError
 from localgemma_cli.models.own_models import check_template
@@ -145,13 +145,9 @@ def remove(
     """
     streams = standard_streams()
     paths = {name: existing_path(name) for name in names}
-    if not yes:
-        if not streams.can_ask():
-            command = shlex.join(["localgemma", "prompts", "rm", "--yes", *names])
-            raise UsageError("Removing prompts needs confirmation.", f"Run: {command}")
-        if not streams.confirm(f"Remove {', '.join(paths)} for good?"):
-            streams.say("Nothing was removed.")
-            return
+    command = ["localgemma", "prompts", "rm", "--yes", *names]
+    if not yes and not agree_to_remove(streams, "prompts", command, f"Remove {', '.join(paths)} for good?"):
+        return
     for name, path in paths.items():
         try:
             path.unlink()

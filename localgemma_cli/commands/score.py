@@ -11,7 +11,7 @@ import typer
 from localgemma_cli.chat.engine import LocalEngine
 from localgemma_cli.chat.prompt_input import is_stdin
 from localgemma_cli.chat.standard_input import read_stdin
-from localgemma_cli.command_options import takes_options, value_places
+from localgemma_cli.command_options import names_model, takes_options, value_places
 from localgemma_cli.environment import Streams, standard_streams
 from localgemma_cli.errors import UsageError
 from localgemma_cli.events import LoadProgress
@@ -48,8 +48,7 @@ def score(
     texts = _read_texts(files or [], streams)
     engine = _engine(options, ctx)
     stride = _stride(options.stride, engine.plan)
-    named = any(value_places(ctx)[name] != "DEFAULT" for name in ("model", "adapter"))
-    agree_to_download(engine.source, streams, named=named, yes=options.yes)
+    agree_to_download(engine.source, streams, named=names_model(value_places(ctx)), yes=options.yes)
     if not options.quiet:
         for warning in engine.warnings:
             streams.say(warning)

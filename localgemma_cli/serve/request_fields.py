@@ -1,15 +1,13 @@
 """Read the fields of a request with their types; what is wrong is named as OpenAI's API names it."""
 
-import difflib
 from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import Any
 
-from localgemma_cli.documents import format_value, is_number
+from localgemma_cli.documents import format_value, intended_field, is_number
 from localgemma_cli.serve.api_error import ApiError, invalid
 
-_CLOSE = 0.8  # difflib's ratio from which an unknown field is a misspelled one
-_COMPARED = 100  # fields of a request, and characters of each: more would hold up the other clients
+_COMPARED = 100  # fields of a request: more would hold up the other clients
 
 
 class Fields:
@@ -71,15 +69,10 @@ class Fields:
     def refuse_misspelled(self, known: Collection[str]) -> None:
         """Raise ApiError for an unknown field that resembles a known one; others are ignored."""
         for field in islice(self._values, _COMPARED):
-            close = (
-                []
-                if field in known or len(field) > _COMPARED
-                else difflib.get_close_matches(field, known, 1, _CLOSE)
-            )
-            if close:
+            if intended := intended_field(field, known):
                 raise invalid(
                     field,
-                    f"Unknown field {format_value(field)}. Did you mean {close[0]}?",
+                    f"Unknown field {format_value(field)}. Did you mean {intended}?",
                     "unknown_parameter",
                 )
 
